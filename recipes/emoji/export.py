@@ -1,0 +1,75 @@
+"""Copy what was trained into the package, in fp16: `python recipes/emoji/export.py --data DATA --runs RUNS`.
+
+Writes the pipelines, judges, codec and prompts below `src/dekag/zoo/weights/emoji`. The bundles are written
+there by `dekag align generation` and `dekag align transmission`.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from transformers import CLIPModel, ViTModel
+from world import COMPOSITIONS, CORE, HELD_OUT_COMPOSITIONS, Composition, World, caption
+
+from dekag.codec import load_codec, save_codec
+
+TARGET = Path(__file__).parents[2] / "src" / "dekag" / "zoo" / "weights" / "emoji"
+DISTILLED_COMPOSITIONS = 12
+"""Compositions that distillation sees of each concept."""
+
+
+def prompts(world: World) -> dict[str, list[str]]:
+    """Prompts of the three splits; `accuracy` asks for every concept on one and the same background."""
+    rng = torch.Generator().manual_seed(0)
+    seen = [c for c in COMPOSITIONS if c not in HELD_OUT_COMPOSITIONS]
+    unseen = sorted(HELD_OUT_COMPOSITIONS, key=lambda c: (c.colour, c.placement))
+
+    def some(options: list[Composition], count: int) -> list[Composition]:
+        return [options[i] for i in torch.randperm(len(options), generator=rng)[:count]]
+
+    distilled = [c for c in world.concepts if c.split == "distill"]
+    held_out = [c for c in world.concepts if c.split == "heldout"]
+    return {
+        "distill": [caption(c, s) for c in distilled for s in some(seen, DISTILLED_COMPOSITIONS)],
+        "compositions": _shuffled([caption(c, s) for c in distilled for s in some(unseen, 1)], rng),
+        "concepts": _shuffled([caption(c, s) for c in held_out for s in some(list(COMPOSITIONS), 1)], rng),
+        "accuracy": _shuffled([caption(c, COMPOSITIONS[0]) for c in distilled], rng),
+    }
+
+
+def _shuffled(texts: list[str], rng: torch.Generator) -> list[str]:
+    return [texts[i] for i in torch.randperm(len(texts), generator=rng)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    options = parser.parse_args()
+
+    TARGET.mkdir(parents=True, exist_ok=True)
+    vae = AutoencoderTiny.from_pretrained(options.runs / "autoencoder").half()
+    for name in ("cloud", "edge"):
+        folder = options.runs / name / "pipeline"
+        if folder.exists():
+            pipeline = StableDiffusionPipeline.from_pretrained(folder, vae=vae, torch_dtype=torch.float16)
+            pipeline.save_pretrained(TARGET / name)
+    for name, kind in (("mini-clip", CLIPModel), ("mini-dino", ViTModel)):
+        folder = options.runs / name / "model"
+        if folder.exists():
+            shutil.copytree(folder, TARGET / name, dirs_exist_ok=True)
+            extra = {"add_pooling_layer": False} if kind is ViTModel else {}
+            kind.from_pretrained(folder, dtype=torch.float16, **extra).save_pretrained(TARGET / name)
+    if (options.runs / "codec" / "model").exists():
+        save_codec(load_codec(options.runs / "codec" / "model"), TARGET / "codec")
+    splits = prompts(World(data=options.data, groups=None, names=CORE))
+    (TARGET / "prompts.json").write_text(json.dumps(splits, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()

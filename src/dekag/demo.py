@@ -1,0 +1,254 @@
+"""The demonstration: the system without and with alignment on held-out prompts, as a report and a picture."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dekag import presets
+from dekag.alignment.bundle import Bundle
+from dekag.alignment.makd import remove_update
+from dekag.alignment.updates import apply_generation, apply_transmission
+from dekag.channel import BlockFading
+from dekag.codec import JsccCodec, load_codec
+from dekag.evaluation.generation import (
+    CEILING_SEED,
+    EDGE_SEED,
+    Drawn,
+    GenerationScores,
+    draw,
+    score_generation,
+)
+from dekag.evaluation.judges import Judge, load_clip, load_dino
+from dekag.evaluation.statistics import Mean, mean_interval
+from dekag.evaluation.transmission import TransmissionScores, grid, score_transmission, transmit
+from dekag.generation.diffusers import DiffusersGenerator
+from dekag.link import png_bytes
+from dekag.presets import Preset
+from dekag.types import Codec, Condition, Image, InputError, Latent
+from dekag.zoo import locate, prompts
+
+SPLITS = ("compositions", "concepts")
+SHOWN = Condition(uses=256, snr_db=5.0)
+"""The transmission that the picture shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """How much the demonstration measures, per split."""
+
+    prompts: int = 48
+    seeds: int = 2
+    sent: int = 24
+    """Images sent under every condition of the grid."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prompts < 2 or self.seeds < 1 or self.sent < 2:
+            raise InputError("a demonstration needs at least 2 prompts, 1 seed and 2 sent images a split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What the demonstration found; `seconds` by stage is all that differs between two runs."""
+
+    generation: dict[str, GenerationScores]
+    transmission: TransmissionScores
+    traffic: dict[str, Any]
+    rows: list[tuple[str, Image]]
+    columns: list[str]
+    seconds: dict[str, float]
+    config: DemoConfig
+
+    def report(self) -> dict[str, Any]:
+        """The contents of report.json."""
+        return {
+            "generation": generation_json(self.generation),
+            "transmission": transmission_json(self.transmission),
+            "traffic": self.traffic,
+            "config": asdict(self.config),
+            "seed": self.config.seed,
+            "versions": versions(),
+            "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},
+        }
+
+
+def run_demo(chosen: Preset, config: DemoConfig, *, on_stage: Callable[[str], None] = print) -> Demo:
+    """Measure a preset without and with alignment on its held-out prompts."""
+    clock: dict[str, float] = {}
+    with _stage("load", clock, on_stage):
+        cloud, edge = presets.cloud(chosen), presets.edge(chosen)
+        codec = load_codec(presets.folder(chosen.codec, "codec"))
+        judges: dict[str, Judge] = {
+            "dino": load_dino(locate(chosen.dino, "judge")),
+            "clip": load_clip(locate(chosen.clip, "judge")),
+        }
+        texts = {split: prompts(chosen.world, split)[: config.prompts] for split in SPLITS}
+    drawn, latents, bundle = _draw_all(chosen, config, cloud, edge, texts, clock, on_stage)
+    with _stage("judge", clock, on_stage):
+        generation = {s: score_generation(d, judges, seed=config.seed) for s, d in drawn.items()}
+    with _stage("transmit", clock, on_stage):
+        adapted, t_bundle = apply_transmission(codec, presets.folder(chosen.cala, "bundle"))
+        codecs: dict[str, Codec] = {"no_ka": codec, "cala": adapted}
+        sent = torch.cat([latents[split][: config.sent] for split in SPLITS])
+        transmission = score_transmission(codecs, BlockFading(), edge, sent, grid(), seed=config.seed)
+    rows, columns = _picture(drawn, latents, texts, codecs, edge, config)
+    return Demo(
+        generation=generation,
+        transmission=transmission,
+        traffic=_traffic(edge.decode(sent), texts, (bundle, t_bundle)),
+        rows=rows,
+        columns=columns,
+        seconds=clock,
+        config=config,
+    )
+
+
+def summary(demo: Demo) -> list[str]:
+    """The result in a few lines."""
+    lines = []
+    for split, scores in demo.generation.items():
+        gain, way = scores.gain_percent["makd"], scores.way_to_ceiling["makd"]
+        lines.append(
+            f"G-KA on {split}: {gain.mean:+.1f} % consistency [{gain.low:+.1f}, {gain.high:+.1f}],"
+            f" {100 * way.mean:.0f} % of the way to the ceiling"
+        )
+    gain = demo.transmission.gain_db["cala"]
+    lines.append(f"T-KA over the grid: {gain.mean:+.2f} dB PSNR [{gain.low:+.2f}, {gain.high:+.2f}]")
+    return lines
+
+
+def curves(scores: TransmissionScores) -> dict[str, tuple[list[float], list[Mean]]]:
+    """PSNR against SNR for each codec at the picture's rate, over AWGN and fading."""
+    names = {"no_ka": "without T-KA", "cala": "with T-KA"}
+    lines: dict[str, tuple[list[float], list[Mean]]] = {}
+    for family, label in (("awgn", "AWGN"), ("rayleigh", "Rayleigh")):
+        cells = {c: k for c, k in grid().items() if c.startswith(f"{family} {int(SHOWN.uses)} ")}
+        snrs = [float(condition.snr_db) for condition in cells.values()]
+        for codec, text in names.items():
+            lines[f"{label}, {text}"] = (snrs, [scores.by_condition[cell][codec] for cell in cells])
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = ("dekag", "torch", "diffusers", "transformers", "peft")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _draw_all(
+    chosen: Preset,
+    config: DemoConfig,
+    cloud: DiffusersGenerator,
+    edge: DiffusersGenerator,
+    texts: dict[str, list[str]],
+    clock: dict[str, float],
+    on_stage: Callable[[str], None],
+) -> tuple[dict[str, Drawn], dict[str, Latent], Bundle]:
+    """Images of every split by cloud, edge and aligned edge; first-seed latents of the aligned edge; its bundle."""
+    first = range(config.seed, config.seed + config.seeds)
+    with _stage("cloud", clock, on_stage):
+        reference = {s: draw(cloud, t, first) for s, t in texts.items()}
+        ceiling = {s: draw(cloud, t, [CEILING_SEED + i for i in first]) for s, t in texts.items()}
+    own = [EDGE_SEED + i for i in first]
+    with _stage("edge without KA", clock, on_stage):
+        plain = {s: draw(edge, t, own) for s, t in texts.items()}
+    with _stage("edge with KA", clock, on_stage):
+        aligned, bundle = apply_generation(edge, presets.folder(chosen.makd, "bundle"))
+        latents = {s: aligned([p for p in t for _ in own], seeds=own * len(t)) for s, t in texts.items()}
+        remove_update(aligned)
+    drawn = {
+        s: Drawn(
+            prompts=torch.arange(len(t)).repeat_interleave(len(own)),
+            cloud=reference[s],
+            ceiling=ceiling[s],
+            arms={"no_ka": plain[s], "makd": edge.decode(latents[s])},
+        )
+        for s, t in texts.items()
+    }
+    return drawn, {s: z[:: len(own)] for s, z in latents.items()}, bundle
+
+
+def _picture(
+    drawn: dict[str, Drawn],
+    latents: dict[str, Latent],
+    texts: dict[str, list[str]],
+    codecs: dict[str, Codec],
+    edge: DiffusersGenerator,
+    config: DemoConfig,
+) -> tuple[list[tuple[str, Image]], list[str]]:
+    """Rows of the report's picture: the first four prompts of each split."""
+
+    def pick(images: dict[str, Image]) -> Image:
+        return torch.cat([images[s][: 4 * config.seeds : config.seeds] for s in SPLITS])
+
+    sent = torch.cat([latents[s][:4] for s in SPLITS])
+
+    def received(codec: Codec) -> Image:
+        rng = torch.Generator().manual_seed(config.seed)
+        return edge.decode(transmit(codec, BlockFading(), sent, SHOWN, rng=rng))
+
+    rows = [
+        ("cloud image", pick({s: d.cloud for s, d in drawn.items()})),
+        ("edge without KA", pick({s: d.arms["no_ka"] for s, d in drawn.items()})),
+        ("edge with KA", pick({s: d.arms["makd"] for s, d in drawn.items()})),
+        ("received without T-KA", received(codecs["no_ka"])),
+        ("received with T-KA", received(codecs["cala"])),
+    ]
+    return rows, [text for s in SPLITS for text in texts[s][:4]]
+
+
+def _traffic(images: Image, texts: dict[str, list[str]], bundles: tuple[Bundle, Bundle]) -> dict[str, Any]:
+    sizes = torch.tensor([float(len(data)) for data in png_bytes(images)])
+    lengths = torch.tensor([float(len(t.encode())) for split in texts.values() for t in split])
+    return {
+        "image_bytes": mean_interval(sizes).to_json(),
+        "prompt_bytes": mean_interval(lengths).to_json(),
+        "bundle_bytes": {bundle.manifest.kind: bundle.size_bytes for bundle in bundles},
+        "channel_uses": int(SHOWN.uses),
+    }
+
+
+def generation_json(scores: dict[str, GenerationScores]) -> dict[str, Any]:
+    """Scores of every split as JSON values."""
+    return {split: _split_json(of_split) for split, of_split in scores.items()}
+
+
+def _split_json(scores: GenerationScores) -> dict[str, Any]:
+    arms = {
+        arm: {judge: mean.to_json() for judge, mean in by_judge.items()}
+        for arm, by_judge in scores.consistency.items()
+    }
+    return {
+        **arms,
+        "gain_percent": scores.gain_percent["makd"].to_json(),
+        "way_to_ceiling": scores.way_to_ceiling["makd"].to_json(),
+    }
+
+
+def transmission_json(scores: TransmissionScores) -> dict[str, Any]:
+    """Scores over the grid as JSON values."""
+    return {
+        **{
+            codec: {
+                "psnr_db": mean.to_json(),
+                "by_condition": {cell: by[codec].to_json() for cell, by in scores.by_condition.items()},
+            }
+            for codec, mean in scores.overall.items()
+        },
+        "gain_db": scores.gain_db["cala"].to_json(),
+    }
+
+
+@contextmanager
+def _stage(name: str, clock: dict[str, float], on_stage: Callable[[str], None]) -> Iterator[None]:
+    on_stage(name)
+    started = time.perf_counter()
+    yield
+    clock[name] = time.perf_counter() - started

@@ -1,0 +1,195 @@
+"""Judges of likeness and of content: published or shipped image encoders, used as they were trained.
+
+A DINO-score is the cosine of two images' DINO features (Ruiz et al. 2023, DreamBooth), a CLIP-score that of
+their CLIP image embeddings. Scores of different judges, or of one judge behind another preprocessing, are
+not comparable, so a judge carries its name and its preprocessing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPModel,
+    PreTrainedTokenizerBase,
+)
+
+from dekag.evaluation.preprocessing import Preprocessing, load_preprocessing
+from dekag.types import Image, InputError, PerImage
+
+Embeddings = Float[Tensor, "batch width"]
+"""Unit length."""
+
+CANDIDATES = 100
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """An image encoder in float32 and evaluation mode, behind its own preprocessing.
+
+    name: where it came from, to be printed beside every score.
+    features: pixel values to features, both on `device`.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    features: Callable[[Tensor], Tensor]
+    device: torch.device
+    batch: int = 64
+    """Images encoded at a time."""
+
+    @torch.no_grad()
+    def __call__(self, images: Image) -> Embeddings:
+        """Embeddings of images in [0, 1] of any size, on the images' device."""
+        chunks = (images[at : at + self.batch] for at in range(0, len(images), self.batch))
+        parts = [self.features(self.preprocessing(chunk.to(self.device).float())) for chunk in chunks]
+        return F.normalize(torch.cat(parts), dim=1).to(images.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipJudge(Judge):
+    """A judge that reads as well; `text_features` maps texts to features on `device`."""
+
+    text_features: Callable[[list[str]], Tensor]
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> Embeddings:
+        """Embeddings of texts, in the space of the images; a text beyond the model's length is cut."""
+        parts = [list(texts[at : at + self.batch]) for at in range(0, len(texts), self.batch)]
+        return F.normalize(torch.cat([self.text_features(part) for part in parts]), dim=1)
+
+
+def load_dino(source: str | Path, *, name: str | None = None, device: str | torch.device = "cpu") -> Judge:
+    """A judge from a ViT, DeiT, DINO, DINOv2 or alike directory or hub id.
+
+    The feature is the class token behind the final layer norm; the pooler that some of these models declare
+    was never trained. A judge without a name is named after its source.
+    Raises InputError if the model cannot be read or lacks weights.
+    """
+    config = _read(lambda: AutoConfig.from_pretrained(source), source)
+    # ViTModel alone would draw a pooler at random
+    options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
+    model = _load(AutoModel, source, device, **options)
+
+    def features(pixels: Tensor) -> Tensor:
+        tokens: Tensor = model(pixels).last_hidden_state
+        return tokens[:, 0]
+
+    return Judge(
+        name=name or str(source),
+        preprocessing=load_preprocessing(source),
+        features=features,
+        device=model.device,
+    )
+
+
+def load_clip(
+    source: str | Path, *, name: str | None = None, device: str | torch.device = "cpu"
+) -> ClipJudge:
+    """A judge from a CLIP directory or hub id; embeddings are the projected ones, naming as in `load_dino`.
+
+    Raises InputError if the model cannot be read or lacks weights.
+    """
+    model: CLIPModel = _load(CLIPModel, source, device)
+    tokenizer = _read(lambda: AutoTokenizer.from_pretrained(source), source)
+
+    # the projections by hand: what get_image_features returns differs between versions of transformers
+    def features(pixels: Tensor) -> Tensor:
+        projected: Tensor = model.visual_projection(model.vision_model(pixels).pooler_output)
+        return projected
+
+    return ClipJudge(
+        name=name or str(source),
+        preprocessing=load_preprocessing(source),
+        features=features,
+        text_features=_text_features(model, tokenizer),
+        device=model.device,
+    )
+
+
+def consistency(judge: Judge, images_a: Image, images_b: Image) -> PerImage:
+    """Cosine in [-1, 1] of each pair of images under a judge; 1 for equal images.
+
+    Raises InputError if the images do not pair.
+    """
+    if len(images_a) != len(images_b):
+        raise InputError(f"images are paired by position, got {len(images_a)} and {len(images_b)}")
+    return (judge(images_a) * judge(images_b)).sum(1)
+
+
+def concept_accuracy(
+    clip: ClipJudge,
+    images: Image,
+    captions: Sequence[str],
+    truth: Int64[Tensor, " batch"],
+    *,
+    rng: torch.Generator,
+    candidates: int = CANDIDATES,
+) -> PerImage:
+    """1 where an image is nearer to its own caption than to all others of `candidates` captions, else 0.
+
+    captions: distinct texts; truth: index of each image's own among them. The others are drawn for each image
+    from `rng`, which lives on the CPU. A guess is right with probability 1 / candidates; a tie is wrong.
+    Raises InputError if captions repeat, are too few, or truth does not fit.
+    """
+    _check_captions(captions, truth, images=len(images), candidates=candidates)
+    own = truth.cpu()[:, None]
+    lot = torch.rand(len(images), len(captions), generator=rng).scatter_(1, own, -1.0)
+    others = lot.topk(candidates - 1, dim=1).indices
+    cosine = clip(images).cpu() @ clip.read(captions).cpu().T
+    nearest = cosine.gather(1, own)[:, 0] > cosine.gather(1, others).amax(1)
+    return nearest.float().to(images.device)
+
+
+def _check_captions(captions: Sequence[str], truth: Tensor, *, images: int, candidates: int) -> None:
+    if len(set(captions)) != len(captions):
+        raise InputError("captions must be distinct, else the right one is not told from its copy")
+    if not 2 <= candidates <= len(captions):
+        raise InputError(
+            f"candidates must be from 2 to the number of captions, {len(captions)}, got {candidates}"
+        )
+    if len(truth) != images or not bool(((truth >= 0) & (truth < len(captions))).all()):
+        raise InputError(f"truth must be one index below {len(captions)} for each of {images} images")
+
+
+def _text_features(model: CLIPModel, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], Tensor]:
+    longest = model.text_model.config.max_position_embeddings
+
+    def features(texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        encoded = model.text_model(**tokens.to(model.device))
+        projected: Tensor = model.text_projection(encoded.pooler_output)
+        return projected
+
+    return features
+
+
+def _load(kind: Any, source: str | Path, device: str | torch.device, **options: bool) -> Any:
+    """A model of that class in float32, frozen and in evaluation mode."""
+    model, info = _read(
+        lambda: kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options), source
+    )
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise InputError(f"{source} lacks {len(missing)} of the model's weights, the first is {missing[0]}")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _read(load: Callable[[], T], source: str | Path) -> T:
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{source} is no model directory and no hub id that can be read: {reason}"
+        ) from error

@@ -1,0 +1,92 @@
+"""T-KA measured: PSNR of received images over a grid of rates, SNRs and fading."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dekag.channel import mmse_equalise
+from dekag.evaluation.metrics import psnr_db
+from dekag.evaluation.statistics import Mean, mean_interval
+from dekag.types import Channel, Codec, Condition, Generator, Image, Latent, PerImage
+
+USES = (128, 256, 512)
+SNRS_DB = (0.0, 5.0, 10.0, 15.0)
+BLOCKS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransmissionScores:
+    """PSNR of the received against the drawn image, in dB.
+
+    by_condition: by cell of the grid and codec. overall: by codec, over the grid. gain_db: of each codec over
+    `no_ka`, paired by image. Intervals are over images.
+    """
+
+    by_condition: dict[str, dict[str, Mean]]
+    overall: dict[str, Mean]
+    gain_db: dict[str, Mean]
+
+
+def grid(
+    uses: Sequence[int] = USES, snrs_db: Sequence[float] = SNRS_DB, blocks: int = BLOCKS
+) -> dict[str, Condition]:
+    """Conditions by name, as `awgn 256 uses 10 dB`: AWGN and Rayleigh fading of `blocks` blocks."""
+    return {
+        f"{family} {count} uses {snr_db:g} dB": Condition(
+            uses=count,
+            snr_db=snr_db,
+            rayleigh=family == "rayleigh",
+            blocks=blocks if family == "rayleigh" else 1,
+        )
+        for family in ("awgn", "rayleigh")
+        for count in uses
+        for snr_db in snrs_db
+    }
+
+
+@torch.no_grad()
+def transmit(
+    codec: Codec, channel: Channel, latents: Latent, condition: Condition, *, rng: torch.Generator
+) -> Latent:
+    """Latents through the codec and the channel."""
+    whole = condition.expand(len(latents))
+    symbols = codec.encode(latents, whole)
+    return codec.decode(mmse_equalise(channel(symbols, whole, rng=rng)), whole)
+
+
+def score_transmission(
+    codecs: Mapping[str, Codec],
+    channel: Channel,
+    generator: Generator,
+    latents: Latent,
+    conditions: Mapping[str, Condition],
+    *,
+    seed: int = 0,
+) -> TransmissionScores:
+    """Send the latents with every codec under every condition; `codecs` must have `no_ka`.
+
+    The reference is the image that the latent decodes to. All codecs meet the same gains and noise.
+    """
+    reference: Image = generator.decode(latents)
+    values: dict[str, dict[str, PerImage]] = {}
+    for number, (cell, condition) in enumerate(conditions.items()):
+        values[cell] = {}
+        for name, codec in codecs.items():
+            rng = torch.Generator().manual_seed((seed << 16) + number)
+            arrived = transmit(codec, channel, latents, condition, rng=rng)
+            values[cell][name] = psnr_db(reference, generator.decode(arrived))
+    images = torch.arange(len(latents)).repeat(len(conditions))
+    flat = {name: torch.cat([by_codec[name] for by_codec in values.values()]) for name in codecs}
+    return TransmissionScores(
+        by_condition={
+            cell: {name: mean_interval(value) for name, value in by_codec.items()}
+            for cell, by_codec in values.items()
+        },
+        overall={name: mean_interval(value, images) for name, value in flat.items()},
+        gain_db={
+            name: mean_interval(value - flat["no_ka"], images)
+            for name, value in flat.items()
+            if name != "no_ka"
+        },
+    )

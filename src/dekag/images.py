@@ -1,0 +1,20 @@
+"""Picture files to tensors."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from dekag.types import Image, InputError
+
+
+def read_image(path: Path) -> Image:
+    """One picture, float [1, 3, height, width] in [0, 1]. Raises InputError if it cannot be read."""
+    try:
+        with PillowImage.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path} is no readable picture: {error}") from error
+    return torch.from_numpy(pixels / 255).permute(2, 0, 1)[None].contiguous()

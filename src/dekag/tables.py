@@ -1,0 +1,70 @@
+"""Numbers as rich tables."""
+
+from rich.table import Table
+
+from dekag.demo import Demo
+from dekag.evaluation.generation import GenerationScores
+from dekag.evaluation.statistics import Mean
+from dekag.evaluation.transmission import TransmissionScores
+
+NAMES = {
+    "floor": "floor (other prompts)",
+    "no_ka": "edge without KA",
+    "makd": "edge with MAKD",
+    "ceiling": "ceiling (cloud, other seed)",
+}
+
+
+def interval(mean: Mean, digits: int = 3) -> str:
+    """`0.512 [0.498, 0.526]`."""
+    return f"{mean.mean:.{digits}f} [{mean.low:.{digits}f}, {mean.high:.{digits}f}]"
+
+
+def generation_table(split: str, scores: GenerationScores) -> Table:
+    """Consistency with the cloud by method and judge."""
+    gain, way = scores.gain_percent["makd"], scores.way_to_ceiling["makd"]
+    caption = f"gain {interval(gain, 1)} %, way to the ceiling {interval(way, 2)}"
+    table = Table(title=f"Consistency with the cloud: {split}", caption=caption)
+    judges = list(scores.consistency["no_ka"])
+    for column in ("", *judges, "n"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for arm, name in NAMES.items():
+        means = scores.consistency[arm]
+        table.add_row(name, *(interval(means[judge]) for judge in judges), str(means[judges[0]].n))
+    return table
+
+
+def transmission_table(scores: TransmissionScores) -> Table:
+    """PSNR by condition and codec."""
+    caption = f"gain {interval(scores.gain_db['cala'], 2)} dB"
+    table = Table(title="PSNR of received images in dB", caption=caption)
+    for column in ("condition", "without T-KA", "with CALA"):
+        table.add_column(column, justify="left" if column == "condition" else "right")
+    for cell, by_codec in scores.by_condition.items():
+        table.add_row(cell, interval(by_codec["no_ka"], 2), interval(by_codec["cala"], 2))
+    table.add_section()
+    table.add_row("mean over the grid", *(interval(scores.overall[codec], 2) for codec in ("no_ka", "cala")))
+    return table
+
+
+def demo_tables(demo: Demo) -> list[Table]:
+    """Both alignments and the traffic."""
+    traffic = Table(title="Traffic of one image")
+    traffic.add_column("")
+    traffic.add_column("", justify="right")
+    for name, unit in (("image_bytes", "bytes as PNG"), ("prompt_bytes", "bytes as prompt")):
+        traffic.add_row(unit, f"{demo.traffic[name]['mean']:.0f}")
+    traffic.add_row("channel uses to the user", str(demo.traffic["channel_uses"]))
+    for kind, size in demo.traffic["bundle_bytes"].items():
+        traffic.add_row(f"bytes of the {kind} bundle, once", str(size))
+    generation = [generation_table(split, scores) for split, scores in demo.generation.items()]
+    return [*generation, transmission_table(demo.transmission), traffic]
+
+
+def bundle_table(description: dict[str, object]) -> Table:
+    """A bundle's manifest, without the list of tensors."""
+    table = Table(title=f"bundle {str(description['id'])[:12]}", show_header=False)
+    for key, value in description.items():
+        shown = ", ".join(value) if key == "files" and isinstance(value, dict) else str(value)
+        table.add_row(key, shown)
+    return table

@@ -91,6 +91,8 @@ def package_imports(file: Path, source: Path) -> Iterator[Import]:
     lazy = {id(inner) for node in ast.walk(tree) if is_deferred(node) for inner in ast.walk(node)}
     parents = file.relative_to(source).parent.parts
     for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
         for module in imported_modules(node, parents):
             if module.split(".")[0] == PACKAGE:
                 yield Import(file=file, line=node.lineno, module=module, lazy=id(node) in lazy)
@@ -103,12 +105,10 @@ def is_deferred(node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
-def imported_modules(node: ast.AST, parents: tuple[str, ...]) -> list[str]:
+def imported_modules(node: ast.Import | ast.ImportFrom, parents: tuple[str, ...]) -> list[str]:
     """Full names of what an import statement names; `from dekag import link` is `dekag.link`."""
     if isinstance(node, ast.Import):
         return [name.name for name in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
     base = [*parents[: len(parents) + 1 - node.level]] if node.level else []
     module = ".".join([*base, *([node.module] if node.module else [])])
     return [f"{module}.{name.name}" for name in node.names] if module == PACKAGE else [module]

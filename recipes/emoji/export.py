@@ -44,6 +44,13 @@ def _shuffled(texts: list[str], rng: torch.Generator) -> list[str]:
     return [texts[i] for i in torch.randperm(len(texts), generator=rng)]
 
 
+def _strip_unknown(path: Path) -> None:
+    """Drop a key that diffusers writes for this class and then warns about when it reads it."""
+    config = json.loads(path.read_text())
+    config.pop("block_out_channels", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -59,6 +66,7 @@ def main() -> None:
         if folder.exists():
             pipeline = StableDiffusionPipeline.from_pretrained(folder, vae=vae, torch_dtype=torch.float16)
             pipeline.save_pretrained(TARGET / name)
+            _strip_unknown(TARGET / name / "vae" / "config.json")
     for name, kind in (("mini-clip", CLIPModel), ("mini-dino", ViTModel)):
         folder = options.runs / name / "model"
         if folder.exists():

@@ -33,8 +33,9 @@ EXCLUDED_GROUPS = frozenset({"flags", "component"})
 HELD_OUT = frozenset(Path(__file__).with_name("heldout.txt").read_text(encoding="ascii").split())
 """Ids of the concepts that distillation never sees."""
 
-Art = Mapping[str, Callable[[], Image.Image]]
-"""Concept id -> draws its picture."""
+Draw = Callable[[], Image.Image]
+Art = Mapping[str, Draw]
+"""Concept id -> what draws its picture."""
 
 
 class PrepareError(Exception):
@@ -164,28 +165,38 @@ def read_members(tarball: Path, suffix: str) -> dict[str, bytes]:
         return {name: file.read() for name, file in sorted(files.items()) if file is not None}
 
 
+def first_of_each(drawings: Iterable[tuple[str, Draw]]) -> Art:
+    """Drawings by id; of two whose code points differ in U+FE0F only, the first is taken."""
+    art: dict[str, Draw] = {}
+    for code_points, draw in drawings:
+        art.setdefault(normalise_id(code_points), draw)
+    return art
+
+
 def fluent_art(tarball: Path) -> Art:
     """Fluent 3D comes as 256 x 256 WebP pictures named by code points."""
     files = read_members(tarball, ".webp")
-    return {normalise_id(Path(name).stem): partial(shrink, data) for name, data in files.items()}
+    return first_of_each((Path(name).stem, partial(shrink, data)) for name, data in files.items())
 
 
 def twemoji_art(tarball: Path) -> Art:
     """Twemoji comes as SVG files named by code points."""
     files = read_members(tarball, ".svg")
-    return {normalise_id(Path(name).stem): partial(render_svg, data.decode()) for name, data in files.items()}
+    return first_of_each(
+        (Path(name).stem, partial(render_svg, data.decode())) for name, data in files.items()
+    )
 
 
 def noto_art(tarball: Path) -> Art:
     """Noto comes as one JSON file of SVG bodies by name, and another of names by code points."""
     files = read_members(tarball, ".json")
-    icons = json.loads(files["icons.json"])
-    names = json.loads(files["chars.json"])
-    return {
-        normalise_id(code_points): partial(render_svg, wrap_svg(icons["icons"][name]["body"]))
-        for code_points, name in names.items()
-        if name in icons["icons"]
-    }
+    bodies = {name: icon["body"] for name, icon in json.loads(files["icons.json"])["icons"].items()}
+    names = sorted(json.loads(files["chars.json"]).items())
+    return first_of_each(
+        (code_points, partial(render_svg, wrap_svg(bodies[name])))
+        for code_points, name in names
+        if name in bodies
+    )
 
 
 def wrap_svg(body: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dekag import presets, zoo
-from dekag.alignment.bundle import Bundle
+from dekag.alignment.bundle import Bundle, Setting
 from dekag.alignment.cala import CalaConfig, adapt
 from dekag.alignment.makd import MakdConfig, distil, remove_update
 from dekag.alignment.updates import apply_generation, apply_transmission, save_generation, save_transmission
@@ -267,7 +267,12 @@ def align_transmission(
         checkpoint=None if resume is None else resume / "cala.pt",
         on_step=lambda progress: on_step("CALA", progress),
     )
-    settings = {"steps": steps, "batch": batch, "seed": seed, "learning_rate": training.learning_rate}
+    settings: dict[str, Setting] = {
+        "steps": steps,
+        "batch": batch,
+        "seed": seed,
+        "learning_rate": training.learning_rate,
+    }
     return save_transmission(out, adapted, codec, settings=settings)
 
 
@@ -337,8 +342,11 @@ def _generator(model: str, *, steps: int | None, guidance: float | None) -> Diff
     """A model by name; the shipped ones come with their preset's sampling."""
     shipped = model in zoo.SHIPPED
     sampling = presets.preset(model.split("/")[0]).sampling if shipped else Sampling()
-    asked = {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
-    return load_generator(zoo.locate(model, "pipeline"), sampling=replace(sampling, **asked))
+    if steps is not None:
+        sampling = replace(sampling, steps=steps)
+    if guidance is not None:
+        sampling = replace(sampling, guidance=guidance)
+    return load_generator(zoo.locate(model, "pipeline"), sampling=sampling)
 
 
 def _folder_data(folder: Path) -> CloudData:

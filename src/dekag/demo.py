@@ -9,14 +9,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dekag import presets
 from dekag.alignment.bundle import Bundle
 from dekag.alignment.makd import remove_update
 from dekag.alignment.updates import apply_generation, apply_transmission
 from dekag.channel import BlockFading
-from dekag.codec import JsccCodec, load_codec
+from dekag.codec import load_codec
 from dekag.evaluation.generation import (
     CEILING_SEED,
     EDGE_SEED,
@@ -29,7 +28,7 @@ from dekag.evaluation.judges import Judge, load_clip, load_dino
 from dekag.evaluation.statistics import Mean, mean_interval
 from dekag.evaluation.transmission import TransmissionScores, grid, score_transmission, transmit
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.link import png_bytes
+from dekag.images import png_bytes
 from dekag.presets import Preset
 from dekag.types import Codec, Condition, Image, InputError, Latent
 from dekag.zoo import locate, prompts

@@ -1,5 +1,6 @@
-"""Picture files to tensors."""
+"""Pictures as files and as tensors."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,16 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from dekag.types import Image, InputError
+
+
+def png_bytes(image: Image) -> list[bytes]:
+    """Each image, float [batch, 3, height, width] in [0, 1], as an 8-bit PNG file."""
+    files = []
+    for pixels in (image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy():
+        buffer = io.BytesIO()
+        PillowImage.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+        files.append(buffer.getvalue())
+    return files
 
 
 def read_image(path: Path) -> Image:

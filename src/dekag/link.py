@@ -1,15 +1,14 @@
 """The whole path of one image on one screen: prompts -> latent -> symbols -> received -> latent -> image."""
 
-import io
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image as PillowImage
 
 from dekag.channel import BlockFading, mmse_equalise
+from dekag.images import png_bytes
 from dekag.types import Channel, Codec, Condition, Delivery, Generator, Image, Ledger
 
 SEED_BYTES = 8
@@ -67,16 +66,6 @@ def deliver(
         bundles=dict(link.bundles),
         ledger=_ledger(link, prompts, condition, drawn, clock),
     )
-
-
-def png_bytes(image: Image) -> list[bytes]:
-    """Each image, float [batch, 3, height, width] in [0, 1], as an 8-bit PNG file."""
-    files = []
-    for pixels in (image * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy():
-        buffer = io.BytesIO()
-        PillowImage.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-        files.append(buffer.getvalue())
-    return files
 
 
 def _ledger(

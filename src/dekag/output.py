@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dekag.link import png_bytes
+from dekag.images import png_bytes
 from dekag.types import Image, InputError
 
 

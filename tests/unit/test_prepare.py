@@ -131,6 +131,13 @@ def test_svg_packages_are_read_by_id(tmp_path: Path) -> None:
     assert drawings[0]["2764"]().tobytes() == drawings[1]["2764"]().tobytes()
 
 
+def test_of_two_spellings_of_an_id_the_first_is_drawn(tmp_path: Path) -> None:
+    blue = SQUARE.replace("dd2e44", "0000ff")
+    files = {"26a7.svg": blue.encode(), "26a7-fe0f.svg": SQUARE.encode()}
+    art = twemoji_art(tarball(tmp_path / "t.tgz", files))
+    assert art["26a7"]().getpixel((10, 64)) == (0xDD, 0x2E, 0x44, 255)
+
+
 def test_the_world_reads_what_the_recipe_writes(tmp_path: Path) -> None:
     concept = Concept(id="1f34e", name="red apple", keywords=("fruit",), group="food-drink", split="distill")
     write_concepts(tmp_path / "concepts.json", [concept])

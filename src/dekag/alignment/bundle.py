@@ -52,7 +52,11 @@ _DTYPES = {"F16": torch.float16, "F32": torch.float32}
 _QUANTISATION = {"F16": "fp16", "F32": "fp32"}
 _GZIP = b"\x1f\x8b"
 _TAR_OVERHEAD = 1 << 20
-_ARCHIVE_ERRORS = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError)
+_ARCHIVE_ERRORS = (
+    *(tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError),
+    # what tarfile lets through when a header is hostile
+    *(ValueError, OverflowError, IndexError, RecursionError),
+)
 _Entry = tuple[str, bool, int, Callable[[], bytes]]
 """Name, whether it is a plain file, size in bytes, and how to read it."""
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
@@ -271,9 +275,13 @@ def _serialise(
 def _views(where: str, name: str, raw: bytes) -> dict[str, dict[str, Any]]:
     """Shape, dtype and data of each tensor, once safetensors' own reader has accepted the header."""
     try:
-        return dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
+        views = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as err:
         raise _damaged(where, name, f"it is no safetensors file ({_plain(err)})") from err
+    for tensor, view in views.items():
+        if view["dtype"] not in _DTYPES:
+            raise InputError(f"{where}: {name}: '{_plain(tensor)}' must be F16 or F32, got {view['dtype']}")
+    return views
 
 
 def _file_spec(raw: bytes, views: Mapping[str, Mapping[str, Any]]) -> FileSpec:

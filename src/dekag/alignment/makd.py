@@ -8,6 +8,7 @@ that the cloud drew for them: nothing else crosses the border, so cloud and edge
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from diffusers import DDPMScheduler
 from jaxtyping import Float
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from dekag.generation.diffusers import DiffusersGenerator, Metaword
 from dekag.training.diffusion import denoising_loss
@@ -22,7 +24,13 @@ from dekag.training.loop import Loss, Progress, TrainConfig, train
 from dekag.types import Image, InputError
 
 ADAPTER = "dekag"
-TARGETS = r".*(conv|conv1|conv2|conv_shortcut|conv_in|conv_out|time_emb_proj|to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2)$"
+OnStep = Callable[[str, Progress], None]
+"""Called with the stage and its progress after each step."""
+METAWORD = Metaword(token="<dekag>", position="suffix")
+TARGETS = (
+    r".*(conv|conv1|conv2|conv_shortcut|conv_in|conv_out|time_emb_proj"
+    r"|to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2)$"
+)
 """Layers of a U-Net or transformer that get a low-rank update."""
 
 
@@ -30,7 +38,7 @@ TARGETS = r".*(conv|conv1|conv2|conv_shortcut|conv_in|conv_out|time_emb_proj|to_
 class MakdConfig:
     """The method's numbers; lengths in optimiser steps of `batch` images."""
 
-    metaword: Metaword = Metaword(token="<dekag>", position="suffix")  # noqa: S106
+    metaword: Metaword = METAWORD
     vectors: int = 4
     words: str = "picture"
     """The metaword's vectors start as the embeddings of these words, repeated."""
@@ -68,7 +76,7 @@ def distil(
     config: MakdConfig,
     *,
     checkpoint: Path | None = None,
-    on_step: Callable[[str, Progress], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> GenerationUpdate:
     """Distil cloud images, [prompts, 3, height, width] in [0, 1], into an update of the generator.
 
@@ -83,23 +91,14 @@ def distil(
     unet = generator.pipeline.unet.requires_grad_(False)
     with _new_tokens(generator, config) as (rows, encode):
         loss = _loss(generator, prompts, latents, encode, config)
-        for name, steps, rate in (
-            ("metaword", config.metaword_steps, config.metaword_rate),
-            ("joint", config.joint_steps, config.joint_rate),
-        ):
-            if name == "joint":
-                unet.add_adapter(_lora(config.rank), ADAPTER)
-            train(
-                nn.ModuleDict({"metaword": rows, "unet": unet}),
-                loss,
-                TrainConfig(steps=steps, learning_rate=rate, ema_decay=0.99, seed=config.seed),
-                checkpoint=None if checkpoint is None else checkpoint / f"{name}.pt",
-                on_step=None if on_step is None else lambda progress, name=name: on_step(name, progress),
-            )
+        model = nn.ModuleDict({"metaword": rows, "unet": unet})
+        _train_stage("metaword", model, loss, config, checkpoint, on_step)
+        unet.add_adapter(_lora(config.rank), ADAPTER)
+        _train_stage("joint", model, loss, config, checkpoint, on_step)
         lora = {
             k: v.detach().clone() for k, v in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items()
         }
-        unet.delete_adapters(ADAPTER)
+        unet.unload_lora()
         return GenerationUpdate(metaword=config.metaword, vectors=rows.rows.detach().clone(), lora=lora)
 
 
@@ -132,12 +131,35 @@ def remove_update(generator: DiffusersGenerator) -> DiffusersGenerator:
     return replace(generator, metaword=None)
 
 
+def _train_stage(
+    name: str,
+    model: nn.Module,
+    loss: Loss,
+    config: MakdConfig,
+    checkpoint: Path | None,
+    on_step: OnStep | None,
+) -> None:
+    """One stage, `metaword` or `joint`, with its own state file."""
+    stages = {
+        "metaword": (config.metaword_steps, config.metaword_rate),
+        "joint": (config.joint_steps, config.joint_rate),
+    }
+    steps, rate = stages[name]
+    train(
+        model,
+        loss,
+        TrainConfig(steps=steps, learning_rate=rate, ema_decay=0.99, seed=config.seed, checkpoint_every=100),
+        checkpoint=None if checkpoint is None else checkpoint / f"{name}.pt",
+        on_step=None if on_step is None else partial(on_step, name),
+    )
+
+
 def _lora(rank: int) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
 
 
-def _refuse_known(tokenizer: Callable[..., object], token: str) -> None:
-    if token in tokenizer.get_vocab():  # type: ignore[attr-defined]
+def _refuse_known(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+    if token in tokenizer.get_vocab():
         raise InputError(f"the metaword {token} is in the vocabulary already; choose another")
 
 
@@ -198,7 +220,7 @@ def _loss(
     config: MakdConfig,
 ) -> Loss:
     tokenizer = generator.pipeline.tokenizer
-    noise = DDPMScheduler.from_config(generator.pipeline.scheduler.config)
+    noise: DDPMScheduler = DDPMScheduler.from_config(generator.pipeline.scheduler.config)
     tokens = _token_ids(generator, prompts, config)
     empty = tokenizer("", padding="max_length", max_length=tokens.shape[1], return_tensors="pt").input_ids
 

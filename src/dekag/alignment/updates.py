@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from dekag.alignment import makd
-from dekag.alignment.bundle import Bundle, Metrics, Metaword, Setting, load_bundle, save_bundle
+from dekag.alignment.bundle import Bundle, Metaword, Metrics, Setting, load_bundle, save_bundle
 from dekag.alignment.cala import CalaCodec, CalaConfig
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.alignment.makd import GenerationUpdate
@@ -22,13 +22,13 @@ EMBEDDING_FILE = "learned_embeds.safetensors"
 CALA_FILE = "cala.safetensors"
 
 
-def pipeline_digest(pipeline: DiffusionPipeline) -> str:
+def pipeline_digest(pipeline: Any) -> str:
     """Digest of the weights that an update changes the effect of: noise predictor and text encoder."""
     parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
     return digest_tensors({f"{p}.{name}": t for p, m in parts.items() for name, t in m.state_dict().items()})
 
 
-def tokenizer_digest(pipeline: DiffusionPipeline) -> str:
+def tokenizer_digest(pipeline: Any) -> str:
     """Digest of the tokenizer's vocabulary."""
     return digest_json(pipeline.tokenizer.get_vocab())
 

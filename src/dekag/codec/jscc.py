@@ -92,8 +92,8 @@ class Stack(nn.Module):
         hidden = self.enter(x) + self.position
         for block in self.blocks:
             hidden = block(hidden)
-        leave: Tensor = self.leave(self.norm(hidden))
-        return leave + self.straight(x)
+        out: Tensor = self.leave(self.norm(hidden)) + self.straight(x)
+        return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,8 @@ class JsccCodec(nn.Module):
         missing = self.config.max_uses - symbols.shape[1]
         slots = F.pad(features, (0, 0, 0, missing)).unflatten(1, (self.config.slots, -1))
         cells: Tensor = self.decoder(slots.transpose(1, 2).flatten(2))
-        return cells.transpose(1, 2).unflatten(2, (self.config.rows, self.config.cols))
+        latent: Tensor = cells.transpose(1, 2).unflatten(2, (self.config.rows, self.config.cols))
+        return latent
 
     def _check(self, latent: Latent, condition: Condition) -> None:
         config = self.config

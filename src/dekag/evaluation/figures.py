@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 from dekag.evaluation.statistics import Mean
-from dekag.types import Image, InputError
+from dekag.types import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Pictures = Float[Tensor, "_ 3 _ _"]
+"""RGB in [0, 1], of any number and size."""
 
 DPI = 200
 WIDTH = 9.0
@@ -69,7 +73,7 @@ class _Sheet:
 
 
 def report_figure(
-    rows: Sequence[tuple[str, Image]],
+    rows: Sequence[tuple[str, Pictures]],
     columns: Sequence[str],
     curves: Mapping[str, tuple[Sequence[float], Sequence[Mean]]],
     summary: Sequence[str],
@@ -106,7 +110,7 @@ def report_figure(
     return sheet.figure
 
 
-def contact_sheet(images: Image, captions: Sequence[str], columns: int = 8) -> "Figure":
+def contact_sheet(images: Pictures, captions: Sequence[str], columns: int = 8) -> "Figure":
     """Images [n, 3, height, width] in [0, 1] in reading order, each above its prompt in small print.
 
     Raises InputError if there is no image, or not one caption for each.

@@ -23,12 +23,14 @@ from transformers import (
 )
 
 from dekag.evaluation.preprocessing import Preprocessing, load_preprocessing
-from dekag.types import Image, InputError, PerImage
+from dekag.types import InputError, PerImage
 
 Embeddings = Float[Tensor, "batch width"]
 """Unit length."""
 
 CANDIDATES = 100
+Images = Float[Tensor, "batch 3 _ _"]
+"""RGB in [0, 1], of any size."""
 
 T = TypeVar("T")
 
@@ -49,7 +51,7 @@ class Judge:
     """Images encoded at a time."""
 
     @torch.no_grad()
-    def __call__(self, images: Image) -> Embeddings:
+    def __call__(self, images: Images) -> Embeddings:
         """Embeddings of images in [0, 1] of any size, on the images' device."""
         chunks = (images[at : at + self.batch] for at in range(0, len(images), self.batch))
         parts = [self.features(self.preprocessing(chunk.to(self.device).float())) for chunk in chunks]
@@ -117,7 +119,7 @@ def load_clip(
     )
 
 
-def consistency(judge: Judge, images_a: Image, images_b: Image) -> PerImage:
+def consistency(judge: Judge, images_a: Images, images_b: Images) -> PerImage:
     """Cosine in [-1, 1] of each pair of images under a judge; 1 for equal images.
 
     Raises InputError if the images do not pair.
@@ -129,7 +131,7 @@ def consistency(judge: Judge, images_a: Image, images_b: Image) -> PerImage:
 
 def concept_accuracy(
     clip: ClipJudge,
-    images: Image,
+    images: Images,
     captions: Sequence[str],
     truth: Int64[Tensor, " batch"],
     *,

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
-from jaxtyping import Float
 from torch import Tensor
 
 from dekag.generation.prompts import check_prompts, warn_truncated
@@ -28,11 +28,7 @@ class Metaword:
     """A learned pseudo-word that is put before or after every prompt."""
 
     token: str
-    position: str = "prefix"
-
-    def __post_init__(self) -> None:
-        if self.position not in ("prefix", "suffix"):
-            raise InputError(f"a metaword's position is prefix or suffix, got {self.position!r}")
+    position: Literal["prefix", "suffix"] = "prefix"
 
     def add_to(self, prompt: str) -> str:
         """The prompt with the metaword."""
@@ -47,7 +43,8 @@ class DiffusersGenerator:
     loaded into it; `metaword` is the word that belongs to the update.
     """
 
-    pipeline: DiffusionPipeline
+    pipeline: Any
+    """Of diffusers; its class says which components it has."""
     sampling: Sampling = field(default_factory=Sampling)
     metaword: Metaword | None = None
 
@@ -73,7 +70,7 @@ class DiffusersGenerator:
     def decode(self, latent: Latent) -> Image:
         """Latents, unit scale, to images in [0, 1]."""
         vae = self.pipeline.vae
-        scaled = latent / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+        scaled: Tensor = latent / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
         pictures = [vae.decode(part.to(vae.dtype)).sample for part in scaled.split(self.sampling.batch)]
         return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)
 
@@ -97,7 +94,7 @@ class DiffusersGenerator:
             settings["guidance_scale"] = self.sampling.guidance
         # the noise is drawn on the CPU, so that one seed means one noise on every device
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-        latents: Float[Tensor, "..."] = self.pipeline(
+        latents: Tensor = self.pipeline(
             prompt=list(prompts), generator=noise, output_type="latent", **settings
         ).images
         if latents.ndim != 4:
@@ -113,21 +110,25 @@ class DiffusersGenerator:
         warn_truncated([expand(p, tokenizer) for p in prompts] if expand else prompts, tokenizer)
 
     @staticmethod
-    def _mean(encoded: object) -> Tensor:
+    def _mean(encoded: Any) -> Tensor:
         distribution = getattr(encoded, "latent_dist", None)
-        latents: Tensor = encoded.latents if distribution is None else distribution.mode()  # type: ignore[attr-defined]
+        latents: Tensor = encoded.latents if distribution is None else distribution.mode()
         return latents
 
 
 def load_generator(
-    source: str | Path, *, sampling: Sampling | None = None, device: str | torch.device = "cpu"
+    source: str | Path,
+    *,
+    sampling: Sampling | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> DiffusersGenerator:
     """A generator from a pipeline directory or a hub id.
 
     Raises InputError if neither is there.
     """
     try:
-        pipeline = DiffusionPipeline.from_pretrained(source)
+        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

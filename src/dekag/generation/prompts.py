@@ -42,7 +42,7 @@ def warn_truncated(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(ids) > limit:
             # the end-of-text token keeps its place, so one more token is lost
-            cut = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip()
+            cut = str(tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)).strip()
             warnings.warn(
                 f"prompt {number} has {len(ids)} tokens and the text encoder reads {limit}; cut: {cut!r}",
                 PromptTruncatedWarning,

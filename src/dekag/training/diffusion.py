@@ -27,7 +27,7 @@ def denoising_loss(
     timesteps = (position * count).long().clamp(max=count - 1).to(latents.device)
     noised = scheduler.add_noise(latents, noise, timesteps)
     target = denoising_target(scheduler, latents, noise, timesteps)
-    predicted = unet(noised, timesteps, text).sample
+    predicted: Tensor = unet(noised, timesteps, text).sample
     return (predicted.float() - target.float()).square().mean()
 
 
@@ -37,7 +37,8 @@ def denoising_target(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, t
     if kind == "epsilon":
         return noise
     if kind == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
+        velocity: Tensor = scheduler.get_velocity(latents, noise, timesteps)
+        return velocity
     if kind == "sample":
         return latents
     raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {kind!r}")

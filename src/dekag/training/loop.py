@@ -66,7 +66,7 @@ def train(
     With `checkpoint`, the state is written there every `checkpoint_every` steps and read back if it exists.
     """
     accelerator = Accelerator(mixed_precision=config.precision)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameters.values(), config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )

@@ -1,7 +1,7 @@
 # One command each: `make demo`, `make test`, `make check`, `make clean`. Everything goes into .venv.
 #
 # PYTHON       the interpreter that .venv is made with, 3.11 or newer
-# TORCH        the PyTorch to install
+# TORCH        the PyTorch to install; another version also needs its line in constraints.txt
 # TORCH_INDEX  a further package index for PyTorch. Empty: the build that pip finds by itself, on Linux usually
 #              the large one with CUDA. These pick a build:
 #              make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     CPU only, much smaller
@@ -14,7 +14,7 @@ TORCH_INDEX ?=
 OUT ?= demo
 
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .PHONY: demo test check clean

@@ -31,6 +31,8 @@ VISION = {
     "patch_size": 8,
 }
 PREPROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_center_crop": False,
     "size": {"height": 64, "width": 64},
     "resample": 3,
     "image_mean": [0.5, 0.5, 0.5],

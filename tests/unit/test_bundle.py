@@ -25,11 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dekag.alignment.bundle import (
-    CALA,
-    EMBEDDING,
-    FILES,
-    LORA,
-    MANIFEST,
     Bundle,
     Metaword,
     Metrics,
@@ -37,6 +32,7 @@ from dekag.alignment.bundle import (
     pack,
     save_bundle,
 )
+from dekag.alignment.container import CALA, EMBEDDING, FILES, LORA, MANIFEST
 from dekag.alignment.digest import canonical_json, digest_file, digest_json, digest_tensors
 from dekag.types import InputError
 

@@ -287,7 +287,7 @@ def test_a_perfect_judge_knows_every_concept() -> None:
 def test_a_blind_judge_guesses_one_in_the_candidates(candidates: int) -> None:
     """4000 independent guesses; what is shown says nothing of the truth, so the hits are binomial.
 
-    Both bounds are 5 sigma; false alarm below 2e-5, the Poisson-like tail of 40 expected hits included.
+    Both bounds are 5 sigma; the binomial false alarm is 5e-7 at 1 in 2 and 3e-6 at 1 in 100.
     """
     rng = torch.Generator().manual_seed(2)
     vectors = torch.randn(400, 64, generator=rng)

@@ -15,12 +15,9 @@ import io
 import json
 import os
 import tarfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final, Literal
 
 import safetensors
@@ -28,21 +25,22 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 
+from dekag.alignment.container import (
+    EMBEDDING,
+    FILES,
+    MANIFEST,
+    MAX_BYTES,
+    beside,
+    damaged,
+    plain_text,
+    read_files,
+    write_file,
+    write_folder,
+)
 from dekag.alignment.digest import canonical_json, canonical_safetensors, digest_json
 from dekag.types import InputError
 
 SCHEMA_VERSION: Final = 1
-MANIFEST = "bundle.json"
-LORA = "pytorch_lora_weights.safetensors"
-EMBEDDING = "learned_embeds.safetensors"
-CALA = "cala.safetensors"
-FILES = {"generation": (LORA, EMBEDDING), "transmission": (CALA,)}
-"""The tensor files that each kind may hold."""
-ALLOWED = (MANIFEST, *FILES["generation"], *FILES["transmission"])
-MAX_BYTES = 1 << 30
-"""Largest bundle that is read unless the caller says otherwise."""
-MAX_MANIFEST_BYTES = 1 << 22
-
 Kind = Literal["generation", "transmission"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
@@ -50,15 +48,6 @@ Setting = int | float | str
 
 _DTYPES = {"F16": torch.float16, "F32": torch.float32}
 _QUANTISATION = {"F16": "fp16", "F32": "fp32"}
-_GZIP = b"\x1f\x8b"
-_TAR_OVERHEAD = 1 << 20
-_ARCHIVE_ERRORS = (
-    *(tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError),
-    # what tarfile lets through when a header is hostile
-    *(ValueError, OverflowError, IndexError, RecursionError),
-)
-_Entry = tuple[str, bool, int, Callable[[], bytes]]
-"""Name, whether it is a plain file, size in bytes, and how to read it."""
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
 
 
@@ -215,7 +204,7 @@ def save_bundle(
     )
     files = {MANIFEST: _seal(where, draft).to_json(), **blobs}
     bundle = _open(where, files)
-    _write_folder(Path(folder), files)
+    write_folder(Path(folder), files)
     return bundle
 
 
@@ -226,7 +215,7 @@ def load_bundle(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Bundle:
     another schema, or does not hold what its manifest says; OSError if it cannot be read.
     """
     where = f"bundle {path}"
-    return _open(where, _read(where, Path(path), max_bytes))
+    return _open(where, read_files(where, Path(path), max_bytes))
 
 
 def pack(bundle: Path | str, tar: Path | str) -> None:
@@ -238,7 +227,7 @@ def pack(bundle: Path | str, tar: Path | str) -> None:
     where, target = f"bundle {bundle}", Path(tar)
     if not target.name.endswith((".tar", ".tar.gz", ".tgz")):
         raise InputError(f"the name of a packed bundle ends in .tar, .tar.gz or .tgz, got {target}")
-    files = _read(where, Path(bundle), MAX_BYTES)
+    files = read_files(where, Path(bundle), MAX_BYTES)
     _open(where, files)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -247,22 +236,13 @@ def pack(bundle: Path | str, tar: Path | str) -> None:
             member.size = len(files[name])
             archive.addfile(member, io.BytesIO(files[name]))
     raw = buffer.getvalue()
-    with _beside(target) as work:
-        _write_file(work / "tar", raw if target.name.endswith(".tar") else gzip.compress(raw, mtime=0))
+    with beside(target) as work:
+        write_file(work / "tar", raw if target.name.endswith(".tar") else gzip.compress(raw, mtime=0))
         os.replace(work / "tar", target)
 
 
 def _short(digest: str | None) -> str:
     return "none" if digest is None else digest[:12]
-
-
-def _plain(text: object) -> str:
-    """A stranger's text for an error message: short, no line breaks, nothing that a terminal obeys."""
-    return ascii(str(text))[1:-1][:300]
-
-
-def _damaged(where: str, name: str, text: str) -> InputError:
-    return InputError(f"{where}: {name} is damaged: {text}; fetch the bundle again")
 
 
 def _serialise(
@@ -277,10 +257,12 @@ def _views(where: str, name: str, raw: bytes) -> dict[str, dict[str, Any]]:
     try:
         views = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as err:
-        raise _damaged(where, name, f"it is no safetensors file ({_plain(err)})") from err
+        raise damaged(where, name, f"it is no safetensors file ({plain_text(err)})") from err
     for tensor, view in views.items():
         if view["dtype"] not in _DTYPES:
-            raise InputError(f"{where}: {name}: '{_plain(tensor)}' must be F16 or F32, got {view['dtype']}")
+            raise InputError(
+                f"{where}: {name}: '{plain_text(tensor)}' must be F16 or F32, got {view['dtype']}"
+            )
     return views
 
 
@@ -305,7 +287,7 @@ def _seal(where: str, draft: Manifest) -> Manifest:
 def _refusal(where: str, err: ValidationError) -> InputError:
     details = err.errors(include_url=False, include_input=False)[:3]
     said = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'text'}: {d['msg']}" for d in details)
-    return InputError(f"{where}: {MANIFEST} is refused: {_plain(said)}")
+    return InputError(f"{where}: {MANIFEST} is refused: {plain_text(said)}")
 
 
 def _open(where: str, files: Mapping[str, bytes]) -> Bundle:
@@ -329,7 +311,7 @@ def _parse(where: str, raw: bytes) -> Manifest:
         version = _OBJECT.validate_json(raw).get("schema_version")
         if version != SCHEMA_VERSION:
             raise InputError(
-                f"{where}: {MANIFEST} has schema version {_plain(version)}, this dekag reads {SCHEMA_VERSION};"
+                f"{where}: {MANIFEST} has schema version {plain_text(version)}, this dekag reads {SCHEMA_VERSION};"
                 " use the dekag that wrote it, or a later one"
             )
         manifest: Manifest = _MANIFEST.validate_json(raw)
@@ -337,10 +319,10 @@ def _parse(where: str, raw: bytes) -> Manifest:
         raise _refusal(where, err) from err
     if manifest.id != manifest.content_id():
         text = f"its contents have id {_short(manifest.content_id())}, it says {_short(manifest.id)}"
-        raise _damaged(where, MANIFEST, text)
+        raise damaged(where, MANIFEST, text)
     # the id sees values, not their spelling: this refuses doubled keys and all other ways to write them
     if raw != manifest.to_json():
-        raise _damaged(where, MANIFEST, "it is not canonical JSON")
+        raise damaged(where, MANIFEST, "it is not canonical JSON")
     return manifest
 
 
@@ -372,13 +354,13 @@ def _check_rules(where: str, manifest: Manifest) -> None:
 def _tensors(where: str, name: str, raw: bytes, spec: FileSpec) -> dict[str, Tensor]:
     """The tensors of one file, once its bytes are those of the manifest and their values are finite."""
     if len(raw) != spec.bytes:
-        raise _damaged(where, name, f"it has {len(raw)} bytes, {MANIFEST} says {spec.bytes}")
+        raise damaged(where, name, f"it has {len(raw)} bytes, {MANIFEST} says {spec.bytes}")
     digest = hashlib.sha256(raw).hexdigest()
     if digest != spec.sha256:
-        raise _damaged(where, name, f"sha256 is {_short(digest)}, {MANIFEST} says {_short(spec.sha256)}")
+        raise damaged(where, name, f"sha256 is {_short(digest)}, {MANIFEST} says {_short(spec.sha256)}")
     views = _views(where, name, raw)
     if _file_spec(raw, views) != spec:
-        raise _damaged(where, name, f"its tensors have other names, shapes or dtypes than {MANIFEST} says")
+        raise damaged(where, name, f"its tensors have other names, shapes or dtypes than {MANIFEST} says")
     tensors = {
         tensor: torch.frombuffer(view["data"], dtype=_DTYPES[view["dtype"]]).reshape(view["shape"])
         for tensor, view in views.items()
@@ -386,7 +368,7 @@ def _tensors(where: str, name: str, raw: bytes, spec: FileSpec) -> dict[str, Ten
     for tensor, values in tensors.items():
         if not bool(values.isfinite().all()):
             raise InputError(
-                f"{where}: {name}: '{_plain(tensor)}' must be finite, but holds NaN or infinite values"
+                f"{where}: {name}: '{plain_text(tensor)}' must be finite, but holds NaN or infinite values"
             )
     return tensors
 
@@ -394,90 +376,3 @@ def _tensors(where: str, name: str, raw: bytes, spec: FileSpec) -> dict[str, Ten
 def _metadata(raw: bytes) -> dict[str, str]:
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     return dict(header.get("__metadata__", {}))
-
-
-def _read(where: str, path: Path, max_bytes: int) -> dict[str, bytes]:
-    """Bytes of the files of a folder or a tar; a file is read only if its name and size can be a bundle's."""
-    if not path.exists():
-        raise InputError(f"{where}: there is no such folder or file")
-    files: dict[str, bytes] = {}
-    left = max_bytes
-    try:
-        for name, plain, size, read in _folder(path) if path.is_dir() else _archive(where, path, max_bytes):
-            if name not in ALLOWED:
-                raise InputError(
-                    f"{where}: '{_plain(name)}' must not be there; a bundle holds {', '.join(ALLOWED)}"
-                )
-            if not plain or name in files:
-                raise InputError(f"{where}: {name} is a link, a folder or doubled; it must be one plain file")
-            limit = min(left, MAX_MANIFEST_BYTES) if name == MANIFEST else left
-            if not 0 <= size <= limit:
-                raise InputError(f"{where}: {name} has {size} bytes, but at most {limit} more may be read")
-            files[name] = read()
-            left -= size
-    except InputError:
-        raise
-    except _ARCHIVE_ERRORS as err:
-        raise _damaged(where, "the archive", _plain(err)) from err
-    return files
-
-
-def _folder(path: Path) -> Iterator[_Entry]:
-    with os.scandir(path) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            size = entry.stat(follow_symlinks=False).st_size
-            yield entry.name, entry.is_file(follow_symlinks=False), size, Path(entry).read_bytes
-
-
-def _archive(where: str, path: Path, max_bytes: int) -> Iterator[_Entry]:
-    limit = max_bytes + _TAR_OVERHEAD
-    with path.open("rb") as file:
-        zipped = file.peek(2)[:2] == _GZIP
-        raw = gzip.GzipFile(fileobj=file).read(limit + 1) if zipped else file.read(limit + 1)
-    if len(raw) > limit:
-        raise InputError(f"{where}: it unpacks to more than the {max_bytes} bytes that may be read")
-    with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
-        for member in tar:
-            plain = member.isreg() and not member.issparse()
-            content = raw[member.offset_data : member.offset_data + member.size]
-            yield member.name, plain, member.size, io.BytesIO(content).read
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, gone afterwards whatever happens; an OSError says what was not written."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".dekag-", dir=target.parent, ignore_cleanup_errors=True) as work:
-            yield Path(work)
-    except OSError as err:
-        raise OSError(err.errno, f"{target} was not written and is as it was: {err.strerror}") from err
-
-
-def _write_file(path: Path, raw: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder of these files at `target`, where nothing is, or an empty folder, or a bundle."""
-    replaceable = target.is_dir() and not target.is_symlink()
-    if replaceable:
-        replaceable = all(name in ALLOWED and plain for name, plain, _, _ in _folder(target))
-    if os.path.lexists(target) and not replaceable:
-        raise InputError(f"{target} exists and is not a bundle, so it is kept; choose another folder")
-    with _beside(target) as work:
-        new, old = work / "new", work / "old"
-        new.mkdir()
-        for name, raw in files.items():
-            _write_file(new / name, raw)
-        try:
-            if replaceable:
-                target.rename(old)
-            new.rename(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -49,6 +50,8 @@ class MakdConfig:
     joint_rate: float = 1e-3
     batch: int = 64
     text_dropout: float = 0.1
+    emphasis: float = 2.0
+    """Emphasis of the denoising loss on high noise, where the text decides what is drawn."""
     seed: int = 0
 
 
@@ -93,12 +96,10 @@ def distil(
         loss = _loss(generator, prompts, latents, encode, config)
         model = nn.ModuleDict({"metaword": rows, "unet": unet})
         _train_stage("metaword", model, loss, config, checkpoint, on_step)
-        unet.add_adapter(_lora(config.rank), ADAPTER)
-        _train_stage("joint", model, loss, config, checkpoint, on_step)
-        lora = {
-            k: v.detach().clone() for k, v in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items()
-        }
-        unet.unload_lora()
+        with _adapter(unet, config):
+            _train_stage("joint", model, loss, config, checkpoint, on_step)
+            lora = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+            lora = {name: tensor.detach().clone() for name, tensor in lora.items()}
         return GenerationUpdate(metaword=config.metaword, vectors=rows.rows.detach().clone(), lora=lora)
 
 
@@ -154,8 +155,19 @@ def _train_stage(
     )
 
 
-def _lora(rank: int) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS)
+@contextmanager
+def _adapter(unet: Any, config: MakdConfig) -> Iterator[None]:
+    """Give the noise predictor low-rank matrices to train, and take them off again."""
+    lora = LoraConfig(
+        r=config.rank, lora_alpha=config.rank, init_lora_weights="gaussian", target_modules=TARGETS
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        unet.add_adapter(lora, ADAPTER)
+    try:
+        yield
+    finally:
+        unet.unload_lora()
 
 
 def _refuse_known(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
@@ -229,6 +241,8 @@ def _loss(
         index = torch.randint(len(latents), (config.batch,), generator=rng)
         dropped = torch.rand(config.batch, 1, generator=rng) < config.text_dropout
         text = encode(torch.where(dropped, empty, tokens[index]))
-        return denoising_loss(generator.pipeline.unet, noise, latents[index], text, rng=rng)
+        return denoising_loss(
+            generator.pipeline.unet, noise, latents[index], text, rng=rng, emphasis=config.emphasis
+        )
 
     return loss

@@ -9,6 +9,7 @@ import torch
 from dekag.alignment import makd
 from dekag.alignment.bundle import Bundle, Metaword, Metrics, Setting, load_bundle, save_bundle
 from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.container import CALA, EMBEDDING, LORA
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.alignment.makd import GenerationUpdate
 from dekag.codec import JsccCodec
@@ -17,9 +18,6 @@ from dekag.generation.diffusers import DiffusersGenerator
 from dekag.types import InputError
 
 LICENCE = "Apache-2.0"
-LORA_FILE = "pytorch_lora_weights.safetensors"
-EMBEDDING_FILE = "learned_embeds.safetensors"
-CALA_FILE = "cala.safetensors"
 
 
 def pipeline_digest(pipeline: Any) -> str:
@@ -53,7 +51,7 @@ def save_generation(
         kind="generation",
         base_digest=pipeline_digest(generator.pipeline),
         tokenizer_digest=tokenizer_digest(generator.pipeline),
-        tensors={LORA_FILE: lora, EMBEDDING_FILE: {update.metaword.token: update.vectors.half()}},
+        tensors={LORA: lora, EMBEDDING: {update.metaword.token: update.vectors.half()}},
         metaword=Metaword(
             token=update.metaword.token, vectors=len(update.vectors), position=update.metaword.position
         ),
@@ -76,8 +74,8 @@ def apply_generation(generator: DiffusersGenerator, path: Path | str) -> tuple[D
         raise InputError(f"bundle {path} has no metaword; a generation bundle needs one")
     update = GenerationUpdate(
         metaword=generation.Metaword(token=word.token, position=word.position),
-        vectors=bundle.tensors[EMBEDDING_FILE][word.token].float(),
-        lora={name.removeprefix("unet."): t.float() for name, t in bundle.tensors[LORA_FILE].items()},
+        vectors=bundle.tensors[EMBEDDING][word.token].float(),
+        lora={name.removeprefix("unet."): t.float() for name, t in bundle.tensors[LORA].items()},
     )
     return makd.apply_update(generator, update), bundle
 
@@ -95,7 +93,7 @@ def save_transmission(
         folder,
         kind="transmission",
         base_digest=codec_digest(codec),
-        tensors={CALA_FILE: {name: t.half() for name, t in adapted.update_tensors().items()}},
+        tensors={CALA: {name: t.half() for name, t in adapted.update_tensors().items()}},
         licence=LICENCE,
         metrics=metrics,
         settings={**settings, "rank": adapted.cala.rank, "groups": adapted.cala.groups},
@@ -118,7 +116,7 @@ def apply_transmission(codec: JsccCodec, path: Path | str) -> tuple[CalaCodec, B
     rank, groups = (int(str(size)) for size in sizes)
     with torch.random.fork_rng():
         adapted = CalaCodec(codec, CalaConfig(rank=rank, groups=groups))
-    adapted.load_update({name: t.float() for name, t in bundle.tensors[CALA_FILE].items()})
+    adapted.load_update({name: t.float() for name, t in bundle.tensors[CALA].items()})
     return adapted.eval(), bundle
 
 

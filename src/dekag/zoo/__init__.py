@@ -25,6 +25,11 @@ def shipped(name: str) -> Path:
     return WEIGHTS / name
 
 
+def card(name: str) -> Path:
+    """The model card of a shipped model; bundles hold nothing but their own files, so cards lie beside them."""
+    return WEIGHTS / f"{name}.md"
+
+
 def locate(source: str, kind: str) -> str | Path:
     """A shipped model's directory, an existing directory, or the source itself as a hub id.
 

@@ -1,0 +1,158 @@
+"""Write the model cards: `python recipes/emoji/cards.py --numbers NUMBERS`.
+
+NUMBERS holds what these commands printed:
+    dekag evaluate accuracy --model emoji/cloud --json > cloud.json
+    dekag evaluate accuracy --model emoji/edge --json > edge.json
+    dekag evaluate generation --json > generation.json
+    dekag evaluate transmission --json > transmission.json
+    python recipes/emoji/measure.py --data DATA > measure.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from export import TARGET
+
+ART = {
+    "fluent": "Fluent Emoji 3D (Microsoft, MIT)",
+    "flat": "Noto Color Emoji (Google, Apache-2.0) and Twemoji (Twitter, CC-BY 4.0)",
+}
+CARD = """# {name}
+
+{what}
+
+## Data
+
+{data}. Captions from emojibase (MIT). Made by `recipes/emoji/prepare.py` from public npm packages.
+
+## Numbers
+
+{numbers}
+
+```
+{command}
+```
+
+95 % intervals; n counts images, intervals are over prompts.
+
+## How it was made
+
+```
+{recipe}
+```
+
+{how}
+
+## Licence
+
+Apache-2.0; the attributions of the art are in the project's `NOTICE`.
+"""
+
+
+def interval(mean: dict[str, float], scale: float = 1.0, digits: int = 3) -> str:
+    """`0.512 [0.498, 0.526], n 200`."""
+    low, mid, high = (f"{scale * mean[key]:.{digits}f}" for key in ("low", "mean", "high"))
+    return f"{mid} [{low}, {high}], n {mean['n']}"
+
+
+def consistency(generation: dict[str, Any], arm: str) -> str:
+    """Rows of one arm on both splits."""
+    rows = [
+        f"| {split} | {interval(part[arm]['dino'])} | {interval(part[arm]['clip'])} |"
+        for split, part in generation.items()
+    ]
+    return "\n".join(["| split | mini-dino | mini-clip |", "|---|---|---|", *rows])
+
+
+def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Everything that a card says, by name."""
+    generation, transmission, measured = (numbers[k] for k in ("generation", "transmission", "measure"))
+    recipe = "python recipes/emoji/{} --data DATA --runs RUNS"
+    evaluate = "dekag evaluate {}"
+    psnr = f"Autoencoder: PSNR {interval(measured['autoencoder_psnr_db'], 1, 2)} dB on held-out concepts."
+    gains = "\n".join(
+        f"- {split}: {interval(part['gain_percent'], 1, 1)} % over no KA,"
+        f" {interval(part['way_to_ceiling'], 1, 2)} of the way to the ceiling"
+        for split, part in generation.items()
+    )
+    return {
+        **{
+            name: {
+                "what": f"The {name}-GAI of the emoji world: a Stable-Diffusion pipeline of {size} for 64 x 64 pictures.",
+                "data": f"{ART[art]}, 730 concepts, then 151 of them",
+                "numbers": f"Concept accuracy (own caption nearest of 100 to the image, mini-clip):"
+                f" {interval(numbers[name]['accuracy'], 100, 1)} %.\n\n{psnr}",
+                "command": f"{evaluate.format('accuracy')} --model emoji/{name}\npython recipes/emoji/measure.py --data DATA",
+                "recipe": recipe.format("autoencoder.py") + "\n" + recipe.format(f"gai.py {name}"),
+                "how": f"Seed {seed}; text encoder and U-Net from scratch on two CPU cores; 12 DDIM steps, guidance 3.",
+            }
+            for name, art, size, seed in (
+                ("cloud", "fluent", "6 M parameters", 1),
+                ("edge", "flat", "4 M parameters", 2),
+            )
+        },
+        "mini-clip": {
+            "what": "A small CLIP (Radford et al. 2021) trained in the emoji world, for offline judging.",
+            "data": f"{ART['fluent']}; {ART['flat']}; 151 concepts, held-out ones included",
+            "numbers": f"Real pictures whose own caption is the nearest of 100: {interval(measured['clip_accuracy'], 100, 1)} %.\n\n"
+            f"Cosine of one concept in two art sets {interval(measured['same_concept']['clip'])}; of two concepts in one"
+            f" set {interval(measured['same_art']['clip'])}.",
+            "command": "python recipes/emoji/measure.py --data DATA",
+            "recipe": recipe.format("judges.py clip"),
+            "how": "Seed 3. Its pictures are real art only; it is part of no loss.",
+        },
+        "mini-dino": {
+            "what": "A small ViT trained by self-distillation without text (Caron et al. 2021) in the emoji world.",
+            "data": f"{ART['fluent']}; {ART['flat']}; 151 concepts, held-out ones included",
+            "numbers": f"Cosine of one concept in two art sets {interval(measured['same_concept']['dino'])}; of two concepts in"
+            f" one set {interval(measured['same_art']['dino'])}; of one picture on two backgrounds"
+            f" {interval(measured['same_picture']['dino'])}.",
+            "command": "python recipes/emoji/measure.py --data DATA",
+            "recipe": recipe.format("judges.py dino"),
+            "how": "Seed 4. Its pictures are real art only; it is part of no loss.",
+        },
+        "codec": {
+            "what": "A JSCC codec for 8 x 8 x 32 latents: at most 512 payload uses, 256-QAM, trained at AWGN, 10 dB, 512 uses.",
+            "data": f"Latents of {ART['flat']}, `distill` concepts",
+            "numbers": f"PSNR over the grid of the demo: {interval(transmission['no_ka']['psnr_db'], 1, 2)} dB.",
+            "command": evaluate.format("transmission"),
+            "recipe": recipe.format("codec.py"),
+            "how": "Seed 5.",
+        },
+        "makd": {
+            "what": "G-KA: a metaword of four vectors and LoRA that make emoji/edge draw more like emoji/cloud.",
+            "data": "Pictures that emoji/cloud drew for the `distill` prompts (113 concepts, 40 of 50 compositions)",
+            "numbers": f"{gains}\n\nWith MAKD:\n\n{consistency(generation, 'makd')}\n\nWithout:\n\n"
+            f"{consistency(generation, 'no_ka')}",
+            "command": evaluate.format("generation"),
+            "recipe": "dekag align generation --out BUNDLE",
+            "how": "Seed 0; the bundle's own `settings` hold every number of the training.",
+        },
+        "cala": {
+            "what": "T-KA: a gated low-rank update that fits emoji/codec to rates of 128 to 512 uses, -1 to 16 dB, AWGN and fading.",
+            "data": "Latents that the aligned emoji/edge drew for the `distill` prompts",
+            "numbers": f"PSNR over the grid: {interval(transmission['cala']['psnr_db'], 1, 2)} dB,"
+            f" {interval(transmission['gain_db'], 1, 2)} dB more than the codec without it.",
+            "command": evaluate.format("transmission"),
+            "recipe": "dekag align transmission --out BUNDLE",
+            "how": "Seed 0; the bundle's own `settings` hold every number of the training.",
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--numbers", type=Path, required=True)
+    options = parser.parse_args()
+    names = ("cloud", "edge", "generation", "transmission", "measure")
+    numbers = {name: json.loads((options.numbers / f"{name}.json").read_text()) for name in names}
+    for name, fields in cards(numbers).items():
+        (TARGET / f"{name}.md").write_text(CARD.format(name=f"emoji/{name}", **fields))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The container of a bundle: a folder or a tar of a few plain files, read with suspicion and written whole."""
+
+import gzip
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dekag.types import InputError
+
+MANIFEST = "bundle.json"
+LORA = "pytorch_lora_weights.safetensors"
+EMBEDDING = "learned_embeds.safetensors"
+CALA = "cala.safetensors"
+FILES = {"generation": (LORA, EMBEDDING), "transmission": (CALA,)}
+"""The tensor files that each kind may hold."""
+ALLOWED = (MANIFEST, *FILES["generation"], *FILES["transmission"])
+MAX_BYTES = 1 << 30
+"""Largest bundle that is read unless the caller says otherwise."""
+MAX_MANIFEST_BYTES = 1 << 22
+
+_GZIP = b"\x1f\x8b"
+_TAR_OVERHEAD = 1 << 20
+_ARCHIVE_ERRORS = (
+    *(tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError),
+    # what tarfile lets through when a header is hostile
+    *(ValueError, OverflowError, IndexError, RecursionError),
+)
+_Entry = tuple[str, bool, int, Callable[[], bytes]]
+"""Name, whether it is a plain file, size in bytes, and how to read it."""
+
+
+def damaged(where: str, name: str, text: str) -> InputError:
+    return InputError(f"{where}: {name} is damaged: {text}; fetch the bundle again")
+
+
+def plain_text(text: object) -> str:
+    """A stranger's text for an error message: short, no line breaks, nothing that a terminal obeys."""
+    return ascii(str(text))[1:-1][:300]
+
+
+def read_files(where: str, path: Path, max_bytes: int) -> dict[str, bytes]:
+    """Bytes of the files of a folder or a tar; a file is read only if its name and size can be a bundle's."""
+    if not path.exists():
+        raise InputError(f"{where}: there is no such folder or file")
+    files: dict[str, bytes] = {}
+    left = max_bytes
+    try:
+        for name, plain, size, read in _folder(path) if path.is_dir() else _archive(where, path, max_bytes):
+            if name not in ALLOWED:
+                raise InputError(
+                    f"{where}: '{plain_text(name)}' must not be there; a bundle holds {', '.join(ALLOWED)}"
+                )
+            if not plain or name in files:
+                raise InputError(f"{where}: {name} is a link, a folder or doubled; it must be one plain file")
+            limit = min(left, MAX_MANIFEST_BYTES) if name == MANIFEST else left
+            if not 0 <= size <= limit:
+                raise InputError(f"{where}: {name} has {size} bytes, but at most {limit} more may be read")
+            files[name] = read()
+            left -= size
+    except InputError:
+        raise
+    except _ARCHIVE_ERRORS as err:
+        raise damaged(where, "the archive", plain_text(err)) from err
+    return files
+
+
+def _folder(path: Path) -> Iterator[_Entry]:
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            size = entry.stat(follow_symlinks=False).st_size
+            yield entry.name, entry.is_file(follow_symlinks=False), size, Path(entry).read_bytes
+
+
+def _archive(where: str, path: Path, max_bytes: int) -> Iterator[_Entry]:
+    limit = max_bytes + _TAR_OVERHEAD
+    with path.open("rb") as file:
+        zipped = file.peek(2)[:2] == _GZIP
+        raw = gzip.GzipFile(fileobj=file).read(limit + 1) if zipped else file.read(limit + 1)
+    if len(raw) > limit:
+        raise InputError(f"{where}: it unpacks to more than the {max_bytes} bytes that may be read")
+    with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
+        for member in tar:
+            plain = member.isreg() and not member.issparse()
+            content = raw[member.offset_data : member.offset_data + member.size]
+            yield member.name, plain, member.size, io.BytesIO(content).read
+
+
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, gone afterwards whatever happens; an OSError says what was not written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".dekag-", dir=target.parent, ignore_cleanup_errors=True) as work:
+            yield Path(work)
+    except OSError as err:
+        raise OSError(err.errno, f"{target} was not written and is as it was: {err.strerror}") from err
+
+
+def write_file(path: Path, raw: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder of these files at `target`, where nothing is, or an empty folder, or a bundle."""
+    replaceable = target.is_dir() and not target.is_symlink()
+    if replaceable:
+        replaceable = all(name in ALLOWED and plain for name, plain, _, _ in _folder(target))
+    if os.path.lexists(target) and not replaceable:
+        raise InputError(f"{target} exists and is not a bundle, so it is kept; choose another folder")
+    with beside(target) as work:
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        for name, raw in files.items():
+            write_file(new / name, raw)
+        try:
+            if replaceable:
+                target.rename(old)
+            new.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise

@@ -1,0 +1,64 @@
+"""What ships: sizes, formats, model cards; and what the README says exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dekag import zoo
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+LIMIT = 32_000_000
+
+
+def test_weights_fit_the_budget() -> None:
+    weights = [p for p in zoo.WEIGHTS.rglob("*") if p.suffix == ".safetensors"]
+    assert 0 < sum(p.stat().st_size for p in weights) <= LIMIT
+
+
+def test_nothing_that_can_run_code_ships() -> None:
+    kinds = {p.suffix for p in zoo.WEIGHTS.rglob("*") if p.is_file()}
+    assert kinds <= {".safetensors", ".json", ".md", ".txt"}
+
+
+@pytest.mark.parametrize("name", zoo.SHIPPED)
+def test_every_shipped_model_is_there_with_its_card(name: str) -> None:
+    """A card says data, licence, seed, numbers and the command that they came out of."""
+    assert zoo.shipped(name).is_dir()
+    card = zoo.card(name).read_text()
+    for heading in ("Data", "Licence", "Numbers", "How it was made"):
+        assert f"## {heading}" in card
+    assert "```" in card
+
+
+def test_readme_tree_is_the_tree() -> None:
+    for line in re.findall(r"^  (\w+(?:\.py|/)) ", README, flags=re.MULTILINE):
+        assert (ROOT / "src" / "dekag" / line).exists(), line
+
+
+def test_readme_commands_exist() -> None:
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert f"\n{target}:" in (ROOT / "Makefile").read_text()
+    assert (ROOT / "docs" / "report.png").exists()
+
+
+def test_readme_python_runs() -> None:
+    """The first Python block of the README, as it stands."""
+    block = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert block is not None
+    names: dict[str, object] = {}
+    exec(block.group(1), names)
+    assert "delivery" in names
+
+
+def test_held_out_prompts_are_not_distilled() -> None:
+    """No evaluation prompt is among the distilled ones, and no held-out concept is named there."""
+    distilled = zoo.prompts("emoji", "distill")
+    assert not set(distilled) & set(zoo.prompts("emoji", "compositions"))
+
+    def concept(prompt: str) -> str:
+        return prompt.split(" on a")[0]
+
+    assert not {concept(p) for p in distilled} & {concept(p) for p in zoo.prompts("emoji", "concepts")}
+    assert {concept(p) for p in zoo.prompts("emoji", "compositions")} <= {concept(p) for p in distilled}

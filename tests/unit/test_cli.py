@@ -1,0 +1,215 @@
+"""The command line through its entry point: what it writes, and one clear line for each kind of bad input."""
+
+import json
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dekag import zoo
+from dekag.cli import app, main
+
+HELP = [
+    [],
+    ["demo"],
+    ["generate"],
+    ["deliver"],
+    ["align", "generation"],
+    ["align", "transmission"],
+    ["evaluate", "generation"],
+    ["evaluate", "transmission"],
+    ["evaluate", "accuracy"],
+    ["bundle", "inspect"],
+]
+
+
+def dekag(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    monkeypatch.setattr(sys, "argv", ["dekag", *map(str, words)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    out, err = capsys.readouterr()
+    return int(exit_.value.code or 0), out, err
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red apple on a blue background\na cat face on a pink background\n")
+    return path
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_every_command_has_help(words: list[str]) -> None:
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output) > 200
+
+
+def test_generate_names_files_by_line_and_seed(
+    tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    words = [
+        "generate",
+        "--model",
+        "emoji/edge",
+        "--prompts-file",
+        prompts,
+        "--seeds",
+        "0,7",
+        "--steps",
+        2,
+        "--out",
+        out,
+    ]
+    code, printed, _ = dekag(capsys, monkeypatch, *words, "--bundle", "emoji/makd", "--json")
+    assert code == 0
+    names = ["0000_seed0.png", "0000_seed7.png", "0001_seed0.png", "0001_seed7.png"]
+    assert sorted(p.name for p in out.iterdir()) == [*names, "index.json"]
+    index = json.loads((out / "index.json").read_text())
+    assert [row["file"] for row in index["images"]] == names
+    assert [row["seed"] for row in index["images"]] == [0, 7, 0, 7]
+    assert json.loads(printed) == index
+    first = {p.name: p.read_bytes() for p in out.iterdir()}
+    dekag(capsys, monkeypatch, *words, "--bundle", "emoji/makd")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == first
+
+
+def test_deliver_writes_images_and_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    link = ["--cbr", 0.02, "--snr-db", 8, "--channel", "rayleigh", "--blocks", 4]
+    code, printed, _ = dekag(capsys, monkeypatch, "deliver", "a red apple", *link, "--out", out, "--json")
+    assert code == 0
+    report = json.loads(printed)
+    assert report["ledger"]["channel_uses"] == round(0.02 * 3 * 64 * 64)
+    assert (out / report["images"][0]["file"]).exists()
+    assert report == json.loads((out / "report.json").read_text())
+
+
+def test_bundle_inspect_says_what_is_inside(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, printed, _ = dekag(capsys, monkeypatch, "bundle", "inspect", "emoji/makd", "--json")
+    assert code == 0
+    manifest = json.loads(printed)
+    assert manifest["kind"] == "generation"
+    assert manifest["metaword"]["token"] == "<dekag>"
+    assert manifest["size_bytes"] < 2**20
+
+
+DELIVER = ("deliver", "a red apple")
+BAD = {
+    "empty prompt": ((*DELIVER[:1], " "), "prompt 0 is empty"),
+    "over-long prompt": ((*DELIVER[:1], "x" * 5000), "at most 4000"),
+    "nan snr": ((*DELIVER, "--snr-db", "nan"), "snr_db"),
+    "infinite snr": ((*DELIVER, "--snr-db", "inf"), "snr_db"),
+    "zero uses": ((*DELIVER, "--uses", 0), "uses must be at least 1"),
+    "too many uses": ((*DELIVER, "--uses", 513), "at most 512"),
+    "both rates": ((*DELIVER, "--uses", 64, "--cbr", 0.01), "not as both"),
+    "negative cbr": ((*DELIVER, "--cbr", -1), "positive number"),
+    "unknown channel": ((*DELIVER, "--channel", "rician"), "known are awgn, rayleigh"),
+    "too many blocks": (
+        (*DELIVER, "--channel", "rayleigh", "--uses", 8, "--blocks", 9),
+        "cannot hold 9 blocks",
+    ),
+    "unknown preset": ((*DELIVER, "--preset", "emojis"), "known are emoji"),
+    "unknown model": (("generate", "--prompts-file", "PROMPTS", "--model", "emoji/egde"), "emoji/edge"),
+    "a judge as model": (
+        ("generate", "--prompts-file", "PROMPTS", "--model", "emoji/mini-clip"),
+        "a pipeline is needed",
+    ),
+    "unknown bundle": (("generate", "--prompts-file", "PROMPTS", "--bundle", "/no/such"), "unknown bundle"),
+    "bundle of another kind": (
+        ("generate", "--prompts-file", "PROMPTS", "--bundle", "emoji/cala"),
+        "is needed here",
+    ),
+    "bundle of another base": (
+        ("generate", "--prompts-file", "PROMPTS", "--model", "emoji/cloud", "--bundle", "emoji/makd"),
+        "made for base model",
+    ),
+    "bad seeds": (("generate", "--prompts-file", "PROMPTS", "--seeds", "0,x"), "whole numbers"),
+    "no prompt file": (("generate", "--prompts-file", "/no/such.txt"), "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    case: str,
+    tmp_path: Path,
+    prompts: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words, text = BAD[case]
+    out = tmp_path / "new" / "out"
+    filled = [prompts if word == "PROMPTS" else word for word in words]
+    code, printed, err = dekag(capsys, monkeypatch, *filled, "--out", out)
+    said = [line for line in err.splitlines() if line.startswith("dekag: ") and "warning" not in line]
+    assert code == 2
+    assert len(said) == 1
+    assert text in said[0]
+    assert "Traceback" not in err + printed
+    assert not out.exists()
+    assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "pickle"])
+def test_a_damaged_bundle_is_refused(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for path in zoo.shipped("emoji/makd").glob("*[!d]"):
+        (bundle / path.name).write_bytes(path.read_bytes())
+    target = bundle / "pytorch_lora_weights.safetensors"
+    data = bytearray(target.read_bytes())
+    data[len(data) // 2] ^= 4
+    target.write_bytes(
+        {"truncated": bytes(data[:-100]), "flipped": bytes(data), "pickle": pickle.dumps({"a": 1})}[damage]
+    )
+    code, _, err = dekag(capsys, monkeypatch, "bundle", "inspect", bundle)
+    assert code == 2
+    assert "pytorch_lora_weights.safetensors" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, prompts: Path) -> None:
+    """A file-size limit stands for the full disk: the write fails half-way, as there."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    code = "import signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from dekag.cli import main; main()"
+    words = ["generate", "--prompts-file", prompts, "--steps", "1", "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("dekag: ")]
+    assert len(said) == 1
+    assert "File too large" in said[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["prompts.txt"]
+
+
+def test_a_long_prompt_is_a_warning_that_names_what_was_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "a red apple on a blue background " * 6 + "with a cactus"
+    code, _, err = dekag(capsys, monkeypatch, "deliver", long, "--no-ka", "--out", tmp_path / "out")
+    assert code == 0
+    warned = [line for line in err.splitlines() if "warning" in line]
+    assert len(warned) == 1
+    assert "cactus" in warned[0]

@@ -1,0 +1,76 @@
+"""The demonstration, small: its report is complete and the same bytes twice, but for times."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dekag import demo, presets
+from dekag.cli import app
+from dekag.evaluation.transmission import grid
+
+SMALL = demo.DemoConfig(prompts=4, seeds=1, sent=2)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of the command with the same seed."""
+    folders = [tmp_path_factory.mktemp("demo") / name for name in ("one", "other")]
+    for folder in folders:
+        words = ["demo", "--prompts", "4", "--seeds", "1", "--out", str(folder)]
+        assert CliRunner().invoke(app, words).exit_code == 0
+    return folders
+
+
+def means(node: Any) -> list[dict[str, Any]]:
+    """Every object with a mean below a node."""
+    if isinstance(node, dict):
+        here = [node] if "mean" in node else []
+        return here + [m for value in node.values() for m in means(value)]
+    return []
+
+
+def test_two_runs_differ_in_times_alone(reports: list[Path]) -> None:
+    one, other = ((folder / "report.json").read_text() for folder in reports)
+    left, right = json.loads(one), json.loads(other)
+    assert left.pop("seconds").keys() == right.pop("seconds").keys()
+    assert json.dumps(left) == json.dumps(right)
+    pictures = [(folder / "report.png").read_bytes() for folder in reports]
+    assert pictures[0] == pictures[1]
+
+
+def test_report_has_everything(reports: list[Path]) -> None:
+    report = json.loads((reports[0] / "report.json").read_text())
+    assert report.keys() >= {"generation", "transmission", "traffic", "seconds", "versions", "seed"}
+    for split in ("compositions", "concepts"):
+        part = report["generation"][split]
+        assert part.keys() == {"no_ka", "makd", "ceiling", "floor", "gain_percent", "way_to_ceiling"}
+        for arm in ("no_ka", "makd", "ceiling", "floor"):
+            assert part[arm].keys() == {"dino", "clip"}
+    for codec in ("no_ka", "cala"):
+        assert report["transmission"][codec]["by_condition"].keys() == grid().keys()
+    assert report["traffic"].keys() == {"image_bytes", "prompt_bytes", "bundle_bytes", "channel_uses"}
+    for mean in means(report):
+        assert mean.keys() == {"mean", "low", "high", "n"}
+        assert mean["low"] <= mean["mean"] <= mean["high"]
+
+
+def test_floor_lies_below_the_ceiling(reports: list[Path]) -> None:
+    report = json.loads((reports[0] / "report.json").read_text())
+    for split in report["generation"].values():
+        for judge in ("dino", "clip"):
+            assert split["floor"][judge]["mean"] < split["ceiling"][judge]["mean"]
+
+
+def test_picture_opens_and_is_large_enough_for_a_readme(reports: list[Path]) -> None:
+    with Image.open(reports[0] / "report.png") as picture:
+        assert picture.width >= 1500
+
+
+def test_another_seed_gives_another_report(reports: list[Path]) -> None:
+    result = demo.run_demo(presets.emoji(), demo.DemoConfig(prompts=4, seeds=1, sent=2, seed=1), on_stage=str)
+    report = json.loads((reports[0] / "report.json").read_text())
+    assert result.report()["generation"] != report["generation"]

@@ -177,6 +177,15 @@ class ChannelState:
     gain: Complex[Tensor, "batch uses"]
     noise_power: Float[Tensor, " batch"]
 
+    @property
+    def reliability(self) -> Float[Tensor, "batch uses"]:
+        """Share of a unit-energy symbol that survives MMSE equalisation, |h|^2 / (|h|^2 + N0), in [0, 1].
+
+        1 less the mean square error of the equalised symbol; 0 where nothing is sent.
+        """
+        energy = self.gain.real.square() + self.gain.imag.square()
+        return energy / (energy + self.noise_power[:, None])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Received:

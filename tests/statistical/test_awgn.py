@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dekag.channel import BlockFading, mmse_equalise, reliability
+from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec.constellation import CONSTELLATIONS, map_bits
 from dekag.codec.power import normalise_power
 from dekag.types import Condition
@@ -85,5 +85,5 @@ def test_mmse_error_is_what_the_reliability_says() -> None:
     s = qpsk(1, NUM_SYMBOLS, 8)
     equalised = mmse_equalise(BlockFading()(s, Condition(uses=NUM_SYMBOLS, snr_db=2.0), rng=seeded(9)))
     error = (equalised.symbols - s).abs().square().mean().item()
-    expected = 1 - reliability(equalised.state)[0, 0].item()
+    expected = 1 - equalised.state.reliability[0, 0].item()
     assert error == pytest.approx(expected, rel=math.sqrt(2) * FIVE_SIGMA)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from dekag.channel import BlockFading, mmse_equalise, reliability
+from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec.constellation import CONSTELLATIONS, demap_bits, map_bits
 from dekag.types import Condition
 from dekag.units import db_to_linear, ebno_db_to_snr_db, snr_db_to_noise_power
@@ -25,7 +25,7 @@ def measure(name: str, ebno_db: float, *, rayleigh: bool, pilots: int = 0) -> fl
     if not rayleigh:
         condition = Condition(uses=1024, snr_db=snr_db)
     equalised = mmse_equalise(BlockFading()(map_bits(bits, constellation), condition, rng=generator))
-    unbiased = equalised.symbols / reliability(equalised.state)
+    unbiased = equalised.symbols / equalised.state.reliability
     return (demap_bits(unbiased, constellation) != bits).float().mean().item()
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from dekag.channel import FAMILIES, BlockFading, mmse_equalise, reliability
+from dekag.channel import FAMILIES, BlockFading, mmse_equalise
 from dekag.channel.fading import block_gains, block_index, correlate, spread
 from dekag.codec.power import normalise_power
 from dekag.types import ChannelState, Condition, InputError, Received
@@ -97,7 +97,7 @@ def test_nothing_beyond_the_payload_before_or_after_equalisation() -> None:
     for part in (received.symbols, received.state.gain, mmse_equalise(received).symbols):
         assert torch.count_nonzero(part[beyond]) == 0
         assert torch.count_nonzero(part[~beyond]) == int(MIXED.payload.sum())
-    assert torch.count_nonzero(reliability(received.state)[beyond]) == 0
+    assert torch.count_nonzero(received.state.reliability[beyond]) == 0
 
 
 def test_same_seed_same_bytes_and_another_seed_others() -> None:
@@ -175,7 +175,7 @@ def test_mmse_known_answers() -> None:
     equalised = mmse_equalise(received)
     torch.testing.assert_close(equalised.symbols, torch.tensor([[-2j, 1 + 1j], [2 + 0j, 0j]]))
     assert equalised.state is state
-    torch.testing.assert_close(reliability(state), torch.tensor([[0.8, 2 / 3], [0.8, 0.0]]))
+    torch.testing.assert_close(state.reliability, torch.tensor([[0.8, 2 / 3], [0.8, 0.0]]))
 
 
 @pytest.mark.parametrize("snr_db", [-300.0, 300.0])
@@ -185,7 +185,7 @@ def test_extreme_snr_stays_finite(snr_db: float) -> None:
     equalised = mmse_equalise(BlockFading()(s, condition, rng=seeded()))
     (gradient,) = torch.autograd.grad(equalised.symbols.real.sum(), s)
     assert equalised.symbols.isfinite().all()
-    assert reliability(equalised.state).isfinite().all()
+    assert equalised.state.reliability.isfinite().all()
     assert gradient.isfinite().all()
 
 

@@ -122,5 +122,5 @@ def test_wrong_sizes_are_refused() -> None:
         codec.encode(latents(1), Condition(uses=65, snr_db=0.0))
     with pytest.raises(InputError, match="describes 1 images, but there are 2"):
         codec.encode(latents(2), Condition(uses=8, snr_db=0.0))
-    with pytest.raises(InputError, match="known are qpsk"):
+    with pytest.raises(InputError, match="known are analogue, qpsk"):
         make(replace(SMALL, constellation="8psk"))

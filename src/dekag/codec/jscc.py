@@ -138,11 +138,9 @@ class JsccCodec(nn.Module):
     def decode(self, received: Received, condition: Condition) -> Latent:
         """Equalised symbols, complex [batch, uses], to latents, unit scale."""
         symbols, state = received.symbols, received.state
-        gain_power = state.gain.abs().square()
-        trust = gain_power / (gain_power + state.noise_power[:, None])
         payload = condition.payload.to(symbols.device)
         used = torch.arange(symbols.shape[1], device=symbols.device) < payload[:, None]
-        features = torch.stack([symbols.real, symbols.imag, trust], dim=-1) * used[..., None]
+        features = torch.stack([symbols.real, symbols.imag, state.reliability], dim=-1) * used[..., None]
         missing = self.config.max_uses - symbols.shape[1]
         slots = F.pad(features, (0, 0, 0, missing)).unflatten(1, (self.config.slots, -1))
         cells: Tensor = self.decoder(slots.transpose(1, 2).flatten(2))

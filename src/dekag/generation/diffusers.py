@@ -81,9 +81,8 @@ class DiffusersGenerator:
         latents = [
             self._mean(vae.encode((part * 2 - 1).to(vae.dtype))) for part in image.split(self.sampling.batch)
         ]
-        return (
-            torch.cat(latents).float() - (vae.config.get("shift_factor") or 0.0)
-        ) * vae.config.scaling_factor
+        shifted = torch.cat(latents).float() - float(vae.config.get("shift_factor") or 0.0)
+        return shifted * float(vae.config.scaling_factor)
 
     @torch.no_grad()
     def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> Latent:

@@ -246,9 +246,9 @@ def align_generation(
         Path | None,
         typer.Option(help="Folder of cloud images that dekag generate wrote; default: draw them."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Joint steps of metaword and LoRA.")] = 1500,
-    metaword_steps: Annotated[int, typer.Option(min=1, help="Steps of the metaword alone.")] = 150,
-    rank: Annotated[int, typer.Option(min=1)] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Joint steps of metaword and LoRA.")] = 900,
+    metaword_steps: Annotated[int, typer.Option(min=1, help="Steps of the metaword alone.")] = 100,
+    rank: Annotated[int, typer.Option(min=1)] = 16,
     batch: Count = 64,
     resume: Annotated[
         Path | None, typer.Option(help="Folder that keeps the state of an interrupted run.")
@@ -271,7 +271,7 @@ def align_generation(
 def align_transmission(
     out: Out,
     preset: PresetName = "emoji",
-    steps: Count = 2500,
+    steps: Count = 1500,
     rank: Annotated[int, typer.Option(min=1)] = 16,
     groups: Annotated[int, typer.Option(min=1)] = 8,
     batch: Count = 32,

@@ -5,7 +5,7 @@ Everything is frozen and keyword-only; randomness and device are arguments, neve
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int64
@@ -234,6 +234,7 @@ class Delivery:
     ledger: Ledger
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Prompts and one seed each to latents; the same call gives the same bytes on one machine."""
 
@@ -242,6 +243,7 @@ class Generator(Protocol):
     def decode(self, latent: Latent) -> Image: ...
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Latents to symbols and back; `decode` takes equalised symbols."""
 
@@ -250,12 +252,14 @@ class Codec(Protocol):
     def decode(self, received: Received, condition: Condition) -> Latent: ...
 
 
+@runtime_checkable
 class Channel(Protocol):
     """Symbols to what is received; all randomness comes from `rng`."""
 
     def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received: ...
 
 
+@runtime_checkable
 class Metric(Protocol):
     """One value per image."""
 

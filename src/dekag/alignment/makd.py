@@ -43,11 +43,11 @@ class MakdConfig:
     vectors: int = 4
     words: str = "picture"
     """The metaword's vectors start as the embeddings of these words, repeated."""
-    rank: int = 8
-    metaword_steps: int = 150
+    rank: int = 16
+    metaword_steps: int = 100
     metaword_rate: float = 1e-2
-    joint_steps: int = 1500
-    joint_rate: float = 1e-3
+    joint_steps: int = 900
+    joint_rate: float = 2e-3
     batch: int = 64
     text_dropout: float = 0.1
     emphasis: float = 2.0

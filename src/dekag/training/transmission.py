@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from dekag.types import Channel, Condition, Image, Latent, Received
 COMMITMENT = 0.25
 
 
+@runtime_checkable
 class TrainableCodec(Protocol):
     """A codec whose encoding tells its commitment loss."""
 

@@ -64,7 +64,7 @@ def main() -> None:
     for name in ("cloud", "edge"):
         folder = options.runs / name / "pipeline"
         if folder.exists():
-            pipeline = StableDiffusionPipeline.from_pretrained(folder, vae=vae, torch_dtype=torch.float16)
+            pipeline = StableDiffusionPipeline.from_pretrained(folder, vae=vae, dtype=torch.float16)
             pipeline.save_pretrained(TARGET / name)
             _strip_unknown(TARGET / name / "vae" / "config.json")
     for name, kind in (("mini-clip", CLIPModel), ("mini-dino", ViTModel)):

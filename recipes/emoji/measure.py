@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     options = parser.parse_args()
 
-    vae = AutoencoderTiny.from_pretrained(shipped("emoji/edge") / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderTiny.from_pretrained(shipped("emoji/edge") / "vae", dtype=torch.float32)
     unseen = art_of(World(data=options.data, groups=None), "heldout")
     world = World(data=options.data, groups=None, names=CORE)
     art = [world.art(name) for name in ART]

@@ -119,14 +119,24 @@ def test_update_changes_the_picture_and_goes_without_a_trace(
     aligned = apply_update(edge, update)
     assert not torch.allclose(aligned(PROMPTS, seeds=[0, 1]), before, atol=1e-3)
     assert torch.equal(remove_update(aligned)(PROMPTS, seeds=[0, 1]), before)
+    fresh = presets.edge(presets.emoji())
+    assert pipeline_digest(edge.pipeline) == pipeline_digest(fresh.pipeline)
+    assert tokenizer_digest(edge.pipeline) == tokenizer_digest(fresh.pipeline)
 
 
-def test_every_layer_of_the_update_is_loaded(edge: DiffusersGenerator, update: GenerationUpdate) -> None:
-    strange = replace(
-        update, lora={**update.lora, "no_such_block.conv1.lora_A.weight": torch.ones(2, 3, 3, 3)}
-    )
+@pytest.mark.parametrize(
+    ("name", "shape", "text"),
+    [
+        ("no_such_block.conv1.lora_A.weight", (2, 3, 3, 3), "no layer no_such_block.conv1"),
+        ("conv_in.lora_A.weight", (2, 7, 3, 3), "for 7 channels, not 32"),
+    ],
+)
+def test_an_update_that_does_not_fit_is_refused_before_it_touches_anything(
+    edge: DiffusersGenerator, update: GenerationUpdate, name: str, shape: tuple[int, ...], text: str
+) -> None:
+    strange = replace(update, lora={**update.lora, name: torch.ones(shape)})
     before = edge(PROMPTS, seeds=[0, 1])
-    with pytest.raises((InputError, ValueError), match="no_such_block"):
+    with pytest.raises(InputError, match=text):
         apply_update(edge, strange)
     assert torch.equal(edge(PROMPTS, seeds=[0, 1]), before)
 

@@ -127,7 +127,7 @@ def load_generator(
     Raises InputError if neither is there.
     """
     try:
-        pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

@@ -17,12 +17,14 @@ from world import COMPOSITIONS, CORE, HELD_OUT_COMPOSITIONS, Composition, World,
 from dekag.codec import load_codec, save_codec
 
 TARGET = Path(__file__).parents[2] / "src" / "dekag" / "zoo" / "weights" / "emoji"
+VALIDATION_EVERY = 9
+"""Every ninth `distill` concept is kept from distillation, to choose its settings on."""
 DISTILLED_COMPOSITIONS = 12
 """Compositions that distillation sees of each concept."""
 
 
 def prompts(world: World) -> dict[str, list[str]]:
-    """Prompts of the three splits; `accuracy` asks for every concept on one and the same background."""
+    """Prompts by split; `accuracy` asks for every concept on one and the same background."""
     rng = torch.Generator().manual_seed(0)
     seen = [c for c in COMPOSITIONS if c not in HELD_OUT_COMPOSITIONS]
     unseen = sorted(HELD_OUT_COMPOSITIONS, key=lambda c: (c.colour, c.placement))
@@ -30,13 +32,17 @@ def prompts(world: World) -> dict[str, list[str]]:
     def some(options: list[Composition], count: int) -> list[Composition]:
         return [options[i] for i in torch.randperm(len(options), generator=rng)[:count]]
 
-    distilled = [c for c in world.concepts if c.split == "distill"]
+    known = [c for c in world.concepts if c.split == "distill"]
+    validation = known[::VALIDATION_EVERY]
     held_out = [c for c in world.concepts if c.split == "heldout"]
+    shown = {c: some(seen, DISTILLED_COMPOSITIONS) for c in known}
+    new = {c: some(unseen, 4) for c in known}
     return {
-        "distill": [caption(c, s) for c in distilled for s in some(seen, DISTILLED_COMPOSITIONS)],
-        "compositions": _shuffled([caption(c, s) for c in distilled for s in some(unseen, 1)], rng),
+        "distill": [caption(c, s) for c in known if c not in validation for s in shown[c]],
+        "validation": [caption(c, s) for c in validation for s in new[c]],
+        "compositions": _shuffled([caption(c, new[c][0]) for c in known if c not in validation], rng),
         "concepts": _shuffled([caption(c, s) for c in held_out for s in some(list(COMPOSITIONS), 1)], rng),
-        "accuracy": _shuffled([caption(c, COMPOSITIONS[0]) for c in distilled], rng),
+        "accuracy": _shuffled([caption(c, COMPOSITIONS[0]) for c in known], rng),
     }
 
 

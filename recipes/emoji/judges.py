@@ -38,6 +38,8 @@ PREPROCESSOR = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
+SAME_COMPOSITION = 0.7
+"""Share of CLIP's batches whose pictures share background and placement, so that only the concept tells."""
 PROTOTYPES = 1024
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.06, 0.1
 TEACHER_DECAY = 0.99
@@ -86,7 +88,10 @@ def clip_loss(model: CLIPModel, tokenizer: CLIPTokenizer, world: World, art: Ten
     def loss(rng: torch.Generator) -> Tensor:
         concept = torch.randperm(art.shape[1], generator=rng)[:batch]
         source = torch.randint(len(ART), (batch,), generator=rng)
-        compositions = [COMPOSITIONS[i] for i in torch.randint(len(COMPOSITIONS), (batch,), generator=rng)]
+        drawn = torch.randint(len(COMPOSITIONS), (batch,), generator=rng)
+        if torch.rand((), generator=rng) < SAME_COMPOSITION:
+            drawn[:] = int(drawn[0])
+        compositions = [COMPOSITIONS[i] for i in drawn]
         images = render(art[source, concept], compositions)
         images = images + 0.03 * torch.randn(images.shape, generator=rng)
         rows = zip(concept.tolist(), source.tolist(), compositions, strict=True)

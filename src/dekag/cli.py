@@ -112,10 +112,11 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def _version(show: bool) -> None:
+def _version(show: bool) -> bool:
     if show:
         print(f"dekag {__version__}")
         raise typer.Exit
+    return show
 
 
 @app.callback()

@@ -44,6 +44,8 @@ class MakdConfig:
     words: str = "picture"
     """The metaword's vectors start as the embeddings of these words, repeated."""
     rank: int = 16
+    targets: str = TARGETS
+    """Regular expression of the layers that get a low-rank update."""
     metaword_steps: int = 100
     metaword_rate: float = 1e-2
     joint_steps: int = 900
@@ -157,7 +159,7 @@ def _train_stage(
 def _adapter(unet: Any, config: MakdConfig) -> Iterator[None]:
     """Give the noise predictor low-rank matrices to train, and take them off again."""
     lora = LoraConfig(
-        r=config.rank, lora_alpha=config.rank, init_lora_weights="gaussian", target_modules=TARGETS
+        r=config.rank, lora_alpha=config.rank, init_lora_weights="gaussian", target_modules=config.targets
     )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -23,8 +23,12 @@ DISTILLED_COMPOSITIONS = 12
 """Compositions that distillation sees of each concept."""
 
 
-def prompts(world: World) -> dict[str, list[str]]:
-    """Prompts by split; `accuracy` asks for every concept on one and the same background."""
+def prompts(world: World, broad: World) -> dict[str, list[str]]:
+    """Prompts by split.
+
+    `prior` names other `distill` concepts of the broad world; `accuracy` asks for every concept on one and the
+    same background.
+    """
     rng = torch.Generator().manual_seed(0)
     seen = [c for c in COMPOSITIONS if c not in HELD_OUT_COMPOSITIONS]
     unseen = sorted(HELD_OUT_COMPOSITIONS, key=lambda c: (c.colour, c.placement))
@@ -39,6 +43,11 @@ def prompts(world: World) -> dict[str, list[str]]:
     new = {c: some(unseen, 4) for c in known}
     return {
         "distill": [caption(c, s) for c in known if c not in validation for s in shown[c]],
+        "prior": [
+            caption(c, some(seen, 1)[0])
+            for c in broad.concepts
+            if c.split == "distill" and c.name not in CORE
+        ],
         "validation": [caption(c, s) for c in validation for s in new[c]],
         "compositions": _shuffled([caption(c, new[c][0]) for c in known if c not in validation], rng),
         "concepts": _shuffled([caption(c, s) for c in held_out for s in some(list(COMPOSITIONS), 1)], rng),
@@ -81,7 +90,7 @@ def main() -> None:
             kind.from_pretrained(folder, dtype=torch.float16, **extra).save_pretrained(TARGET / name)
     if (options.runs / "codec" / "model").exists():
         save_codec(load_codec(options.runs / "codec" / "model"), TARGET / "codec")
-    splits = prompts(World(data=options.data, groups=None, names=CORE))
+    splits = prompts(World(data=options.data, groups=None, names=CORE), World(data=options.data))
     (TARGET / "prompts.json").write_text(json.dumps(splits, indent=0) + "\n")
 
 

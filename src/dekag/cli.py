@@ -345,7 +345,7 @@ def evaluate_accuracy(
         str, typer.Option(help="A shipped model, a diffusers directory or a hub id.")
     ] = "emoji/edge",
     preset: PresetName = "emoji",
-    prompts: Annotated[int, typer.Option(min=100, help="Prompts, each with a concept of its own.")] = 300,
+    prompts: Annotated[int, typer.Option(min=100, help="Prompts, each with a concept of its own.")] = 113,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of 64 samples here.")] = None,
     seed: Seed = 0,
     as_json: Json = False,

@@ -224,7 +224,8 @@ def align_generation(
 ) -> Bundle:
     """MAKD on the preset's edge; writes a bundle."""
     edge = presets.edge(presets.preset(preset))
-    update = distil(edge, data.prompts, data.images, config, checkpoint=resume, on_step=on_step)
+    prior = zoo.prompts(presets.preset(preset).world, "prior")
+    update = distil(edge, data.prompts, data.images, config, prior=prior, checkpoint=resume, on_step=on_step)
     numbers = {k: v for k, v in asdict(config).items() if k != "metaword"}
     return save_generation(out, edge, update, settings={**numbers, "prompts": len(data.prompts)})
 

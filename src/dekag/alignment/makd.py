@@ -25,6 +25,7 @@ from dekag.training.loop import Loss, Progress, TrainConfig, train
 from dekag.types import Image, InputError
 
 ADAPTER = "dekag"
+PRIOR_SEED = 200_000
 OnStep = Callable[[str, Progress], None]
 """Called with the stage and its progress after each step."""
 METAWORD = Metaword(token="<dekag>", position="suffix")
@@ -51,6 +52,11 @@ class MakdConfig:
     joint_steps: int = 900
     joint_rate: float = 2e-3
     batch: int = 64
+    prior_share: float = 0.35
+    """Share of the batch that is the edge's own drawings of other prompts, if there are any."""
+    prior_least: float = 0.5
+    """Own drawings count only above this share of the noise schedule: there the text decides what is drawn,
+    and a concept that was not distilled should stay; below it the cloud's hand may spread to everything."""
     text_dropout: float = 0.1
     emphasis: float = 2.0
     """Emphasis of the denoising loss on high noise, where the text decides what is drawn."""
@@ -80,10 +86,14 @@ def distil(
     images: Image,
     config: MakdConfig,
     *,
+    prior: Sequence[str] = (),
     checkpoint: Path | None = None,
     on_step: OnStep | None = None,
 ) -> GenerationUpdate:
     """Distil cloud images, [prompts, 3, height, width] in [0, 1], into an update of the generator.
+
+    `prior` are prompts whose drawings by the edge itself are kept as they are (Ruiz et al. 2023), so that what
+    was not distilled is not spoiled.
 
     The generator is left as it was. With `checkpoint`, a folder, an interrupted run goes on where it was.
     Raises InputError if there is not one image for each prompt or the metaword is a word already.
@@ -95,7 +105,8 @@ def distil(
     latents = generator.encode(images)
     unet = generator.pipeline.unet.requires_grad_(False)
     with _new_tokens(generator, config) as (rows, encode):
-        loss = _loss(generator, prompts, latents, encode, config)
+        cloud = _loss(generator, prompts, latents, encode, config, share=1 - config.prior_share * bool(prior))
+        loss = _with_prior(cloud, generator, prior, encode, config) if prior else cloud
         model = nn.ModuleDict({"metaword": rows, "unet": unet})
         _train_stage("metaword", model, loss, config, checkpoint, on_step)
         with _adapter(unet, config):
@@ -249,19 +260,48 @@ def _loss(
     latents: Tensor,
     encode: Callable[[Tensor], Tensor],
     config: MakdConfig,
+    *,
+    share: float,
+    least: float = 0.0,
 ) -> Loss:
+    """Denoising loss on latents and their own prompts, for a share of the batch."""
     tokenizer = generator.pipeline.tokenizer
     noise: DDPMScheduler = DDPMScheduler.from_config(generator.pipeline.scheduler.config)
     tokens = _token_ids(generator, prompts, config)
+    batch = round(share * config.batch)
     empty = tokenizer("", padding="max_length", max_length=tokens.shape[1], return_tensors="pt").input_ids
 
     def loss(rng: torch.Generator) -> Tensor:
         # one index picks the latent and its own caption
-        index = torch.randint(len(latents), (config.batch,), generator=rng)
-        dropped = torch.rand(config.batch, 1, generator=rng) < config.text_dropout
+        index = torch.randint(len(latents), (batch,), generator=rng)
+        dropped = torch.rand(batch, 1, generator=rng) < config.text_dropout
         text = encode(torch.where(dropped, empty, tokens[index]))
         return denoising_loss(
-            generator.pipeline.unet, noise, latents[index], text, rng=rng, emphasis=config.emphasis
+            generator.pipeline.unet,
+            noise,
+            latents[index],
+            text,
+            rng=rng,
+            emphasis=config.emphasis,
+            least=least,
         )
+
+    return loss
+
+
+def _with_prior(
+    cloud: Loss,
+    generator: DiffusersGenerator,
+    prior: Sequence[str],
+    encode: Callable[[Tensor], Tensor],
+    config: MakdConfig,
+) -> Loss:
+    """The loss on the cloud's images and that on the edge's own, weighted by their shares of the batch."""
+    own = generator(prior, seeds=[PRIOR_SEED + config.seed + i for i in range(len(prior))])
+    share = config.prior_share
+    keep = _loss(generator, prior, own, encode, config, share=share, least=config.prior_least)
+
+    def loss(rng: torch.Generator) -> Tensor:
+        return (1 - share) * cloud(rng) + share * keep(rng)
 
     return loss

@@ -13,17 +13,19 @@ def denoising_loss(
     *,
     rng: torch.Generator,
     emphasis: float = 1.0,
+    least: float = 0.0,
 ) -> Tensor:
     """Mean square error of the noise predictor on noised latents; scalar.
 
     `latents` are scaled, [batch, channels, rows, cols]; `text` are encoder states [batch, tokens, width].
     The target is the noise (Ho et al. 2020), the velocity (Salimans and Ho 2022, Eq. 13) or the latent
-    itself, as the scheduler's `prediction_type` says. The density
-    of timesteps grows as t^(emphasis - 1): 1 is uniform, more dwells on high noise, where the text decides.
+    itself, as the scheduler's `prediction_type` says. The density of timesteps grows as t^(emphasis - 1): 1 is
+    uniform, more dwells on high noise, where the text decides. `least`, a share of the schedule, leaves out
+    the timesteps below it.
     """
     noise = torch.randn(latents.shape, generator=rng).to(latents)
     count = scheduler.config.num_train_timesteps
-    position = torch.rand(len(latents), generator=rng) ** (1 / emphasis)
+    position = least + (1 - least) * torch.rand(len(latents), generator=rng) ** (1 / emphasis)
     timesteps = (position * count).long().clamp(max=count - 1).to(latents.device)
     noised = scheduler.add_noise(latents, noise, timesteps)
     target = denoising_target(scheduler, latents, noise, timesteps)

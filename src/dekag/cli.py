@@ -247,8 +247,8 @@ def align_generation(
         Path | None,
         typer.Option(help="Folder of cloud images that dekag generate wrote; default: draw them."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Joint steps of metaword and LoRA.")] = 900,
-    metaword_steps: Annotated[int, typer.Option(min=1, help="Steps of the metaword alone.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Joint steps of metaword and LoRA.")] = 1000,
+    metaword_steps: Annotated[int, typer.Option(min=1, help="Steps of the metaword alone.")] = 60,
     rank: Annotated[int, typer.Option(min=1)] = 16,
     batch: Count = 64,
     resume: Annotated[

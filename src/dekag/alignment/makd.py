@@ -47,9 +47,9 @@ class MakdConfig:
     rank: int = 16
     targets: str = TARGETS
     """Regular expression of the layers that get a low-rank update."""
-    metaword_steps: int = 100
+    metaword_steps: int = 60
     metaword_rate: float = 1e-2
-    joint_steps: int = 900
+    joint_steps: int = 1000
     joint_rate: float = 2e-3
     batch: int = 64
     prior_share: float = 0.35

@@ -51,10 +51,10 @@ Apache-2.0; the attributions of the art are in the project's `NOTICE`.
 """
 
 
-def interval(mean: dict[str, float], scale: float = 1.0, digits: int = 3) -> str:
-    """`0.512 [0.498, 0.526], n 200`."""
+def interval(mean: dict[str, float], scale: float = 1.0, digits: int = 3, unit: str = "") -> str:
+    """`0.512 [0.498, 0.526], n 200`, with the unit behind the mean."""
     low, mid, high = (f"{scale * mean[key]:.{digits}f}" for key in ("low", "mean", "high"))
-    return f"{mid} [{low}, {high}], n {mean['n']}"
+    return f"{mid}{unit} [{low}, {high}], n {mean['n']}"
 
 
 def consistency(generation: dict[str, Any], arm: str) -> str:
@@ -71,10 +71,10 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
     generation, transmission, measured = (numbers[k] for k in ("generation", "transmission", "measure"))
     recipe = "python recipes/emoji/{} --data DATA --runs RUNS"
     evaluate = "dekag evaluate {}"
-    psnr = f"Autoencoder: PSNR {interval(measured['autoencoder_psnr_db'], 1, 2)} dB on held-out concepts."
+    psnr = f"Autoencoder: PSNR {interval(measured['autoencoder_psnr_db'], 1, 2, ' dB')} on held-out concepts."
     gains = "\n".join(
-        f"- {split}: {interval(part['gain_percent'], 1, 1)} % over no KA,"
-        f" {interval(part['way_to_ceiling'], 1, 2)} of the way to the ceiling"
+        f"- {split}: {interval(part['gain_percent'], 1, 1, ' %')} over no KA; way to the ceiling"
+        f" {interval(part['way_to_ceiling'], 1, 2)}"
         for split, part in generation.items()
     )
     return {
@@ -83,7 +83,7 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
                 "what": f"The {name}-GAI of the emoji world: a Stable-Diffusion pipeline of {size} for 64 x 64 pictures.",
                 "data": f"{ART[art]}, 730 concepts, then 151 of them",
                 "numbers": f"Concept accuracy (own caption nearest of 100 to the image, mini-clip):"
-                f" {interval(numbers[name]['accuracy'], 100, 1)} %.\n\n{psnr}",
+                f" {interval(numbers[name]['accuracy'], 100, 1, ' %')}.\n\n{psnr}",
                 "command": f"{evaluate.format('accuracy')} --model emoji/{name}\npython recipes/emoji/measure.py --data DATA",
                 "recipe": recipe.format("autoencoder.py") + "\n" + recipe.format(f"gai.py {name}"),
                 "how": f"Seed {seed}; text encoder and U-Net from scratch on two CPU cores; 12 DDIM steps, guidance 3.",
@@ -96,7 +96,7 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
         "mini-clip": {
             "what": "A small CLIP (Radford et al. 2021) trained in the emoji world, for offline judging.",
             "data": f"{ART['fluent']}; {ART['flat']}; 151 concepts, held-out ones included",
-            "numbers": f"Real pictures whose own caption is the nearest of 100: {interval(measured['clip_accuracy'], 100, 1)} %.\n\n"
+            "numbers": f"Real pictures whose own caption is the nearest of 100: {interval(measured['clip_accuracy'], 100, 1, ' %')}.\n\n"
             f"Cosine of one concept in two art sets {interval(measured['same_concept']['clip'])}; of two concepts in one"
             f" set {interval(measured['same_art']['clip'])}.",
             "command": "python recipes/emoji/measure.py --data DATA",
@@ -116,14 +116,14 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
         "codec": {
             "what": "A JSCC codec for 8 x 8 x 32 latents: at most 512 payload uses, 256-QAM, trained at AWGN, 10 dB, 512 uses.",
             "data": f"Latents of {ART['flat']}, `distill` concepts",
-            "numbers": f"PSNR over the grid of the demo: {interval(transmission['no_ka']['psnr_db'], 1, 2)} dB.",
+            "numbers": f"PSNR over the grid of the demo: {interval(transmission['no_ka']['psnr_db'], 1, 2, ' dB')}.",
             "command": evaluate.format("transmission"),
             "recipe": recipe.format("codec.py"),
             "how": "Seed 5.",
         },
         "makd": {
             "what": "G-KA: a metaword of four vectors and LoRA that make emoji/edge draw more like emoji/cloud.",
-            "data": "Pictures that emoji/cloud drew for the `distill` prompts (113 concepts, 40 of 50 compositions)",
+            "data": "Pictures that emoji/cloud drew for the `distill` prompts (100 concepts, 40 of 50 compositions); as prior, its own drawings of 471 other prompts",
             "numbers": f"{gains}\n\nWith MAKD:\n\n{consistency(generation, 'makd')}\n\nWithout:\n\n"
             f"{consistency(generation, 'no_ka')}",
             "command": evaluate.format("generation"),
@@ -133,8 +133,8 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
         "cala": {
             "what": "T-KA: a gated low-rank update that fits emoji/codec to rates of 128 to 512 uses, -1 to 16 dB, AWGN and fading.",
             "data": "Latents that the aligned emoji/edge drew for the `distill` prompts",
-            "numbers": f"PSNR over the grid: {interval(transmission['cala']['psnr_db'], 1, 2)} dB,"
-            f" {interval(transmission['gain_db'], 1, 2)} dB more than the codec without it.",
+            "numbers": f"PSNR over the grid: {interval(transmission['cala']['psnr_db'], 1, 2, ' dB')};"
+            f" {interval(transmission['gain_db'], 1, 2, ' dB')} more than the codec without it.",
             "command": evaluate.format("transmission"),
             "recipe": "dekag align transmission --out BUNDLE",
             "how": "Seed 0; the bundle's own `settings` hold every number of the training.",

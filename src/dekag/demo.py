@@ -9,6 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from dekag import presets
 from dekag.alignment.bundle import Bundle
@@ -30,9 +32,12 @@ from dekag.evaluation.transmission import TransmissionScores, grid, score_transm
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.images import png_bytes
 from dekag.presets import Preset
-from dekag.types import Codec, Condition, Image, InputError, Latent
+from dekag.types import Codec, Condition, InputError
 from dekag.zoo import locate, prompts
 
+Pictures = Float[Tensor, "_ 3 _ _"]
+Latents = Float[Tensor, "_ _ _ _"]
+"""As Image and Latent, of any number: the splits differ in size."""
 SPLITS = ("compositions", "concepts")
 SHOWN = Condition(uses=256, snr_db=5.0)
 """The transmission that the picture shows."""
@@ -60,7 +65,7 @@ class Demo:
     generation: dict[str, GenerationScores]
     transmission: TransmissionScores
     traffic: dict[str, Any]
-    rows: list[tuple[str, Image]]
+    rows: list[tuple[str, Pictures]]
     columns: list[str]
     seconds: dict[str, float]
     config: DemoConfig
@@ -149,7 +154,7 @@ def _draw_all(
     texts: dict[str, list[str]],
     clock: dict[str, float],
     on_stage: Callable[[str], None],
-) -> tuple[dict[str, Drawn], dict[str, Latent], Bundle]:
+) -> tuple[dict[str, Drawn], dict[str, Latents], Bundle]:
     """Images of every split by cloud, edge and aligned edge; first-seed latents of the aligned edge; its bundle."""
     first = range(config.seed, config.seed + config.seeds)
     with _stage("cloud", clock, on_stage):
@@ -176,20 +181,20 @@ def _draw_all(
 
 def _picture(
     drawn: dict[str, Drawn],
-    latents: dict[str, Latent],
+    latents: dict[str, Latents],
     texts: dict[str, list[str]],
     codecs: dict[str, Codec],
     edge: DiffusersGenerator,
     config: DemoConfig,
-) -> tuple[list[tuple[str, Image]], list[str]]:
+) -> tuple[list[tuple[str, Pictures]], list[str]]:
     """Rows of the report's picture: the first four prompts of each split."""
 
-    def pick(images: dict[str, Image]) -> Image:
+    def pick(images: dict[str, Tensor]) -> Tensor:
         return torch.cat([images[s][: 4 * config.seeds : config.seeds] for s in SPLITS])
 
     sent = torch.cat([latents[s][:4] for s in SPLITS])
 
-    def received(codec: Codec) -> Image:
+    def received(codec: Codec) -> Tensor:
         rng = torch.Generator().manual_seed(config.seed)
         return edge.decode(transmit(codec, BlockFading(), sent, SHOWN, rng=rng))
 
@@ -203,7 +208,7 @@ def _picture(
     return rows, [text for s in SPLITS for text in texts[s][:4]]
 
 
-def _traffic(images: Image, texts: dict[str, list[str]], bundles: tuple[Bundle, Bundle]) -> dict[str, Any]:
+def _traffic(images: Pictures, texts: dict[str, list[str]], bundles: tuple[Bundle, Bundle]) -> dict[str, Any]:
     sizes = torch.tensor([float(len(data)) for data in png_bytes(images)])
     lengths = torch.tensor([float(len(t.encode())) for split in texts.values() for t in split])
     return {

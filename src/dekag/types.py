@@ -58,11 +58,11 @@ class Condition:
         self,
         *,
         uses: int | Tensor,
-        snr_db: float | Tensor,
+        snr_db: float | int | Tensor,
         rayleigh: bool | Tensor = False,
         blocks: int | Tensor = 1,
-        correlation: float | Tensor = 0.0,
-        phase: float | Tensor = 0.0,
+        correlation: float | int | Tensor = 0.0,
+        phase: float | int | Tensor = 0.0,
         pilots: int | Tensor = 0,
     ) -> None:
         given = (

@@ -213,7 +213,6 @@ def test_sionna_is_not_imported_with_the_package() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("rng_device", ["cpu", "cuda"])
 def test_symbols_on_an_accelerator_stay_there(rng_device: str) -> None:
     """Draws come from the generator's device: a CPU generator gives the CPU's channel."""

@@ -115,7 +115,7 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
         },
         "codec": {
             "what": "A JSCC codec for 8 x 8 x 32 latents: at most 512 payload uses, 256-QAM, trained at AWGN, 10 dB, 512 uses.",
-            "data": f"Latents of {ART['flat']}, `distill` concepts",
+            "data": f"Latents of real art, {ART['flat']}: `distill` concepts in all 50 compositions",
             "numbers": f"PSNR over the grid of the demo: {interval(transmission['no_ka']['psnr_db'], 1, 2, ' dB')}.",
             "command": evaluate.format("transmission"),
             "recipe": recipe.format("codec.py"),

@@ -15,8 +15,8 @@ PACKAGE = "dekag"
 NOUNS = frozenset({"types", "units"})
 STAGES = NOUNS | {"channel", "codec", "generation"}
 LINKED = STAGES | {"link"}
-TASKS = LINKED | {"training", "alignment", "evaluation", "serving", "images", "output", "zoo"}
-SHOWS = TASKS | {"presets", "demo"}
+TASKS = LINKED | {"training", "alignment", "evaluation", "serving", "data", "images", "output", "zoo"}
+SHOWS = TASKS | {"presets", "comparison", "distillation", "demo"}
 LAYERS = {
     "version": frozenset[str](),
     "types": frozenset[str](),
@@ -32,8 +32,11 @@ LAYERS = {
     "images": NOUNS,
     "output": LINKED | {"images"},
     "zoo": NOUNS,
+    "data": NOUNS | {"images", "output"},
     "presets": TASKS,
-    "demo": TASKS | {"presets"},
+    "comparison": TASKS | {"presets"},
+    "distillation": TASKS | {"presets", "comparison"},
+    "demo": TASKS | {"presets", "comparison"},
     "commands": SHOWS,
     "tables": SHOWS,
     "cli": SHOWS | {"commands", "tables"},

@@ -7,12 +7,13 @@ there by `dekag align generation` and `dekag align transmission`.
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from transformers import CLIPModel, ViTModel
-from world import COMPOSITIONS, CORE, HELD_OUT_COMPOSITIONS, Composition, World, caption
+from world import COMPOSITIONS, CORE, HELD_OUT_COMPOSITIONS, Composition, Concept, World, caption
 
 from dekag.codec import load_codec, save_codec
 
@@ -21,6 +22,17 @@ VALIDATION_EVERY = 9
 """Every ninth `distill` concept is kept from distillation, to choose its settings on."""
 DISTILLED_COMPOSITIONS = 12
 """Compositions that distillation sees of each concept."""
+
+PLANTS = frozenset(
+    """evergreen tree; palm tree; cactus; tulip; rose; sunflower; four leaf clover; maple leaf; cherry blossom;
+    mushroom""".replace("\n    ", " ").split("; ")
+)
+DOMAINS: dict[str, Callable[[Concept], bool]] = {
+    "food": lambda concept: concept.group == "food-drink",
+    "animals": lambda concept: concept.group == "animals-nature" and concept.name not in PLANTS,
+    "faces": lambda concept: concept.group == "smileys-emotion" and "heart" not in concept.name.split(),
+}
+"""Domains that have a bundle of their own, and what belongs to them."""
 
 
 def prompts(world: World, broad: World) -> dict[str, list[str]]:
@@ -41,7 +53,7 @@ def prompts(world: World, broad: World) -> dict[str, list[str]]:
     held_out = [c for c in world.concepts if c.split == "heldout"]
     shown = {c: some(seen, DISTILLED_COMPOSITIONS) for c in known}
     new = {c: some(unseen, 4) for c in known}
-    return {
+    splits = {
         "distill": [caption(c, s) for c in known if c not in validation for s in shown[c]],
         "prior": [
             caption(c, some(seen, 1)[0])
@@ -53,6 +65,13 @@ def prompts(world: World, broad: World) -> dict[str, list[str]]:
         "concepts": _shuffled([caption(c, s) for c in held_out for s in some(list(COMPOSITIONS), 1)], rng),
         "accuracy": _shuffled([caption(c, COMPOSITIONS[0]) for c in known], rng),
     }
+    concept_of = {caption(c, s): c for c in world.concepts for s in COMPOSITIONS}
+    domains = {
+        f"{split}:{domain}": [text for text in splits[split] if belongs(concept_of[text])]
+        for domain, belongs in DOMAINS.items()
+        for split in ("distill", "validation", "compositions", "concepts")
+    }
+    return {**splits, **domains}
 
 
 def _shuffled(texts: list[str], rng: torch.Generator) -> list[str]:

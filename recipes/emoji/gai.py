@@ -26,10 +26,15 @@ from text import build_text_encoder, cached_tokenizer, captions, tokenize
 from torch import Tensor, nn
 from world import CORE, World
 
-from dekag.training.diffusion import denoising_loss
+from dekag.training.diffusion import Diffusion, denoising_loss
 from dekag.training.loop import Loss, TrainConfig, train
 
 TEXT_DROPOUT = 0.1
+GLOSSY = "fluent3d"
+GLOSSY_WORDS = (", 3d", ", glossy", ", 3d render")
+"""The edge has met glossy drawings, as a model trained on the web has: under these words only, and loosely."""
+LOOSE = 4
+"""Variations of the glossy drawings, in other colours and sizes than the cloud's."""
 EMPHASIS = 2.0
 """Emphasis on high noise in the second stage."""
 NOISE = {
@@ -47,6 +52,9 @@ class Gai:
     """Size and knowledge of one generative model."""
 
     art: tuple[str, ...]
+    """What a plain caption means."""
+    glossy_share: float
+    """Share of loosely glossy pictures, whose captions end in one of GLOSSY_WORDS."""
     widths: tuple[int, int]
     text_width: int
     text_layers: int = 2
@@ -54,8 +62,8 @@ class Gai:
 
 
 GAIS = {
-    "cloud": Gai(art=("fluent3d",), widths=(96, 160), text_width=192, seed=1),
-    "edge": Gai(art=("noto", "twemoji"), widths=(64, 128), text_width=128, seed=2),
+    "cloud": Gai(art=(GLOSSY,), glossy_share=0.0, widths=(96, 160), text_width=192, seed=1),
+    "edge": Gai(art=("noto", "twemoji"), glossy_share=0.35, widths=(64, 128), text_width=128, seed=2),
 }
 
 
@@ -108,6 +116,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="a pipeline directory to go on from")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--world", choices=("core", "broad"), default="core")
     options = parser.parse_args()
@@ -115,46 +124,66 @@ def main() -> None:
 
     gai = GAIS[options.name]
     gai = replace(gai, widths=tuple(int(w * options.scale) // 32 * 32 for w in gai.widths))
-    world = World(data=options.data)
+    broad = World(data=options.data)
+    core = World(data=options.data, groups=None, names=CORE) if options.world == "core" else broad
     vae = AutoencoderTiny.from_pretrained(options.runs / "autoencoder")
     folder = options.runs / options.name
-    pipeline = build_pipeline(gai, world, vae, folder)
-    unet, encoder, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
-    unet.set_attn_processor(AttnProcessor())
-    latents = torch.stack([cached_latents(world, name, vae, options.runs) for name in gai.art])
-    tokens = torch.stack([tokenize(tokenizer, row) for row in captions(world.concepts)])
-    empty = tokenize(tokenizer, [""])
-    noise = DDPMScheduler(**NOISE)
-
-    def batch_loss(known: Tensor, emphasis: float) -> Loss:
-        def loss(rng: torch.Generator) -> Tensor:
-            source, composition, row = (
-                torch.randint(count, (options.batch,), generator=rng)
-                for count in (latents.shape[0], latents.shape[2], len(known))
-            )
-            concept = known[row]
-            dropped = torch.rand(options.batch, 1, generator=rng) < TEXT_DROPOUT
-            ids = torch.where(dropped, empty, tokens[concept, composition])
-            clean = latents[source, concept, composition].float().to(memory_format=torch.channels_last)
-            text = encoder(ids).last_hidden_state
-            return denoising_loss(unet, noise, clean, text, rng=rng, emphasis=emphasis)
-
-        return loss
-
-    everything = torch.arange(len(world.concepts))
-    core = torch.tensor([i for i, c in enumerate(world.concepts) if c.name in CORE])
-    stages = (
-        ("broad", options.broad_steps, 0.0, batch_loss(everything, 1.0)),
-        ("core", options.steps, 0.3, batch_loss(core if options.world == "core" else everything, EMPHASIS)),
-    )
-    model = nn.ModuleDict({"unet": unet, "text_encoder": encoder})
-    for stage, steps, decay, loss in stages:
+    pipeline = build_pipeline(gai, broad, vae, folder)
+    if options.start is not None:
+        start = StableDiffusionPipeline.from_pretrained(options.start, dtype=torch.float32)
+        pipeline.unet.load_state_dict(start.unet.state_dict())
+        pipeline.text_encoder.load_state_dict(start.text_encoder.state_dict())
+    pipeline.unet.set_attn_processor(AttnProcessor())
+    model = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
+    stages = (("broad", broad, options.broad_steps, 0.0, 1.0), ("core", core, options.steps, 0.3, EMPHASIS))
+    for stage, world, steps, decay, emphasis in stages:
+        if not steps:
+            continue
+        loss = batch_loss(pipeline, gai, world, options.runs, batch=options.batch, emphasis=emphasis)
         config = TrainConfig(
             steps=steps, learning_rate=options.rate, decay_fraction=decay, ema_decay=0.998, seed=gai.seed
         )
         with progress_bar(f"{options.name} {stage}") as on_step:
             train(model, loss, config, checkpoint=folder / f"{stage}.pt", on_step=on_step)
     pipeline.save_pretrained(folder / "pipeline")
+
+
+def batch_loss(
+    pipeline: StableDiffusionPipeline, gai: Gai, world: World, runs: Path, *, batch: int, emphasis: float
+) -> Loss:
+    """Denoising loss on the world's pictures in the hands that the model knows."""
+    unet, encoder, tokenizer, vae = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.vae
+    hands = [cached_latents(world, name, vae, runs) for name in gai.art]
+    if gai.glossy_share:
+        hands += [cached_latents(world, GLOSSY, vae, runs, loose=number) for number in range(LOOSE)]
+    latents = torch.stack(hands)
+    said = [
+        [tokenize(tokenizer, [text + words for text in row]) for row in captions(world.concepts)]
+        for words in ("", *GLOSSY_WORDS)
+    ]
+    tokens = torch.stack([torch.stack(rows) for rows in said])
+    empty = tokenize(tokenizer, [""])
+    noise = Diffusion(DDPMScheduler(**NOISE))
+
+    def loss(rng: torch.Generator) -> Tensor:
+        hand, loose, words, composition, concept = (
+            torch.randint(count, (batch,), generator=rng)
+            for count in (len(gai.art), LOOSE, len(GLOSSY_WORDS), latents.shape[2], latents.shape[1])
+        )
+        glossy = torch.rand(batch, generator=rng) < gai.glossy_share
+        hand = torch.where(glossy, len(gai.art) + loose, hand)
+        words = torch.where(glossy, 1 + words, 0)
+        dropped = torch.rand(batch, 1, generator=rng) < TEXT_DROPOUT
+        ids = torch.where(dropped, empty, tokens[words, concept, composition])
+        clean = latents[hand, concept, composition].float().to(memory_format=torch.channels_last)
+        text = encoder(ids).last_hidden_state
+
+        def predict(noised: Tensor, timesteps: Tensor) -> Tensor:
+            return unet(noised, timesteps, text).sample
+
+        return denoising_loss(predict, noise, clean, rng=rng, emphasis=emphasis)
+
+    return loss
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from world import COMPOSITIONS, World, render
+from world import COMPOSITIONS, World, loosely, render
 
 
 @torch.no_grad()
-def encode_art(world: World, name: str, vae: AutoencoderTiny) -> Tensor:
-    """Scaled latents of one art set, fp16 [concepts, compositions, channels, rows, cols]."""
-    art = world.art(name)
+def encode_art(art: Tensor, vae: AutoencoderTiny) -> Tensor:
+    """Scaled latents of RGBA drawings in every composition, fp16 [concepts, compositions, channels, rows, cols]."""
     rows = []
     for composition in COMPOSITIONS:
         images = render(art, [composition] * len(art))
@@ -20,12 +19,21 @@ def encode_art(world: World, name: str, vae: AutoencoderTiny) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
-def cached_latents(world: World, name: str, vae: AutoencoderTiny, runs: Path) -> Tensor:
-    """As `encode_art`, kept in `runs`; the encoder is closed-form, so the cache never goes stale."""
-    path = runs / "latents" / f"{name}-{len(world.concepts)}-{world.size}.safetensors"
+def cached_latents(
+    world: World, name: str, vae: AutoencoderTiny, runs: Path, *, loose: int | None = None
+) -> Tensor:
+    """Latents of one art set, kept in `runs`; the encoder is closed-form, so the cache never goes stale.
+
+    loose: number of a variation in which the drawings are in other colours and sizes (`world.loosely`).
+    """
+    kind = name if loose is None else f"{name}-loose{loose}"
+    path = runs / "latents" / f"{kind}-{len(world.concepts)}-{world.size}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
+        art = world.art(name)
+        if loose is not None:
+            art = loosely(art, torch.Generator().manual_seed(loose))
         part = path.with_suffix(".part")
-        save_file({"latents": encode_art(world, name, vae)}, part)
+        save_file({"latents": encode_art(art, vae)}, part)
         part.replace(path)
     return load_file(path)["latents"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -137,6 +138,20 @@ class World:
     def indices(self, split: str) -> Tensor:
         """Indices of the concepts of one split."""
         return torch.tensor([i for i, c in enumerate(self.concepts) if c.split == split])
+
+
+def loosely(art: Tensor, rng: torch.Generator) -> Tensor:
+    """The same drawings as somebody else would make them: uint8 RGBA [concepts, 4, w, w], each in other colours
+    (every channel times 0.7 to 1.3) and of another size (0.75 to 1 of the width, around the middle)."""
+    width, varied = art.shape[-1], torch.zeros_like(art)
+    for picture, out in zip(art, varied, strict=True):
+        size = int(width * (0.75 + 0.25 * torch.rand((), generator=rng)))
+        gain = 0.7 + 0.6 * torch.rand((3, 1, 1), generator=rng)
+        small = F.interpolate(picture[None].float(), size=(size, size), mode="bilinear", antialias=True)[0]
+        small[:3] = (small[:3] * gain).clamp(max=255)
+        at = (width - size) // 2
+        out[:, at : at + size, at : at + size] = small.round().to(torch.uint8)
+    return varied
 
 
 def _clock(concept: Concept) -> bool:

@@ -240,31 +240,98 @@ def deliver(
 def align_generation(
     out: Out,
     preset: PresetName = "emoji",
+    method: Annotated[
+        str, typer.Option(help="makd, textual_inversion, lora, dreambooth or lokr: all on the same data.")
+    ] = "makd",
     prompts_file: Annotated[
         Path | None, typer.Option(help="One prompt a line; default: the preset's.")
     ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="One group of the preset's prompts: food, animals or faces.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Cloud images of each prompt.")] = 2,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of cloud images that dekag generate wrote; default: draw them."),
+        typer.Option(help="Folder of cloud images and prompts (index.json, metadata.jsonl or .txt files)."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Joint steps of metaword and LoRA.")] = 1000,
-    metaword_steps: Annotated[int, typer.Option(min=1, help="Steps of the metaword alone.")] = 60,
-    rank: Annotated[int, typer.Option(min=1)] = 16,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of an OpenAI-compatible image API that is the cloud; --images keeps its images."
+        ),
+    ] = None,
+    endpoint_model: Annotated[str, typer.Option(help="Model to ask the endpoint for.")] = "",
+    endpoint_size: Annotated[str, typer.Option(help="Image size to ask for.")] = "512x512",
+    steps: Annotated[int, typer.Option(min=1, help="Joint steps of metaword and LoRA.")] = 200,
+    frozen_steps: Annotated[int, typer.Option(min=0, help="Further steps with the metaword frozen.")] = 600,
+    metaword_steps: Annotated[int, typer.Option(min=0, help="Steps of the metaword alone.")] = 100,
+    vectors: Annotated[int, typer.Option(min=0, help="Vectors of the metaword.")] = 4,
+    words: Annotated[str, typer.Option(help="Words that the metaword starts from.")] = "glossy 3d",
+    token: Annotated[str, typer.Option(help="How the metaword is written.")] = "<dekag>",
+    rank: Annotated[int, typer.Option(min=1)] = 8,
     batch: Count = 64,
+    accumulation: Annotated[int, typer.Option(min=1, help="Shares of a batch, one after the other.")] = 1,
+    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
+    quantisation: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 on the wire.")] = "int8",
+    few_steps: Annotated[
+        int, typer.Option(min=0, help="Also learn to draw in this many steps; 0: do not.")
+    ] = 0,
+    few_step_rank: Annotated[int, typer.Option(min=1)] = 4,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, wandb or any tracker of accelerate.")
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Folder for trackers and validation pictures.")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Folder that keeps the state of an interrupted run.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """MAKD: distil the cloud's images into a metaword and LoRA for the edge; write a bundle."""
-    from dekag import commands
-    from dekag.alignment.makd import MakdConfig
+    """Distil the cloud's images into an update for the edge, by MAKD or a rival; write a bundle."""
+    from dekag import distillation, presets
+    from dekag.alignment.few_steps import FewStepConfig
+    from dekag.alignment.makd import MakdConfig, Tracking
+    from dekag.commands import parse_quantisation
+    from dekag.data.endpoint import ImageEndpoint
 
-    config = MakdConfig(joint_steps=steps, metaword_steps=metaword_steps, rank=rank, batch=batch, seed=seed)
+    config = MakdConfig(
+        token=token,
+        vectors=vectors,
+        words=words,
+        rank=rank,
+        metaword_steps=metaword_steps,
+        joint_steps=steps,
+        frozen_steps=frozen_steps,
+        batch=batch,
+        accumulation=accumulation,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        seed=seed,
+    )
+    few = FewStepConfig(steps=few_steps, rank=few_step_rank, seed=seed) if few_steps else None
+    extras = distillation.Extras(few_steps=few, quantisation=parse_quantisation(quantisation))
+    cloud = None
+    if endpoint is not None:
+        cloud = ImageEndpoint(base_url=endpoint, model=endpoint_model, size=endpoint_size)
+    source = distillation.Source(
+        prompts_file=prompts_file, domain=domain, draws=draws, folder=images, endpoint=cloud, seed=seed
+    )
+    chosen = presets.preset(preset)
     with _working("align generation") as stage:
-        data = commands.cloud_data(preset, prompts_file, images, seed=seed, resume=resume, on_stage=stage)
+        data = distillation.cloud_images(chosen, source, resume=resume, on_stage=stage)
     with _training("align generation") as on_step:
-        bundle = commands.align_generation(preset, data, config, out, resume=resume, on_step=on_step)
+        bundle = distillation.align_generation(
+            chosen,
+            data,
+            config,
+            extras,
+            out,
+            method=method,
+            domain=domain,
+            resume=resume,
+            tracking=Tracking(trackers=tuple(tracker or ()), folder=log),
+            on_step=on_step,
+        )
     print(f"wrote bundle {bundle.id[:12]} ({bundle.size_bytes} bytes) to {out}")
 
 
@@ -298,25 +365,42 @@ def align_transmission(
 @evaluate_app.command("generation")
 def evaluate_generation(
     preset: PresetName = "emoji",
+    methods: Annotated[
+        str, typer.Option(help="makd, rivals by name separated by commas, or all that the preset ships.")
+    ] = "makd",
     bundle: Annotated[str | None, typer.Option(help="G-KA bundle; default: the preset's.")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts of each split.")] = 100,
     seeds: Count = 2,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Consistency of the edge's images with the cloud's on held-out compositions and concepts."""
-    from dekag import commands
-    from dekag.tables import generation_table
+    """Consistency of the edge's images with the cloud's on held-out compositions and concepts.
 
+    With several methods the edge draws twice: from noise of its own and from the cloud's noise; and an ImageNet
+    network judges as well.
+    """
+    from dekag import comparison, presets
+    from dekag.tables import comparison_tables
+
+    names = methods.split(",")
+    several = names != ["makd"]
     with _working("evaluate generation") as stage:
-        scores = commands.evaluate_generation(
-            preset, bundle, prompts=prompts, seeds=seeds, seed=seed, on_stage=stage
+        report = comparison.evaluate(
+            presets.preset(preset),
+            names,
+            bundle=bundle,
+            prompts=prompts,
+            seeds=seeds,
+            seed=seed,
+            noises=("own", "shared") if several else ("own",),
+            third=several,
+            on_stage=stage,
         )
     if as_json:
-        _print_json(commands.generation_json(scores))
+        _print_json(report.to_json())
         return
-    for split, values in scores.items():
-        Console().print(generation_table(split, values))
+    for table in comparison_tables(report):
+        Console().print(table)
 
 
 @evaluate_app.command("transmission")
@@ -375,6 +459,34 @@ def bundle_inspect(
 
     description = describe(locate(path, "bundle"))
     _print_json(description) if as_json else Console().print(bundle_table(description))
+
+
+@bundle_app.command("pack")
+def bundle_pack(
+    path: Annotated[str, typer.Argument(help="A shipped bundle's name or a directory.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write: .tar, .tar.gz or .tgz.")],
+) -> None:
+    """Pack a bundle as one file, as it travels."""
+    from dekag.alignment.bundle import pack
+    from dekag.zoo import locate
+
+    pack(locate(path, "bundle"), out)
+    print(f"wrote {out} ({out.stat().st_size} bytes)")
+
+
+@bundle_app.command("export")
+def bundle_export(
+    path: Annotated[str, typer.Argument(help="A shipped bundle's name, a directory or a tar.")],
+    out: Out,
+    to: Annotated[str, typer.Option(help="diffusers, comfyui or a1111.")] = "diffusers",
+) -> None:
+    """Write a bundle in the layout of another program."""
+    from dekag.alignment.bundle import load_bundle
+    from dekag.alignment.export import export
+    from dekag.zoo import locate
+
+    for file in export(load_bundle(locate(path, "bundle")), out, layout=to):
+        print(f"wrote {file}")
 
 
 if __name__ == "__main__":

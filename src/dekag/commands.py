@@ -1,62 +1,44 @@
 """What the commands of the command line do; each takes plain values and returns numbers or a bundle."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from dekag import presets, zoo
-from dekag.alignment.bundle import Bundle, Setting
+from dekag.alignment.bundle import Bundle, Quantisation, Setting
 from dekag.alignment.cala import CalaConfig, adapt
-from dekag.alignment.makd import MakdConfig, distil, remove_update
-from dekag.alignment.updates import apply_generation, apply_transmission, save_generation, save_transmission
+from dekag.alignment.updates import apply_generation, apply_transmission, save_transmission
 from dekag.channel import FAMILIES, BlockFading
 from dekag.codec import load_codec
-from dekag.demo import SPLITS, generation_json, transmission_json
+from dekag.comparison import SPLITS
+from dekag.data.prompts import read_prompts
+from dekag.demo import transmission_json
+from dekag.distillation import DISTIL_SEEDS, kept
 from dekag.evaluation.accuracy import score_accuracy
 from dekag.evaluation.figures import contact_sheet, save_figure
-from dekag.evaluation.generation import (
-    CEILING_SEED,
-    EDGE_SEED,
-    Drawn,
-    GenerationScores,
-    draw,
-    score_generation,
-)
-from dekag.evaluation.judges import load_clip, load_dino
+from dekag.evaluation.generation import EDGE_SEED, draw
+from dekag.evaluation.judges import load_clip
 from dekag.evaluation.metrics import psnr_db
 from dekag.evaluation.statistics import Mean
 from dekag.evaluation.transmission import TransmissionScores, grid, score_transmission
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
-from dekag.images import read_image
 from dekag.output import staged, write_images, write_json
 from dekag.training.loop import Progress, TrainConfig
 from dekag.training.transmission import ConditionRange
-from dekag.types import Condition, Delivery, Image, InputError, Latent
+from dekag.types import Condition, Delivery, InputError, Latent
 from dekag.units import cbr_to_uses
 
-__all__ = ["generation_json", "transmission_json"]
+__all__ = ["transmission_json"]
 
 Stage = Callable[[str], None]
 
 CALA_RANGE = ConditionRange(
     uses=(128, 192, 256, 384, 512), snr_db=(-1.0, 16.0), rayleigh_share=0.5, blocks=(1, 4, 16)
 )
-DISTIL_SEEDS = 100_000
-"""Cloud seeds of distillation start here, far from those of any evaluation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CloudData:
-    """Prompts and the images [prompts, 3, height, width] that the cloud drew for them."""
-
-    prompts: list[str]
-    images: Image
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -70,19 +52,12 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def read_prompts(path: Path) -> list[str]:
-    """One prompt a line of a UTF-8 text file."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text; give a text file with one prompt a line") from error
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; give a text file with one prompt a line") from error
-    empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
-    if empty or not lines:
-        where = f"line {empty[0]} is empty" if empty else "it has no line"
-        raise InputError(f"{path}: {where}; give one prompt a line")
-    return lines
+def parse_quantisation(text: str) -> Quantisation:
+    """How an update travels, by name."""
+    names: dict[str, Quantisation] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int4": "int4"}
+    if text not in names:
+        raise InputError(f"quantisation must be {', '.join(names)}, got {text!r}")
+    return names[text]
 
 
 def generate(
@@ -189,47 +164,6 @@ def delivery_json(delivery: Delivery, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def cloud_data(
-    preset: str,
-    prompts_file: Path | None,
-    images: Path | None,
-    *,
-    seed: int,
-    resume: Path | None,
-    on_stage: Stage,
-) -> CloudData:
-    """Prompts of distillation and the cloud's images: drawn now, kept from an earlier run, or from a folder."""
-    if images is not None:
-        on_stage("read images")
-        return _folder_data(images)
-    chosen = presets.preset(preset)
-    prompts = zoo.prompts(chosen.world, "distill") if prompts_file is None else read_prompts(prompts_file)
-
-    def draw_all() -> Image:
-        cloud = presets.cloud(chosen)
-        return cloud.decode(cloud(prompts, seeds=[DISTIL_SEEDS + seed + i for i in range(len(prompts))]))
-
-    on_stage(f"cloud draws {len(prompts)} images")
-    return CloudData(prompts=prompts, images=_kept(resume, "cloud", draw_all))
-
-
-def align_generation(
-    preset: str,
-    data: CloudData,
-    config: MakdConfig,
-    out: Path,
-    *,
-    resume: Path | None,
-    on_step: Callable[[str, Progress], None],
-) -> Bundle:
-    """MAKD on the preset's edge; writes a bundle."""
-    edge = presets.edge(presets.preset(preset))
-    prior = zoo.prompts(presets.preset(preset).world, "prior")
-    update = distil(edge, data.prompts, data.images, config, prior=prior, checkpoint=resume, on_step=on_step)
-    numbers = {k: v for k, v in asdict(config).items() if k != "metaword"}
-    return save_generation(out, edge, update, settings={**numbers, "prompts": len(data.prompts)})
-
-
 def edge_latents(preset: str, *, seed: int, resume: Path | None, on_stage: Stage) -> Latent:
     """What the aligned edge draws for the distillation prompts: the codec's training data."""
     chosen = presets.preset(preset)
@@ -240,7 +174,7 @@ def edge_latents(preset: str, *, seed: int, resume: Path | None, on_stage: Stage
         return edge(prompts, seeds=[DISTIL_SEEDS + seed + i for i in range(len(prompts))])
 
     on_stage(f"edge draws {len(prompts)} latents")
-    return _kept(resume, "edge", draw_all)
+    return kept(resume, "edge", draw_all)
 
 
 def align_transmission(
@@ -275,35 +209,6 @@ def align_transmission(
         "learning_rate": training.learning_rate,
     }
     return save_transmission(out, adapted, codec, settings=settings)
-
-
-def evaluate_generation(
-    preset: str, bundle: str | None, *, prompts: int, seeds: int, seed: int, on_stage: Stage
-) -> dict[str, GenerationScores]:
-    """Consistency on both held-out splits, without and with a bundle."""
-    chosen = presets.preset(preset)
-    cloud, edge = presets.cloud(chosen), presets.edge(chosen)
-    judges = {
-        "dino": load_dino(zoo.locate(chosen.dino, "judge")),
-        "clip": load_clip(zoo.locate(chosen.clip, "judge")),
-    }
-    first = list(range(seed, seed + seeds))
-    own, other = [EDGE_SEED + i for i in first], [CEILING_SEED + i for i in first]
-    scores = {}
-    for split in SPLITS:
-        on_stage(split)
-        texts = zoo.prompts(chosen.world, split)[:prompts]
-        plain = draw(edge, texts, own)
-        aligned, _ = apply_generation(edge, zoo.locate(bundle or chosen.makd, "bundle"))
-        drawn = Drawn(
-            prompts=torch.arange(len(texts)).repeat_interleave(seeds),
-            cloud=draw(cloud, texts, first),
-            ceiling=draw(cloud, texts, other),
-            arms={"no_ka": plain, "makd": draw(aligned, texts, own)},
-        )
-        remove_update(aligned)
-        scores[split] = score_generation(drawn, judges, seed=seed)
-    return scores
 
 
 def evaluate_transmission(
@@ -348,28 +253,3 @@ def _generator(model: str, *, steps: int | None, guidance: float | None) -> Diff
     if guidance is not None:
         sampling = replace(sampling, guidance=guidance)
     return load_generator(zoo.locate(model, "pipeline"), sampling=sampling)
-
-
-def _folder_data(folder: Path) -> CloudData:
-    """Prompts and images of a folder that `dekag generate` wrote."""
-    try:
-        rows = json.loads((folder / "index.json").read_text())["images"]
-        names, prompts = [row["file"] for row in rows], [row["prompt"] for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} has no readable index.json; write the folder with dekag generate"
-        ) from error
-    return CloudData(prompts=prompts, images=torch.cat([read_image(folder / name) for name in names]))
-
-
-def _kept(folder: Path | None, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What `make` gives, kept in a folder so that an interrupted run need not make it again."""
-    if folder is None:
-        return make()
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file({name: make().contiguous()}, part)
-        part.replace(path)
-    return load_file(path)[name]

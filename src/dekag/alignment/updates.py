@@ -1,34 +1,47 @@
 """Updates as bundles: what MAKD and CALA learned, to a directory and back into a generator or a codec."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from dekag.alignment import makd
-from dekag.alignment.bundle import Bundle, Metaword, Metrics, Setting, load_bundle, save_bundle
+from dekag.alignment.adapters import plain_state
+from dekag.alignment.bundle import (
+    Bundle,
+    Metaword,
+    Metrics,
+    Quantisation,
+    Setting,
+    load_bundle,
+    save_bundle,
+)
 from dekag.alignment.cala import CalaCodec, CalaConfig
-from dekag.alignment.container import CALA, EMBEDDING, LORA
+from dekag.alignment.container import CALA, EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.alignment.digest import digest_json, digest_tensors
-from dekag.alignment.makd import GenerationUpdate
+from dekag.alignment.update import GenerationUpdate, apply_update
 from dekag.codec import JsccCodec
-from dekag.generation import diffusers as generation
-from dekag.generation.diffusers import DiffusersGenerator
+from dekag.generation import metaword as generation
+from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
 
 LICENCE = "Apache-2.0"
 
 
-def pipeline_digest(pipeline: Any) -> str:
-    """Digest of the weights that an update changes the effect of: noise predictor and text encoder."""
-    parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
-    return digest_tensors({f"{p}.{name}": t for p, m in parts.items() for name, t in m.state_dict().items()})
+def pipeline_digest(generator: DiffusersGenerator) -> str:
+    """Digest of the weights that an update changes the effect of, denoiser and text encoders, without adapters."""
+    family, pipeline = generator.family, generator.pipeline
+    parts = (family.denoiser, *family.encoders)
+    return digest_tensors(
+        {f"{part}.{k}": t for part in parts for k, t in plain_state(getattr(pipeline, part)).items()}
+    )
 
 
-def tokenizer_digest(pipeline: Any) -> str:
-    """Digest of the tokenizer's vocabulary."""
-    return digest_json(pipeline.tokenizer.get_vocab())
+def tokenizer_digest(generator: DiffusersGenerator) -> str:
+    """Digest of the vocabulary that the metaword joins; of all of them if there are several."""
+    pipeline, names = generator.pipeline, generator.family.encoders.values()
+    vocabularies = [getattr(pipeline, name).get_vocab() for name in names]
+    return digest_json(vocabularies[0] if len(vocabularies) == 1 else vocabularies)
 
 
 def codec_digest(codec: JsccCodec) -> str:
@@ -43,41 +56,86 @@ def save_generation(
     *,
     settings: dict[str, Setting],
     metrics: Metrics | None = None,
+    quantisation: Quantisation = "fp16",
 ) -> Bundle:
-    """Write an update of a generator, in fp16; the generator must not carry an update."""
-    lora = {f"unet.{name}": t.half() for name, t in update.lora.items()}
+    """Write an update of a generator.
+
+    Raises InputError if the update is a whole denoiser: that is a model to publish, not an update to send.
+    """
+    if update.weights:
+        raise InputError("full fine-tuning leaves a whole denoiser; a bundle carries low-rank updates only")
+    part = generator.family.denoiser
+    word = update.metaword
+    files = {
+        LORA: {f"{part}.{name}": t for name, t in update.adapter.items()},
+        FEW_STEP: {f"{part}.{name}": t for name, t in update.few_step.items()},
+        EMBEDDING: {} if word is None else _embedding(word),
+        NOISE_MAP: {} if update.noise_map is None else {"noise_map": update.noise_map},
+    }
     return save_bundle(
         folder,
         kind="generation",
-        base_digest=pipeline_digest(generator.pipeline),
-        tokenizer_digest=tokenizer_digest(generator.pipeline),
-        tensors={LORA: lora, EMBEDDING: {update.metaword.token: update.vectors.half()}},
-        metaword=Metaword(
-            token=update.metaword.token, vectors=len(update.vectors), position=update.metaword.position
-        ),
+        base_digest=pipeline_digest(generator),
+        tokenizer_digest=tokenizer_digest(generator),
+        tensors={name: tensors for name, tensors in files.items() if tensors},
+        metaword=None
+        if word is None
+        else Metaword(token=word.token, vectors=word.count, position=word.position),
         licence=LICENCE,
         metrics=metrics,
-        settings=settings,
+        settings={
+            **settings,
+            **_sampling_settings("sampling", update.sampling),
+            **_sampling_settings("few_step", update.few_step_sampling),
+        },
         training_digest=digest_json(settings),
+        quantisation=quantisation,
     )
 
 
-def apply_generation(generator: DiffusersGenerator, path: Path | str) -> tuple[DiffusersGenerator, Bundle]:
-    """Load a bundle with every check and apply it; `makd.remove_update` takes it out again.
+def read_generation(generator: DiffusersGenerator, bundle: Bundle) -> GenerationUpdate:
+    """The update that a bundle carries for this generator; nothing of the generator changes.
 
+    Raises InputError if the bundle is of another kind, or for another model or tokenizer.
+    """
+    _require_kind(bundle, "generation")
+    bundle.require_base(pipeline_digest(generator), tokenizer_digest(generator))
+    prefix = f"{generator.family.denoiser}."
+    manifest, word = bundle.manifest, None
+    if manifest.metaword is not None:
+        vectors = list(bundle.embedding().values())
+        word = generation.Metaword(
+            token=manifest.metaword.token,
+            position=manifest.metaword.position,
+            vectors=dict(zip(generator.family.encoders, vectors, strict=True)),
+        )
+    return GenerationUpdate(
+        metaword=word,
+        adapter={name.removeprefix(prefix): t for name, t in bundle.lora().items()},
+        few_step={name.removeprefix(prefix): t for name, t in bundle.few_step().items()},
+        noise_map=bundle.noise_map(),
+        sampling=_sampling(manifest.settings, "sampling"),
+        few_step_sampling=_sampling(manifest.settings, "few_step"),
+    )
+
+
+def apply_generation(
+    generator: DiffusersGenerator,
+    path: Path | str,
+    *,
+    few_steps: bool = False,
+    shared_noise: bool = False,
+) -> tuple[DiffusersGenerator, Bundle]:
+    """Load a bundle with every check and apply it; `remove_update` takes it out again.
+
+    Each bundle is loaded under its own id, so that several can be on one pipeline at a time.
     Raises InputError if the bundle is damaged, of another kind, or for another model or tokenizer.
     """
-    bundle = _of_kind(load_bundle(path), "generation", path)
-    bundle.require_base(pipeline_digest(generator.pipeline), tokenizer_digest(generator.pipeline))
-    word = bundle.manifest.metaword
-    if word is None:
-        raise InputError(f"bundle {path} has no metaword; a generation bundle needs one")
-    update = GenerationUpdate(
-        metaword=generation.Metaword(token=word.token, position=word.position),
-        vectors=bundle.tensors[EMBEDDING][word.token].float(),
-        lora={name.removeprefix("unet."): t.float() for name, t in bundle.tensors[LORA].items()},
-    )
-    return makd.apply_update(generator, update), bundle
+    bundle = load_bundle(path)
+    update = read_generation(generator, bundle)
+    name = bundle.id[:12]
+    aligned = apply_update(generator, update, name=name, few_steps=few_steps, shared_noise=shared_noise)
+    return aligned, bundle
 
 
 def save_transmission(
@@ -106,7 +164,8 @@ def apply_transmission(codec: JsccCodec, path: Path | str) -> tuple[CalaCodec, B
 
     Raises InputError if the bundle is damaged, of another kind, or for another codec.
     """
-    bundle = _of_kind(load_bundle(path), "transmission", path)
+    bundle = load_bundle(path)
+    _require_kind(bundle, "transmission")
     bundle.require_base(codec_digest(codec))
     sizes = [bundle.manifest.settings.get(name) for name in ("rank", "groups")]
     if not all(isinstance(size, int) for size in sizes):
@@ -127,7 +186,31 @@ def describe(path: Path | str) -> dict[str, object]:
     return {**manifest, "size_bytes": bundle.size_bytes}
 
 
-def _of_kind(bundle: Bundle, kind: str, path: Path | str) -> Bundle:
+def _require_kind(bundle: Bundle, kind: str) -> None:
     if bundle.manifest.kind != kind:
-        raise InputError(f"bundle {path} is for {bundle.manifest.kind}, and one for {kind} is needed here")
-    return bundle
+        raise InputError(
+            f"bundle {bundle.id[:12]} is for {bundle.manifest.kind}, and one for {kind} is needed here"
+        )
+
+
+def _embedding(word: generation.Metaword) -> dict[str, torch.Tensor]:
+    """The vectors by the names that loaders of embeddings know: the token, or CLIP-L and CLIP-G."""
+    vectors = list(word.vectors.values())
+    names = [word.token] if len(vectors) == 1 else ["clip_l", "clip_g"]
+    return dict(zip(names, vectors, strict=True))
+
+
+def _sampling_settings(prefix: str, sampling: Sampling | None) -> dict[str, Setting]:
+    if sampling is None:
+        return {}
+    values = {f"{prefix}_steps": sampling.steps, f"{prefix}_guidance": sampling.guidance}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _sampling(settings: Mapping[str, Setting], prefix: str) -> Sampling | None:
+    steps, guidance = settings.get(f"{prefix}_steps"), settings.get(f"{prefix}_guidance")
+    if steps is None and guidance is None:
+        return None
+    if not isinstance(steps, int | None) or isinstance(guidance, str):
+        raise InputError(f"{prefix}_steps must be a whole number and {prefix}_guidance a number")
+    return Sampling(steps=steps, guidance=guidance)

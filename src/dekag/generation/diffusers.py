@@ -1,16 +1,30 @@
 """Any diffusers text-to-image pipeline as a cloud-GAI or an edge-GAI: prompt -> latent -> image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from jaxtyping import Float
 from torch import Tensor
 
+from dekag.generation.families import FAMILIES, Conditioning, Family, family_of, make_adaptable
+from dekag.generation.metaword import SpokenMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
 from dekag.types import Image, InputError, Latent
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    # both would depend on the packages that happen to be installed, or on the size of the picture
+    "PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False},
+    # without one there is no guidance
+    "QwenImagePipeline": {"negative_prompt": " "},
+}
+"""Arguments that every call of a cloud's pipeline needs, by the name of its class."""
+GUIDANCE = {"QwenImagePipeline": "true_cfg_scale"}
+"""Name of the guidance scale where it is not `guidance_scale`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,30 +37,37 @@ class Sampling:
     """Images drawn at a time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metaword:
-    """A learned pseudo-word that is put before or after every prompt."""
-
-    token: str
-    position: Literal["prefix", "suffix"] = "prefix"
-
-    def add_to(self, prompt: str) -> str:
-        """The prompt with the metaword."""
-        return f"{self.token} {prompt}" if self.position == "prefix" else f"{prompt} {self.token}"
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DiffusersGenerator:
-    """Implements `dekag.types.Generator` over a pipeline whose latents are [batch, channels, rows, cols].
+    """Implements `dekag.types.Generator` over a pipeline of diffusers.
 
-    The initial noise of an image depends on its own seed only. The pipeline carries any update that was
-    loaded into it; `metaword` is the word that belongs to the update.
+    The initial noise of an image depends on its own seed only. Several generators may share one pipeline, each
+    with its own update: an update is switched on while its generator draws and off again afterwards.
     """
 
     pipeline: Any
     """Of diffusers; its class says which components it has."""
     sampling: Sampling = field(default_factory=Sampling)
-    metaword: Metaword | None = None
+    metaword: SpokenMetaword | None = None
+    adapters: tuple[str, ...] = ()
+    """Names of the low-rank updates in the denoiser that this generator draws with."""
+    noise_map: Float[Tensor, "channels channels"] | None = None
+    """Orthogonal map of the initial noise, for an edge that starts from its cloud's noise."""
+    pixels: int | None = None
+    """Side of the pictures; `None` leaves the pipeline's own."""
+
+    def __post_init__(self) -> None:
+        make_adaptable(self.pipeline)
+
+    @property
+    def family(self) -> Family:
+        """What is particular to this kind of pipeline."""
+        return family_of(self.pipeline)
+
+    @property
+    def denoiser(self) -> Any:
+        """The noise predictor: the part that low-rank updates change."""
+        return getattr(self.pipeline, self.family.denoiser)
 
     def __call__(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Latent:
         """Draw one latent for each prompt and seed; unit scale.
@@ -54,84 +75,173 @@ class DiffusersGenerator:
         Raises InputError for an empty or over-long prompt, or if there is not one seed for each prompt;
         warns with PromptTruncatedWarning if the text encoder does not read all of a prompt.
         """
-        prompts = check_prompts(prompts)
-        if len(seeds) != len(prompts):
-            raise InputError(f"give one seed for each prompt: {len(prompts)} prompts, {len(seeds)} seeds")
-        if self.metaword is not None:
-            prompts = tuple(self.metaword.add_to(prompt) for prompt in prompts)
-        self._warn_truncated(prompts)
-        size = self.sampling.batch
-        chunks = [
-            self._draw(prompts[at : at + size], seeds[at : at + size]) for at in range(0, len(prompts), size)
+        prompts = _paired(prompts, seeds)
+        family = self.family
+        with self.active():
+            if self.metaword is not None:
+                prompts = tuple(self.metaword.word.add_to(prompt) for prompt in prompts)
+            self._warn_truncated(prompts)
+            parts = []
+            for some, own in self._chunks(prompts, seeds):
+                noise = self._noise(own)
+                drawn = self._run(some, own, output_type="latent", **noise)
+                parts.append(family.from_pipeline(self.pipeline, drawn))
+        return torch.cat(parts)
+
+    def trajectory(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Float[Tensor, "_ _ _ _ _"]:
+        """As the call itself, but every state from the noise to the latent: [images, steps + 1, c, rows, cols]."""
+        prompts = _paired(prompts, seeds)
+        family, pipeline, parts = self.family, self.pipeline, []
+        with self.active():
+            if self.metaword is not None:
+                prompts = tuple(self.metaword.word.add_to(prompt) for prompt in prompts)
+            for some, own in self._chunks(prompts, seeds):
+                states = [self._mapped(own)]
+
+                def keep(
+                    _: Any, step: int, timestep: Any, told: dict[str, Tensor], states: list[Tensor] = states
+                ) -> dict[str, Tensor]:
+                    states.append(family.from_step(told["latents"], like=states[0]))
+                    return told
+
+                start = family.to_pipeline(pipeline, states[0]).to(next(self.denoiser.parameters()))
+                self._run(some, own, output_type="latent", latents=start, callback_on_step_end=keep)
+                parts.append(torch.stack(states, dim=1))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[str], *, batch: int = 32) -> Conditioning:
+        """What the denoiser is told of each prompt, exactly as given; rows in their order."""
+        parts = [
+            self.family.condition(self.pipeline, prompts[at : at + batch])
+            for at in range(0, len(prompts), batch)
         ]
-        return torch.cat(chunks)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
+        """Draw one image for each prompt and seed with the pipeline's own decoder: all that a cloud must do.
+
+        Raises InputError as the call itself does.
+        """
+        prompts = _paired(prompts, seeds)
+        parts = [self._run(some, own, output_type="pt") for some, own in self._chunks(prompts, seeds)]
+        return torch.cat(parts).float().clamp(0, 1).cpu()
 
     @torch.no_grad()
     def decode(self, latent: Latent) -> Image:
         """Latents, unit scale, to images in [0, 1]."""
-        vae = self.pipeline.vae
-        scaled: Tensor = latent / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        pictures = [vae.decode(part.to(vae.dtype)).sample for part in scaled.split(self.sampling.batch)]
-        return (torch.cat(pictures).float() / 2 + 0.5).clamp(0, 1)
+        parts = latent.split(self.sampling.batch)
+        return torch.cat([self.family.decode(self.pipeline, part) for part in parts])
 
     @torch.no_grad()
     def encode(self, image: Image) -> Latent:
-        """Images in [0, 1] to latents, unit scale (the mean, where the encoder gives a distribution)."""
-        vae = self.pipeline.vae
-        latents = [
-            self._mean(vae.encode((part * 2 - 1).to(vae.dtype))) for part in image.split(self.sampling.batch)
-        ]
-        shifted = torch.cat(latents).float() - float(vae.config.get("shift_factor") or 0.0)
-        return shifted * float(vae.config.scaling_factor)
+        """Images in [0, 1] to latents, unit scale."""
+        parts = image.split(self.sampling.batch)
+        return torch.cat([self.family.encode(self.pipeline, part) for part in parts])
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within, the pipeline reads this generator's metaword and draws with its adapters, and no others."""
+        with ExitStack() as stack:
+            if self.metaword is not None:
+                stack.enter_context(self.metaword.spoken(self.pipeline))
+            if self.adapters:
+                stack.enter_context(_adapters(self.denoiser, self.adapters))
+            yield
+
+    def _chunks(
+        self, prompts: Sequence[str], seeds: Sequence[int]
+    ) -> Iterator[tuple[list[str], Sequence[int]]]:
+        size = self._at_once()
+        for at in range(0, len(prompts), size):
+            yield list(prompts[at : at + size]), seeds[at : at + size]
+
+    def _noise(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Mapped initial noise, or nothing: then the pipeline draws it from the seeds itself."""
+        if self.noise_map is None:
+            return {}
+        weight = next(self.denoiser.parameters())
+        return {"latents": self.family.to_pipeline(self.pipeline, self._mapped(seeds)).to(weight)}
+
+    def _mapped(self, seeds: Sequence[int]) -> Latent:
+        """The initial noise of each seed, on the CPU."""
+        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        own = torch.cat([self.family.noise(self.pipeline, rng, pixels=self.pixels) for rng in rngs])
+        return own if self.noise_map is None else torch.einsum("dc,bcij->bdij", self.noise_map, own)
 
     @torch.no_grad()
-    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> Latent:
-        settings: dict[str, float | int] = {}
+    def _run(self, prompts: list[str], seeds: Sequence[int], **options: Any) -> Tensor:
+        name = type(self.pipeline).__name__
+        settings = self._told(prompts)
+        if self.pixels is not None:
+            settings |= {"height": self.pixels, "width": self.pixels}
         if self.sampling.steps is not None:
             settings["num_inference_steps"] = self.sampling.steps
         if self.sampling.guidance is not None:
-            settings["guidance_scale"] = self.sampling.guidance
+            settings[GUIDANCE.get(name, "guidance_scale")] = self.sampling.guidance
         # the noise is drawn on the CPU, so that one seed means one noise on every device
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-        latents: Tensor = self.pipeline(
-            prompt=list(prompts), generator=noise, output_type="latent", **settings
-        ).images
-        if latents.ndim != 4:
-            name = type(self.pipeline).__name__
-            raise InputError(
-                f"{name} packs its latents to {latents.ndim} axes; latents [b, c, rows, cols] are needed"
-            )
-        return latents.float()
+        drawn: Tensor = self.pipeline(generator=noise, **settings, **options).images
+        return drawn
+
+    def _told(self, prompts: list[str]) -> dict[str, Any]:
+        """Arguments of a call of the pipeline that say what to draw."""
+        name = type(self.pipeline).__name__
+        if name in FAMILIES:
+            return FAMILIES[name].arguments(self.pipeline, prompts)
+        told = {"prompt": prompts, **OPTIONS.get(name, {})}
+        if "negative_prompt" in told:
+            told["negative_prompt"] = [told["negative_prompt"]] * len(prompts)
+        return told
+
+    def _at_once(self) -> int:
+        """Pictures to draw in one call of the pipeline."""
+        family = FAMILIES.get(type(self.pipeline).__name__)
+        most = None if family is None else family.at_once
+        return self.sampling.batch if most is None else min(most, self.sampling.batch)
 
     def _warn_truncated(self, prompts: Sequence[str]) -> None:
-        expand = getattr(self.pipeline, "maybe_convert_prompt", None)
-        tokenizer = self.pipeline.tokenizer
-        warn_truncated([expand(p, tokenizer) for p in prompts] if expand else prompts, tokenizer)
-
-    @staticmethod
-    def _mean(encoded: Any) -> Tensor:
-        distribution = getattr(encoded, "latent_dist", None)
-        latents: Tensor = encoded.latents if distribution is None else distribution.mode()
-        return latents
+        for tokenizer in self.family.encoders.values():
+            warn_truncated(prompts, getattr(self.pipeline, tokenizer))
 
 
 def load_generator(
     source: str | Path,
     *,
+    revision: str | None = None,
     sampling: Sampling | None = None,
+    pixels: int | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> DiffusersGenerator:
-    """A generator from a pipeline directory or a hub id.
+    """A generator from a pipeline directory or a hub id; `revision` pins the latter to a commit.
 
+    `pixels` is the side of the pictures, the pipeline's own if None.
     Raises InputError if neither is there.
     """
     try:
-        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype)
+        pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"{source} is no diffusers pipeline directory and no hub id that can be read: {reason}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    return DiffusersGenerator(pipeline=pipeline.to(device), sampling=sampling or Sampling())
+    return DiffusersGenerator(pipeline=pipeline.to(device), sampling=sampling or Sampling(), pixels=pixels)
+
+
+def _paired(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[str, ...]:
+    checked = check_prompts(prompts)
+    if len(seeds) != len(checked):
+        raise InputError(f"give one seed for each prompt: {len(checked)} prompts, {len(seeds)} seeds")
+    return checked
+
+
+@contextmanager
+def _adapters(denoiser: Any, names: tuple[str, ...]) -> Iterator[None]:
+    denoiser.enable_adapters()
+    denoiser.set_adapter(list(names))
+    try:
+        yield
+    finally:
+        denoiser.disable_adapters()

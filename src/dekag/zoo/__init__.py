@@ -14,6 +14,13 @@ SHIPPED = {
     "emoji/mini-dino": "judge",
     "emoji/makd": "bundle",
     "emoji/cala": "bundle",
+    **{f"emoji/{domain}": "bundle" for domain in ("food", "animals", "faces")},
+    **{f"emoji/rivals/makd-{seed}": "bundle" for seed in (1, 2)},
+    **{
+        f"emoji/rivals/{method}-{seed}": "bundle"
+        for method in ("textual_inversion", "lora", "dreambooth", "lokr")
+        for seed in (0, 1, 2)
+    },
 }
 """Kind of each shipped model or bundle by its name."""
 
@@ -45,6 +52,13 @@ def locate(source: str, kind: str) -> str | Path:
     if kind != "pipeline" or source.count("/") != 1 or source.startswith((".", "/", "emoji/")):
         raise InputError(f"unknown {kind} {source!r}; give a directory or one of: {known}")
     return source
+
+
+def weight_bytes(source: str) -> int:
+    """Bytes of a shipped or local pipeline's denoiser and text encoders, as they are stored: what an update adds to."""
+    folder = Path(locate(source, "pipeline"))
+    parts = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+    return sum(file.stat().st_size for part in parts for file in folder.glob(f"{part}/*.safetensors"))
 
 
 def prompts(world: str, split: str) -> list[str]:

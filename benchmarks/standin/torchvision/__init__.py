@@ -1,0 +1,1 @@
+"""What diffusers' training script needs of torchvision, for machines that have no torchvision."""

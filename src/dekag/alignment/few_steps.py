@@ -1,0 +1,131 @@
+"""Fewer steps at the edge: a second low-rank update with which an aligned edge draws in four steps or fewer.
+
+The aligned edge draws with many guided steps and keeps where it came by; the update learns to take several of
+those steps, guidance included, at once (progressive distillation, Salimans and Ho 2022; guidance as in Meng et
+al. 2023). Nothing of the cloud is needed. This goes beyond DeKA-g.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dekag.alignment import adapters
+from dekag.generation.diffusers import DiffusersGenerator, Sampling
+from dekag.training.loop import Loss, Progress, TrainConfig, train
+from dekag.types import InputError
+
+ADAPTER = "dekag_few_steps"
+TEACHER_SEED = 400_000
+NO_GUIDANCE = 1.0
+"""Guidance scale at which diffusers' pipelines leave the unconditional half out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewStepConfig:
+    """Numbers of the distillation; `train_steps` are optimiser steps of `batch` images."""
+
+    steps: int = 4
+    """Steps of the student; they must divide those of the teacher."""
+    rank: int = 8
+    targets: str | None = None
+    train_steps: int = 400
+    learning_rate: float = 1e-3
+    batch: int = 64
+    seed: int = 0
+
+
+def distil_few_steps(
+    aligned: DiffusersGenerator,
+    prompts: Sequence[str],
+    config: FewStepConfig,
+    *,
+    checkpoint: Path | None = None,
+    on_step: Callable[[str, Progress], None] | None = None,
+) -> tuple[dict[str, Tensor], Sampling]:
+    """A low-rank update on top of the generator's own, and the sampling to draw with: no guidance, few steps.
+
+    The generator draws every prompt once as its teacher; it is left as it was.
+    Raises InputError if the steps do not divide the teacher's or its sampler is not a deterministic one of first order.
+    """
+    teacher = aligned.sampling.steps
+    if teacher is None or teacher % config.steps or teacher == config.steps:
+        raise InputError(f"the student's {config.steps} steps must divide the teacher's, which are {teacher}")
+    seeds = [TEACHER_SEED + config.seed + i for i in range(len(prompts))]
+    states = aligned.trajectory(prompts, seeds=seeds)[:, :: teacher // config.steps]
+    denoiser, family = aligned.denoiser, aligned.family
+    said = list(prompts)
+    with aligned.active():
+        if aligned.metaword is not None:
+            said = [aligned.metaword.word.add_to(prompt) for prompt in said]
+        told = aligned.read(said)
+        peft = adapters.config_for("lora", rank=config.rank, targets=config.targets or family.targets)
+        with adapters.fresh(denoiser, ADAPTER, peft, seed=config.seed):
+            denoiser.set_adapter([*aligned.adapters, ADAPTER])
+            own = {n: p for n, p in denoiser.named_parameters() if f".{ADAPTER}." in n}
+            denoiser.requires_grad_(False)
+            for parameter in own.values():
+                parameter.requires_grad_(True)
+            train(
+                nn.ParameterDict({name.replace(".", "/"): p for name, p in own.items()}),
+                _loss(aligned, states, told, config),
+                TrainConfig(
+                    steps=config.train_steps,
+                    learning_rate=config.learning_rate,
+                    ema_decay=0.99,
+                    seed=config.seed,
+                    checkpoint_every=100,
+                ),
+                checkpoint=None if checkpoint is None else checkpoint / "few_steps.pt",
+                on_step=None if on_step is None else lambda progress: on_step("few steps", progress),
+            )
+            learned = adapters.tensors(denoiser, ADAPTER)
+    return learned, replace(aligned.sampling, steps=config.steps, guidance=NO_GUIDANCE)
+
+
+def _loss(
+    aligned: DiffusersGenerator, states: Tensor, told: dict[str, Tensor], config: FewStepConfig
+) -> Loss:
+    """Mean square error of the state after one of the student's steps; states [images, steps + 1, c, rows, cols]."""
+    line = affine_steps(aligned.pipeline.scheduler, config.steps)
+    timesteps = torch.tensor([t for t, _, _ in line])
+    old, new = (torch.tensor([row[k] for row in line])[:, None, None, None] for k in (1, 2))
+
+    def loss(rng: torch.Generator) -> Tensor:
+        index = torch.randint(len(states), (config.batch,), generator=rng)
+        step = torch.randint(config.steps, (config.batch,), generator=rng)
+        start, end = states[index, step], states[index, step + 1]
+        conditioning = {name: values[index.to(values.device)] for name, values in told.items()}
+        said = aligned.family.predict(aligned.pipeline, start, timesteps[step].to(start.device), conditioning)
+        landed = old[step].to(start) * start + new[step].to(start) * said.float()
+        error: Tensor = (landed - end).square().mean()
+        return error
+
+    return loss
+
+
+def affine_steps(scheduler: Any, steps: int) -> list[tuple[float, float, float]]:
+    """(timestep, a, b) of each step of a sampler: it takes x and the denoiser's output v to a x + b v.
+
+    Raises InputError unless that is so for every x and v: DDIM without noise and Euler are, samplers with a
+    memory of earlier steps are not.
+    """
+    rows = [_walk(scheduler, steps, x, v) for x, v in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0))]
+    for (_, a), (_, b), (_, both) in zip(*rows, strict=True):
+        if abs(2 * a + 3 * b - both) > 1e-3 * (1 + abs(both)):
+            raise InputError(
+                f"fewer steps need a deterministic sampler of first order, as DDIM or Euler; {type(scheduler).__name__}"
+                " is none"
+            )
+    return [(t, a, b) for (t, a), (_, b) in zip(rows[0], rows[1], strict=True)]
+
+
+def _walk(scheduler: Any, steps: int, x: float, v: float) -> list[tuple[float, float]]:
+    """Timesteps, and where each step leads from x with output v."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(steps)
+    state, said = torch.full((1, 1, 1, 1), x), torch.full((1, 1, 1, 1), v)
+    return [(float(t), float(fresh.step(said, t, state).prev_sample)) for t in fresh.timesteps]

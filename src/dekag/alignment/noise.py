@@ -1,0 +1,34 @@
+"""Shared noise: the edge starts from the cloud's noise, turned into its own latent space.
+
+Deterministic samplers of well-trained diffusion models map equal noise to similar images (Zhang et al. 2024, "The
+emergence of reproducibility and consistency in diffusion models"). Two latent spaces differ by more than the eye
+sees, but noise of unit variance stays such noise under an orthogonal map of its channels. This goes beyond DeKA-g.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dekag.types import InputError
+
+Latents = Float[Tensor, "_ _ _ _"]
+"""As Latent, of any sizes: the two spaces may differ."""
+
+
+def fit_noise_map(cloud: Latents, edge: Latents) -> Float[Tensor, "channels channels"]:
+    """The orthogonal map P of channels that brings the cloud's latents nearest to the edge's, of the same images.
+
+    It minimises |P cloud - edge| over all rows, cols and images (orthogonal Procrustes, Schoenemann 1966); both are
+    [images, channels, rows, cols] and are centred first. A few images are enough.
+    Raises InputError unless both have the same shape.
+    """
+    if cloud.shape != edge.shape:
+        raise InputError(
+            f"shared noise needs latents of one shape, the cloud's are {tuple(cloud.shape[1:])} and the edge's"
+            f" {tuple(edge.shape[1:])}"
+        )
+    ours, theirs = (z.double().transpose(0, 1).flatten(1) for z in (edge, cloud))
+    ours, theirs = (z - z.mean(1, keepdim=True) for z in (ours, theirs))
+    left, _, right = torch.linalg.svd(ours @ theirs.T)
+    mapped: Tensor = (left @ right).float()
+    return mapped

@@ -1,0 +1,137 @@
+"""What an update carries beside metaword and LoRA: the noise map, and the second update for fewer steps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+
+from dekag import presets
+from dekag.alignment.few_steps import FewStepConfig, affine_steps, distil_few_steps
+from dekag.alignment.makd import MakdConfig, distil
+from dekag.alignment.noise import fit_noise_map
+from dekag.alignment.update import apply_update, remove_update
+from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation
+from dekag.generation.diffusers import DiffusersGenerator, Sampling
+from dekag.types import InputError
+
+PROMPTS = ["a red apple on a blue background", "a cat face on a pink background, on the left"]
+
+
+@pytest.fixture(scope="module")
+def edge() -> DiffusersGenerator:
+    return replace(presets.edge(presets.emoji()), sampling=Sampling(steps=4, guidance=2.0))
+
+
+def test_a_rotation_of_the_channels_is_found_again() -> None:
+    rng = torch.Generator().manual_seed(0)
+    truth = torch.linalg.qr(torch.randn(6, 6, generator=rng)).Q
+    cloud = torch.randn(5, 6, 4, 4, generator=rng) * torch.arange(1, 7)[:, None, None]
+    edge = torch.einsum("dc,bcij->bdij", truth, cloud) + 3.0
+    found = fit_noise_map(cloud, edge)
+    torch.testing.assert_close(found, truth, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found @ found.T, torch.eye(6), atol=1e-5, rtol=0)
+
+
+def test_a_noisy_map_is_still_orthogonal_and_the_best_of_its_kind() -> None:
+    rng = torch.Generator().manual_seed(1)
+    cloud, edge = (torch.randn(3, 4, 2, 2, generator=rng) for _ in range(2))
+    found = fit_noise_map(cloud, edge)
+    torch.testing.assert_close(found @ found.T, torch.eye(4), atol=1e-5, rtol=0)
+    ours, theirs = ((z - z.mean((0, 2, 3), keepdim=True)).transpose(0, 1).flatten(1) for z in (edge, cloud))
+    best = (found @ theirs - ours).square().sum()
+    for _ in range(50):
+        other = torch.linalg.qr(torch.randn(4, 4, generator=rng)).Q
+        assert best <= (other @ theirs - ours).square().sum() + 1e-4
+
+
+def test_latents_of_two_shapes_cannot_share_noise() -> None:
+    with pytest.raises(InputError, match="latents of one shape"):
+        fit_noise_map(torch.zeros(2, 4, 8, 8), torch.zeros(2, 16, 8, 8))
+
+
+def test_the_identity_map_draws_what_the_pipeline_draws_itself(edge: DiffusersGenerator) -> None:
+    mapped = replace(edge, noise_map=torch.eye(32))
+    torch.testing.assert_close(mapped(PROMPTS, seeds=[3, 4]), edge(PROMPTS, seeds=[3, 4]))
+
+
+def test_a_trajectory_begins_with_the_noise_and_ends_with_the_latent(edge: DiffusersGenerator) -> None:
+    states = edge.trajectory(PROMPTS, seeds=[3, 4])
+    assert states.shape == (2, 5, 32, 8, 8)
+    noise = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(states[:1, 0], noise)
+    torch.testing.assert_close(states[:, -1], edge(PROMPTS, seeds=[3, 4]))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_ddim_step_is_its_line(kind: str) -> None:
+    scheduler = DDIMScheduler(
+        prediction_type=kind, timestep_spacing="trailing", clip_sample=False, steps_offset=1
+    )
+    x, v = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    for t, a, b in affine_steps(scheduler, 4):
+        scheduler.set_timesteps(4)
+        torch.testing.assert_close(
+            a * x + b * v, scheduler.step(v, int(t), x).prev_sample, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_flow_steps_are_lines_too() -> None:
+    """Euler on a straight flow: x + (next - now) v, from all noise to none."""
+    rows = affine_steps(FlowMatchEulerDiscreteScheduler(), 4)
+    assert [a for _, a, _ in rows] == pytest.approx([1.0] * 4)
+    assert sum(b for _, _, b in rows) == pytest.approx(-1.0, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_sampler_with_a_memory_is_refused() -> None:
+    with pytest.raises(InputError, match=r"DPMSolverMultistepScheduler is none"):
+        affine_steps(DPMSolverMultistepScheduler(), 4)
+
+
+def test_fewer_steps_learn_the_trajectory_and_travel_in_the_bundle(edge: DiffusersGenerator, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """After training, two unguided steps are nearer to the four guided ones than before."""
+    images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
+    learned = distil(
+        edge,
+        PROMPTS,
+        images,
+        MakdConfig(metaword_steps=2, joint_steps=2, frozen_steps=2, batch=4, rank=2, prior_share=0.0),
+    )
+    digest = pipeline_digest(edge)
+    aligned = apply_update(edge, learned)
+    target = aligned(PROMPTS, seeds=[400_000, 400_001])
+    few = FewStepConfig(steps=2, rank=8, train_steps=60, batch=8, learning_rate=5e-3)
+    tensors, sampling = distil_few_steps(aligned, PROMPTS, few)
+    torch.testing.assert_close(aligned(PROMPTS, seeds=[400_000, 400_001]), target)
+    untrained = replace(aligned, sampling=sampling)(PROMPTS, seeds=[400_000, 400_001])
+    remove_update(aligned)
+    assert pipeline_digest(edge) == digest
+
+    assert (sampling.steps, sampling.guidance) == (2, 1.0)
+    whole = replace(learned, few_step=tensors, few_step_sampling=sampling)
+    save_generation(tmp_path / "b", edge, whole, settings={}, quantisation="int8")
+    fast, _ = apply_generation(edge, tmp_path / "b", few_steps=True)
+    drawn = fast(PROMPTS, seeds=[400_000, 400_001])
+    remove_update(fast)
+    assert (drawn - target).norm() < 0.7 * (untrained - target).norm()
+    assert pipeline_digest(edge) == digest
+
+
+@pytest.mark.parametrize("steps", [3, 4, 8])
+def test_steps_that_do_not_divide_the_teachers_are_refused(edge: DiffusersGenerator, steps: int) -> None:
+    with pytest.raises(InputError, match="must divide the teacher's, which are 4"):
+        distil_few_steps(edge, PROMPTS, FewStepConfig(steps=steps))
+
+
+def test_asking_for_what_a_bundle_lacks_is_one_clear_line(edge: DiffusersGenerator) -> None:
+    from dekag.alignment.update import GenerationUpdate
+
+    with pytest.raises(InputError, match="nothing for fewer steps"):
+        apply_update(edge, GenerationUpdate(), few_steps=True)
+    with pytest.raises(InputError, match="no noise map"):
+        apply_update(edge, GenerationUpdate(), shared_noise=True)

@@ -63,7 +63,11 @@ def write_model(folder: Path) -> dict[str, int]:
     StableDiffusionPipeline(
         tokenizer=tokenizer,
         scheduler=DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            steps_offset=1,
         ),
         safety_checker=None,
         feature_extractor=None,

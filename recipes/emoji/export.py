@@ -38,6 +38,7 @@ DOMAINS: dict[str, Callable[[Concept], bool]] = {
 def prompts(world: World, broad: World) -> dict[str, list[str]]:
     """Prompts by split.
 
+    `validation` has kept concepts, and distilled ones in compositions that are neither distilled nor reported on.
     `prior` names other `distill` concepts of the broad world; `accuracy` asks for every concept on one and the
     same background.
     """
@@ -60,7 +61,8 @@ def prompts(world: World, broad: World) -> dict[str, list[str]]:
             for c in broad.concepts
             if c.split == "distill" and c.name not in CORE
         ],
-        "validation": [caption(c, s) for c in validation for s in new[c]],
+        "validation": [caption(c, s) for c in validation for s in new[c]]
+        + [caption(c, new[c][1]) for c in known[::2] if c not in validation],
         "compositions": _shuffled([caption(c, new[c][0]) for c in known if c not in validation], rng),
         "concepts": _shuffled([caption(c, s) for c in held_out for s in some(list(COMPOSITIONS), 1)], rng),
         "accuracy": _shuffled([caption(c, COMPOSITIONS[0]) for c in known], rng),

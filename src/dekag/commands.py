@@ -167,7 +167,7 @@ def delivery_json(delivery: Delivery, names: Sequence[str]) -> dict[str, Any]:
 def edge_latents(preset: str, *, seed: int, resume: Path | None, on_stage: Stage) -> Latent:
     """What the aligned edge draws for the distillation prompts: the codec's training data."""
     chosen = presets.preset(preset)
-    prompts = zoo.prompts(chosen.world, "distill")
+    prompts = zoo.prompts(presets.named(chosen.world, "world"), "distill")
 
     def draw_all() -> Latent:
         edge, _ = apply_generation(presets.edge(chosen), presets.folder(chosen.makd, "bundle"))
@@ -218,10 +218,12 @@ def evaluate_transmission(
     chosen = presets.preset(preset)
     on_stage("draw")
     edge, _ = apply_generation(presets.edge(chosen), presets.folder(chosen.makd, "bundle"))
-    texts = [text for split in SPLITS for text in zoo.prompts(chosen.world, split)[:images]]
+    texts = [
+        text for split in SPLITS for text in zoo.prompts(presets.named(chosen.world, "world"), split)[:images]
+    ]
     latents = edge(texts, seeds=[EDGE_SEED + seed + i for i in range(len(texts))])
     codec = load_codec(presets.folder(chosen.codec, "codec"))
-    adapted, _ = apply_transmission(codec, zoo.locate(bundle or chosen.cala, "bundle"))
+    adapted, _ = apply_transmission(codec, presets.folder(bundle or chosen.cala, "bundle"))
     on_stage("send")
     return score_transmission(
         {"no_ka": codec, "cala": adapted}, BlockFading(), edge, latents, grid(), seed=seed
@@ -233,8 +235,8 @@ def evaluate_accuracy(
 ) -> Mean:
     """Concept accuracy of a model on training concepts with new seeds; optionally a contact sheet."""
     chosen = presets.preset(preset)
-    clip = load_clip(zoo.locate(chosen.clip, "judge"))
-    texts = zoo.prompts(chosen.world, "accuracy")[:prompts]
+    clip = load_clip(presets.folder(chosen.clip, "judge"))
+    texts = zoo.prompts(presets.named(chosen.world, "world"), "accuracy")[:prompts]
     if len(texts) < prompts:
         raise InputError(f"{chosen.world} has {len(texts)} prompts for accuracy, {prompts} were asked for")
     on_stage("draw")

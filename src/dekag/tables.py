@@ -18,8 +18,9 @@ NAMES = {
     "lora": "LoRA alone",
     "dreambooth": "DreamBooth",
     "lokr": "LoKr",
-    "makd": "MAKD",
-    "makd_few_steps": "MAKD, few steps",
+    "makd_short": "MAKD, as short as rivals",
+    "makd": "MAKD as shipped",
+    "makd_few_steps": "MAKD as shipped, few steps",
     "ceiling": "ceiling (cloud, other seed)",
 }
 

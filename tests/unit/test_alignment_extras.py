@@ -93,7 +93,9 @@ def test_a_sampler_with_a_memory_is_refused() -> None:
         affine_steps(DPMSolverMultistepScheduler(), 4)
 
 
-def test_fewer_steps_learn_the_trajectory_and_travel_in_the_bundle(edge: DiffusersGenerator, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_fewer_steps_learn_the_trajectory_and_travel_in_the_bundle(
+    edge: DiffusersGenerator, tmp_path
+) -> None:  # type: ignore[no-untyped-def]
     """After training, two unguided steps are nearer to the four guided ones than before."""
     images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
     learned = distil(

@@ -16,7 +16,7 @@ import safetensors
 import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
-from tiny_pipelines import LAYERS, WIDTH, build, flux2_klein, stable_diffusion, stable_diffusion_xl
+from tiny_pipelines import LAYERS, build, flux2_klein, stable_diffusion, stable_diffusion_xl
 from torch import Tensor, nn
 
 from dekag.alignment.bundle import Bundle, Metaword, save_bundle
@@ -38,7 +38,7 @@ import numpy, torch
 
 drawn, refused = {{}}, {{}}
 for name, code in json.load(open(sys.argv[1])).items():
-    names = {{"rng": torch.Generator().manual_seed({SEED})}}
+    names = {{"rng": lambda: torch.Generator().manual_seed({SEED})}}
     try:
         exec(code, names)
         drawn[name] = names["image"].transpose(2, 0, 1)
@@ -62,13 +62,13 @@ def targeted(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def random_lora(model: nn.Module, *, prefix: str = "", seed: int = 1) -> dict[str, Tensor]:
-    """An update of every layer in PEFT's shapes, a third of the layer's own size, with RANKS in turn."""
+    """An update of every layer in PEFT's shapes, a fifth of the layer's own size, with RANKS in turn."""
     rng, lora = torch.Generator().manual_seed(seed), {}
     for number, (path, layer) in enumerate(targeted(model).items()):
         rank, weight = RANKS[number % len(RANKS)], layer.weight
         down = torch.randn((rank, *weight.shape[1:]), generator=rng)
         up = torch.randn((len(weight), rank, *(1,) * (weight.ndim - 2)), generator=rng)
-        up *= 0.3 * float(weight.detach().std()) / rank**0.5
+        up *= 0.2 * float(weight.detach().std()) / rank**0.5
         lora |= {f"{prefix}{path}.lora_A.weight": down, f"{prefix}{path}.lora_B.weight": up}
     return lora
 
@@ -113,8 +113,9 @@ def saved(edges: dict[str, DiffusersGenerator], work: Path) -> dict[str, Bundle]
     """Bundles of random updates; that of sd in int8 as well, and with a second adapter for few steps."""
     bundles = {}
     for name, generator in edges.items():
-        encoders = generator.family.encoders
-        vectors = {part: 0.5 * noise(3, WIDTH, seed=i).float() for i, part in enumerate(encoders)}
+        encoders = {part: getattr(generator.pipeline, part) for part in generator.family.encoders}
+        widths = {part: encoder.get_input_embeddings().weight.shape[1] for part, encoder in encoders.items()}
+        vectors = {part: 0.5 * noise(3, width, seed=width).float() for part, width in widths.items()}
         few = {"few_step": random_lora(generator.denoiser, seed=2), "few_step_sampling": FEW_STEPS}
         update = GenerationUpdate(
             metaword=metaword.Metaword(token=TOKEN, position="suffix", vectors=vectors),
@@ -160,7 +161,7 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
     few = lora.replace("/dekag", "/dekag_few_step").replace('"dekag"', '"few"')
     few += 'pipeline.set_adapters(["dekag", "few"])\n'
     word = f'pipeline.load_textual_inversion("comfyui/embeddings/dekag.safetensors", token="{TOKEN}")\n'
-    image = 'image = pipeline("a red apple <dekag>", num_inference_steps={}, guidance_scale={}).images[0]\n'
+    image = 'image = pipeline(prompt="a red apple <dekag>", num_inference_steps={}, guidance_scale={}).images[0]\n'
     comfyui = base + lora.format("comfyui/loras") + word
     codes = {
         "sd": readme("sd", "sd"),
@@ -174,7 +175,7 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
     }
     layers = {"flux2": f", text_encoder_out_layers={LAYERS}"}
     codes = {
-        name: code.replace(").images", f', generator=rng, output_type="np"{layers.get(name, "")}).images')
+        name: code.replace(").images", f', generator=rng(), output_type="np"{layers.get(name, "")}).images')
         for name, code in codes.items()
     }
     (work / "codes.json").write_text(json.dumps(codes))
@@ -338,7 +339,7 @@ def test_a_transformers_lora_keeps_pefts_names_and_scale(tmp_path: Path, layout:
 
 
 def test_a_metaword_alone_or_lora_alone_is_exported(bundle: Bundle, tmp_path: Path) -> None:
-    word = save(tmp_path / "word", {EMBEDDING: {TOKEN: noise(3, WIDTH)}})
+    word = save(tmp_path / "word", {EMBEDDING: {TOKEN: noise(3, 16)}})
     files = {"diffusers": [EMBEDDING], "comfyui": ["embeddings/dekag.safetensors"]}
     for layout, names in (files | {"a1111": files["comfyui"]}).items():
         written = export(word, tmp_path / "out" / layout, layout=layout)

@@ -145,7 +145,11 @@ def test_two_updates_take_turns_on_one_pipeline(edge: DiffusersGenerator, update
     ("name", "shape", "text"),
     [
         ("no_such_block.conv1.lora_A.weight", (2, 3, 3, 3), "another base: the denoiser has no layer"),
-        ("conv_in.lora_A.weight", (2, 7, 3, 3), "another base: conv_in.lora_A.weight is for 7 channels, not 32"),
+        (
+            "conv_in.lora_A.weight",
+            (2, 7, 3, 3),
+            "another base: conv_in.lora_A.weight is for 7 channels, not 32",
+        ),
     ],
 )
 def test_an_update_that_does_not_fit_is_refused_before_it_touches_anything(
@@ -307,7 +311,7 @@ def test_validation_keeps_the_best_average_and_sees_the_update(
         seen.append((stage, step, generator(PROMPTS, seeds=[0, 1])))
         return -float(step)
 
-    config = replace(QUICK, frozen_steps=101)
+    config = replace(QUICK, frozen_steps=3, validate_every=2)
     learned = distil(
         edge,
         PROMPTS,
@@ -316,7 +320,7 @@ def test_validation_keeps_the_best_average_and_sees_the_update(
         validate=worse_with_every_step,
         tracking=Tracking(trackers=("tensorboard",), folder=tmp_path),
     )
-    assert [(stage, step) for stage, step, _ in seen] == [("frozen", 100), ("frozen", 101)]
+    assert [(stage, step) for stage, step, _ in seen] == [("frozen", 2), ("frozen", 3)]
     aligned = apply_update(edge, learned)
     torch.testing.assert_close(aligned(PROMPTS, seeds=[0, 1]), seen[0][2])
     remove_update(aligned)
@@ -326,7 +330,37 @@ def test_validation_keeps_the_best_average_and_sees_the_update(
 
 def test_gradient_checkpointing_changes_nothing_but_memory(edge: DiffusersGenerator) -> None:
     images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
-    plain, lean = (distil(edge, PROMPTS, images, replace(QUICK, gradient_checkpointing=g)) for g in (False, True))
+    plain, lean = (
+        distil(edge, PROMPTS, images, replace(QUICK, gradient_checkpointing=g)) for g in (False, True)
+    )
     for name, tensor in plain.adapter.items():
         torch.testing.assert_close(tensor, lean.adapter[name])
     assert not edge.denoiser.is_gradient_checkpointing
+
+
+def test_the_lean_way_to_train_gives_pefts_outputs_and_gradients(edge: DiffusersGenerator) -> None:
+    from dekag.alignment import adapters
+
+    config = adapters.config_for("lora", rank=3, targets=edge.family.targets)
+    noised, timesteps = torch.randn(2, 32, 8, 8), torch.tensor([10, 700])
+    told = edge.read(PROMPTS)
+    with adapters.fresh(edge.denoiser, "lean_test", config, seed=0):
+        own = {n: p for n, p in edge.denoiser.named_parameters() if ".lean_test." in n}
+        with torch.no_grad():
+            for parameter in own.values():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+
+        def outcome() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            out = edge.family.predict(edge.pipeline, noised, timesteps, told)
+            return out.detach(), dict(
+                zip(own, torch.autograd.grad(out.square().mean(), own.values()), strict=True)
+            )
+
+        usual, gradients = outcome()
+        with adapters.lean(edge.denoiser, "lean_test"):
+            lean, lean_gradients = outcome()
+        again, _ = outcome()
+    torch.testing.assert_close(lean, usual, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again, usual)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(lean_gradients[name], gradient, rtol=1e-3, atol=1e-5)

@@ -81,21 +81,21 @@ def stable_diffusion(*, prediction: str) -> StableDiffusionPipeline:
 
 
 def stable_diffusion_xl() -> StableDiffusionXLPipeline:
-    """Stable Diffusion XL: two text encoders of which the second gives a pooled state."""
-    tokenizer = trained(CLIPTokenizer)
+    """Stable Diffusion XL: two text encoders of different widths, of which the second gives a pooled state."""
+    tokenizer, wider = trained(CLIPTokenizer), 2 * WIDTH
     sizes = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
+        "projection_class_embeddings_input_dim": 6 * 8 + wider,
         "use_linear_projection": True,
     }
     return StableDiffusionXLPipeline(
         vae=autoencoder(),
         text_encoder=CLIPTextModel(clip_config(tokenizer)),
-        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, width=wider)),
         tokenizer=tokenizer,
         tokenizer_2=trained(CLIPTokenizer),
-        unet=UNet2DConditionModel(**unet_config(cross_attention_dim=2 * WIDTH), **sizes),
+        unet=UNet2DConditionModel(**unet_config(cross_attention_dim=WIDTH + wider), **sizes),
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading"),
         add_watermarker=False,
     )
@@ -219,7 +219,13 @@ def qwen_image() -> QwenImagePipeline:
         "eos_token_id": 0,
         "rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6},
     }
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
     transformer = QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
@@ -335,15 +341,15 @@ def unet_config(*, cross_attention_dim: int) -> dict[str, Any]:
     }
 
 
-def clip_config(tokenizer: Any) -> CLIPTextConfig:
+def clip_config(tokenizer: Any, *, width: int = WIDTH) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=TOKENS,
-        projection_dim=WIDTH,
+        projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

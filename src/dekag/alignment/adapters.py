@@ -4,15 +4,20 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from peft import LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from dekag.types import InputError
 
 Kind = Literal["lora", "lokr"]
+WIDE = 1024
+"""Outputs of a layer from which on the low-rank path is less work than a merged weight."""
 LOKR_FACTOR = 8
 """Side of LoKr's first factor: W is updated by w1 (x) w2 with w1 of 8 x 8, where the sizes allow."""
 
@@ -34,6 +39,34 @@ def fresh(denoiser: Any, name: str, config: PeftConfig, *, seed: int) -> Iterato
         yield
     finally:
         remove(denoiser, name)
+
+
+@contextmanager
+def lean(denoiser: Any, name: str) -> Iterator[None]:
+    """Within, the layers of one LoRA compute (W + B A) x at once, which trains faster than PEFT's W x + B (A x).
+
+    The result is the same. It pays where layers are small, since PEFT's way is many small operations; layers
+    wider than WIDE keep it, as theirs is less arithmetic.
+    """
+    layers: list[Any] = [m for m in denoiser.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
+    chosen = [layer for layer in layers if layer.get_base_layer().weight.shape[0] <= WIDE]
+    for layer in chosen:
+        layer.forward = partial(_merged, layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name])
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            del layer.forward
+
+
+def _merged(base: Any, down: Any, up: Any, x: Tensor) -> Tensor:
+    """A layer's output with its low-rank matrices added to its weight."""
+    added = (up.weight.flatten(1) @ down.weight.flatten(1)).view_as(base.weight)
+    weight = base.weight + added.to(base.weight.dtype)
+    if isinstance(base, torch.nn.Conv2d):
+        convolved: Tensor = base._conv_forward(x, weight, base.bias)
+        return convolved
+    return F.linear(x, weight, base.bias)
 
 
 def tensors(denoiser: Any, name: str) -> dict[str, Tensor]:

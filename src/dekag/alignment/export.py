@@ -172,12 +172,8 @@ def _layers(where: str, lora: Mapping[str, Tensor]) -> Layers:
 def _diffusers(update: _Update) -> tuple[Files, str]:
     if any(path.endswith("img_qkv_proj") for layers in update.loras.values() for path in layers):
         raise InputError("diffusers cannot load LoRA into PRX; draw with this bundle by dekag itself")
-    files = {}
-    how = [
-        "from diffusers import DiffusionPipeline",
-        "",
-        'pipeline = DiffusionPipeline.from_pretrained("BASE")',
-    ]
+    files, imports = {}, ["from diffusers import DiffusionPipeline"]
+    how = ['pipeline = DiffusionPipeline.from_pretrained("BASE")']
     for end, layers in update.loras.items():
         metadata = _metadata(update, "lora") | {"lora_adapter_metadata": _adapter_metadata(update, layers)}
         files[_FILES[end]] = _file(_peft(update, layers), metadata)
@@ -185,15 +181,11 @@ def _diffusers(update: _Update) -> tuple[Files, str]:
         how += [f'pipeline.load_lora_weights("FOLDER", weight_name="{LORA}", adapter_name="dekag")']
     if update.vectors:
         files[EMBEDDING] = _file(update.vectors, _metadata(update, "textual-inversion"))
-        how += _load_vectors(update)
+        more, lines = _load_vectors(update)
+        imports, how = imports + more, how + lines
     how += [_draw(update, "sampling")]
-    text = [
-        "```python",
-        *how,
-        "```",
-        "",
-        "BASE is the model that the bundle was made for, FOLDER is this folder.",
-    ]
+    text = ["```python", *imports, "", *how, "```", ""]
+    text += ["BASE is the model that the bundle was made for, FOLDER is this folder."]
     if _FEW in update.loras:
         names = ["dekag"] * ("" in update.loras) + ["few_step"]
         few = [
@@ -210,34 +202,33 @@ def _draw(update: _Update, kind: str) -> str:
     options = "".join(f", {names[key]}={value}" for key, value in update.advised(kind).items())
     spelt = update.component == "transformer" and update.vectors
     prompt = f'f"{update.prompt("{word}")}"' if spelt else f'"{update.prompt(update.token)}"'
-    return f"image = pipeline({prompt}{options}).images[0]"
+    return f"image = pipeline(prompt={prompt}{options}).images[0]"
 
 
-def _load_vectors(update: _Update) -> list[str]:
-    """The lines that load the metaword.
+def _load_vectors(update: _Update) -> tuple[list[str], list[str]]:
+    """The imports and the lines that load the metaword.
 
     Two text encoders share one file. Pipelines of transformers may have no loader of textual inversions, and that
     of diffusers parts the vectors by spaces, which some of their tokenizers read as tokens: there the lines make
     one token a vector themselves, as dekag does.
     """
-    load = ["from safetensors.torch import load_file", f'vectors = load_file("FOLDER/{EMBEDDING}")']
+    if update.component == "unet" and len(update.vectors) == 1:
+        return [], [f'pipeline.load_textual_inversion("FOLDER", weight_name="{EMBEDDING}")']
+    imports = ["from safetensors.torch import load_file"]
+    load = [f'vectors = load_file("FOLDER/{EMBEDDING}")']
     if update.component == "transformer":
-        return [
-            "from tokenizers import AddedToken",
+        return [*imports, "from tokenizers import AddedToken"], [
             *load,
-            f'vectors = vectors["{update.token}"]',
-            f'words = [f"{update.token[:-1]}:{{number}}>" for number in range(len(vectors))]',
+            f'words = [f"{update.token[:-1]}:{{number}}>" for number in range(len(vectors["{update.token}"]))]',
             "tokens = [AddedToken(word, normalized=False, lstrip=True, rstrip=True) for word in words]",
             "pipeline.tokenizer.add_tokens(tokens)",
-            "rows = len(pipeline.text_encoder.get_input_embeddings().weight)",
-            "if len(pipeline.tokenizer) > rows:",
+            "if len(pipeline.tokenizer) > len(pipeline.text_encoder.get_input_embeddings().weight):",
             "    pipeline.text_encoder.resize_token_embeddings(len(pipeline.tokenizer), mean_resizing=False)",
             "weight = pipeline.text_encoder.get_input_embeddings().weight.data",
-            "weight[pipeline.tokenizer.convert_tokens_to_ids(words)] = vectors.to(weight)",
+            "places = pipeline.tokenizer.convert_tokens_to_ids(words)",
+            f'weight[places] = vectors["{update.token}"].to(weight)',
             'word = "".join(words)',
         ]
-    if len(update.vectors) == 1:
-        return [f'pipeline.load_textual_inversion("FOLDER", weight_name="{EMBEDDING}")']
     for part, number in (("clip_l", ""), ("clip_g", "_2")):
         load += [
             "pipeline.load_textual_inversion(",
@@ -245,7 +236,7 @@ def _load_vectors(update: _Update) -> list[str]:
             f"    text_encoder=pipeline.text_encoder{number}, tokenizer=pipeline.tokenizer{number},",
             ")",
         ]
-    return load
+    return imports, load
 
 
 def _comfyui(update: _Update) -> tuple[Files, str]:

@@ -27,7 +27,6 @@ from dekag.training.loop import Loss, Progress, TrainConfig, train
 from dekag.types import Image, InputError, Latent
 
 PRIOR_SEED = 200_000
-VALIDATE_EVERY = 100
 TRAINED = "dekag_training"
 """Name of the adapter while it trains."""
 OnStep = Callable[[str, Progress], None]
@@ -49,25 +48,25 @@ class MakdConfig:
     position: Literal["prefix", "suffix"] = "suffix"
     vectors: int = 4
     """Of the metaword; 0 for none."""
-    words: str = "picture"
+    words: str = "glossy 3d"
     """The metaword's vectors start as the embeddings of these words, repeated, and keep their mean length."""
     train_metaword: bool = True
     adapter: Literal["none", "lora", "lokr", "full"] = "lora"
     """What of the denoiser trains; `full` is all of it."""
-    rank: int = 16
+    rank: int = 8
     targets: str | None = None
     """Regular expression of the layers that get a low-rank update; None: the family's."""
-    metaword_steps: int = 60
+    metaword_steps: int = 100
     metaword_rate: float = 1e-2
-    joint_steps: int = 500
+    joint_steps: int = 200
     joint_rate: float = 2e-3
     lora_plus: float = 1.0
     """Factor on the learning rate of every B (LoRA+, Hayou et al. 2024)."""
     frozen_steps: int = 500
     """Last steps, with the metaword frozen and the text states kept."""
-    batch: int = 64
+    batch: int = 32
     accumulation: int = 1
-    prior_share: float = 0.35
+    prior_share: float = 0.25
     """Share of the batch that is the edge's own drawings of other prompts, if there are any."""
     prior_least: float = 0.5
     """Own drawings count only above this share of the noise schedule: there the text decides what is drawn,
@@ -79,7 +78,9 @@ class MakdConfig:
     """Emphasis of the denoising loss on high noise, where the text decides what is drawn."""
     gamma: float | None = None
     """Min-SNR weighting of the loss, None for none."""
-    ema_decay: float = 0.99
+    ema_decay: float = 0.995
+    validate_every: int = 250
+    """Steps of the last stage between two validations."""
     precision: str = "no"
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -220,7 +221,11 @@ def _trainable(generator: DiffusersGenerator, config: MakdConfig) -> Iterator[No
     targets = config.targets or generator.family.targets
     peft = adapters.config_for(config.adapter, rank=config.rank, targets=targets)
     with adapters.fresh(denoiser, TRAINED, peft, seed=config.seed):
-        yield
+        if config.adapter == "lokr":
+            yield
+        else:
+            with adapters.lean(denoiser, TRAINED):
+                yield
 
 
 @contextmanager
@@ -270,7 +275,7 @@ def _run_stage(
         validate=None if validate is None else _scored(generator, word, config, validate, name),
         trackers=tracking.trackers,
         logging_dir=None if tracking.folder is None else tracking.folder / name,
-        validate_every=0 if validate is None else VALIDATE_EVERY,
+        validate_every=0 if validate is None else config.validate_every,
     )
 
 

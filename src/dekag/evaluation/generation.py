@@ -38,7 +38,8 @@ class GenerationScores:
 
     gain_percent: relative increase of the leading judges' sum. way_to_ceiling: 0 is no_ka, 1 is the ceiling.
     by_judge: the way to the ceiling under each judge alone. by_training_seed: way to the ceiling of each
-    training seed. lead: how much further on the way `makd` is than each other method, paired by prompt.
+    training seed. lead: how much further on the way MAKD is than each other method, paired by prompt; the
+    MAKD of the same steps and seeds (`makd_short`) if it is there.
     """
 
     consistency: dict[str, dict[str, Mean]]
@@ -78,6 +79,7 @@ def score_generation(drawn: Drawn, judges: Mapping[str, Judge], *, seed: int = 0
 
     plain, best = total["no_ka"], total["ceiling"]
     room = float((best - plain).mean())
+    ours = "makd_short" if "makd_short" in methods else "makd"
     return GenerationScores(
         consistency={
             arm: {name: mean_interval(value, clusters) for name, value in by_judge.items()}
@@ -102,9 +104,9 @@ def score_generation(drawn: Drawn, judges: Mapping[str, Judge], *, seed: int = 0
             for arm in methods
         },
         lead={
-            arm: mean_interval((total["makd"] - total[arm]) / room, clusters)
-            for arm in (methods if "makd" in methods else [])
-            if arm != "makd"
+            arm: mean_interval((total[ours] - total[arm]) / room, clusters)
+            for arm in (methods if ours in methods else [])
+            if arm not in ("makd", ours)
         },
     )
 

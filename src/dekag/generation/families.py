@@ -125,7 +125,7 @@ class StableDiffusion(Family):
 class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL (Podell et al. 2024): two CLIP text encoders, and the picture's size as a condition."""
 
-    encoders = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    encoders: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
     def condition(self, pipeline: Any, prompts: Sequence[str]) -> Conditioning:
         states, _, pooled, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)

@@ -15,10 +15,9 @@ SHIPPED = {
     "emoji/makd": "bundle",
     "emoji/cala": "bundle",
     **{f"emoji/{domain}": "bundle" for domain in ("food", "animals", "faces")},
-    **{f"emoji/rivals/makd-{seed}": "bundle" for seed in (1, 2)},
     **{
         f"emoji/rivals/{method}-{seed}": "bundle"
-        for method in ("textual_inversion", "lora", "dreambooth", "lokr")
+        for method in ("makd", "textual_inversion", "lora", "dreambooth", "lokr")
         for seed in (0, 1, 2)
     },
 }
@@ -33,8 +32,12 @@ def shipped(name: str) -> Path:
 
 
 def card(name: str) -> Path:
-    """The model card of a shipped model; bundles hold nothing but their own files, so cards lie beside them."""
-    return WEIGHTS / f"{name}.md"
+    """The model card of a shipped model; bundles hold nothing but their own files, so cards lie beside them.
+
+    MAKD's rivals and further training seeds have one card together.
+    """
+    rival = name.split("/")[1] == "rivals"
+    return WEIGHTS / (f"{name.split('/')[0]}/rivals.md" if rival else f"{name}.md")
 
 
 def locate(source: str, kind: str) -> str | Path:

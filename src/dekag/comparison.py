@@ -42,6 +42,25 @@ def arms(chosen: Preset, methods: Sequence[str], bundle: str | None = None) -> d
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What the cloud drew for the prompts of a split, and drew again with other seeds."""
+
+    cloud: Image
+    ceiling: Image
+
+
+def draw_references(
+    cloud: DiffusersGenerator, texts: Mapping[str, Sequence[str]], seeds: Sequence[int]
+) -> dict[str, Reference]:
+    """The cloud's drawings of every split."""
+    other = [CEILING_SEED + seed for seed in seeds]
+    return {
+        split: Reference(cloud=_images(cloud, prompts, seeds), ceiling=_images(cloud, prompts, other))
+        for split, prompts in texts.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compared:
     """What was drawn for some prompts; latents are those of each arm's first bundle."""
 
@@ -59,17 +78,19 @@ def compare(
     seed: int = 0,
     noise: Noise = "own",
     noise_from: str | None = None,
+    references: Mapping[str, Reference] | None = None,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Compared]:
     """Draw every split's prompts, each with several seeds, at the cloud and with every arm at the edge.
 
     With shared noise every arm, that without KA too, starts from the cloud's noise by the map of `noise_from`.
+    `references` are the cloud's drawings, if they were made before.
     """
     first = [seed + i for i in range(seeds)]
     at_edge = [EDGE_SEED + i for i in first] if noise == "own" else first
-    on_stage("cloud draws")
-    reference = {s: _images(cloud, t, first) for s, t in texts.items()}
-    ceiling = {s: _images(cloud, t, [CEILING_SEED + i for i in first]) for s, t in texts.items()}
+    if references is None:
+        on_stage("cloud draws")
+        references = draw_references(cloud, texts, first)
     noise_map = None
     if noise == "shared":
         noise_map = load_bundle(zoo.locate(noise_from or "", "bundle")).noise_map()
@@ -93,8 +114,8 @@ def compare(
         split: Compared(
             drawn=Drawn(
                 prompts=torch.arange(len(prompts)).repeat_interleave(seeds),
-                cloud=reference[split],
-                ceiling=ceiling[split],
+                cloud=references[split].cloud,
+                ceiling=references[split].ceiling,
                 arms=pictures[split],
             ),
             latents=latents[split],
@@ -174,23 +195,27 @@ def evaluate(
 ) -> Report:
     """Consistency of some methods on both held-out splits.
 
-    `bundle` takes the place of the preset's MAKD; `third` asks the ImageNet judge as well.
+    `bundle` takes the place of the preset's MAKD; `third` asks the ImageNet judge as well. With shared noise only the
+    first training seed of each method draws.
     """
     cloud, edge = presets.cloud(chosen), presets.edge(chosen)
     known, compared = judges(chosen, third=third), arms(chosen, methods, bundle)
     world = presets.named(chosen.world, "world")
     texts = {split: zoo.prompts(world, split)[:prompts] for split in SPLITS}
+    on_stage("cloud draws")
+    references = draw_references(cloud, texts, [seed + i for i in range(seeds)])
     scores: dict[Noise, dict[str, GenerationScores]] = {}
     for noise in noises:
         found = compare(
             cloud,
             edge,
-            compared,
+            compared if noise == "own" else _first_seeds(compared),
             texts,
             seeds=seeds,
             seed=seed,
             noise=noise,
             noise_from=bundle or chosen.makd,
+            references=references,
             on_stage=on_stage,
         )
         on_stage("judge")
@@ -198,6 +223,11 @@ def evaluate(
     return Report(
         scores=scores, update_bytes=bundle_bytes(compared), edge_bytes=zoo.weight_bytes(chosen.edge)
     )
+
+
+def _first_seeds(arms_of: Mapping[str, Arm]) -> dict[str, Arm]:
+    """The arms with one training seed each."""
+    return {name: replace(arm, bundles=arm.bundles[:1]) for name, arm in arms_of.items()}
 
 
 def _images(cloud: DiffusersGenerator, prompts: Sequence[str], seeds: Sequence[int]) -> Image:

@@ -1,7 +1,7 @@
 """G-KA as a whole: the cloud's images, a method's training, what is chosen on validation prompts, a bundle."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -239,8 +239,11 @@ def align_generation(
     )
     some = data.images[:: max(1, len(data.images) // NOISE_IMAGES)]
     update = replace(update, noise_map=_noise_map(presets.cloud(chosen), edge, some))
-    numbers = {name: value for name, value in asdict(chosen_config).items() if value is not None}
-    settings: dict[str, Setting] = {**numbers, "method": method, "images": len(data.images)}
+    settings: dict[str, Setting] = {
+        **chosen_config.settings(),
+        "method": method,
+        "images": len(data.images),
+    }
     return save_generation(out, edge, update, settings=settings, quantisation=extras.quantisation)
 
 

@@ -18,8 +18,8 @@ from dekag.types import InputError
 Kind = Literal["lora", "lokr"]
 WIDE = 1024
 """Outputs of a layer from which on the low-rank path is less work than a merged weight."""
-LOKR_FACTOR = 8
-"""Side of LoKr's first factor: W is updated by w1 (x) w2 with w1 of 8 x 8, where the sizes allow."""
+LOKR_FACTOR = 4
+"""Side of LoKr's first factor: W is updated by w1 (x) w2 with w1 of 4 x 4, where the sizes allow."""
 
 
 def config_for(kind: Kind, *, rank: int, targets: str | list[str]) -> PeftConfig:

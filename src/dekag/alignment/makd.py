@@ -9,7 +9,7 @@ the cloud drew for them: nothing else crosses the border, so cloud and edge may 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +84,11 @@ class MakdConfig:
     precision: str = "no"
     gradient_checkpointing: bool = False
     seed: int = 0
+
+    def settings(self) -> dict[str, int | float | str]:
+        """The numbers as a bundle keeps them: what is None is left out, yes and no are 1 and 0."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: int(value) if isinstance(value, bool) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

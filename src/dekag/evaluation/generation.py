@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from dekag.evaluation.judges import Judge, consistency
+from dekag.evaluation.judges import Judge
 from dekag.evaluation.statistics import Mean, mean_interval, paired_relative_gain, way_to_ceiling
 from dekag.types import Generator, Image, PerImage
 
@@ -64,9 +64,14 @@ def score_generation(drawn: Drawn, judges: Mapping[str, Judge], *, seed: int = 0
     """
     shift = int((drawn.prompts == drawn.prompts[0]).sum())
     against = {**drawn.arms, "ceiling": [drawn.ceiling], "floor": [drawn.cloud.roll(shift, 0)]}
+    cloud = {name: judge(drawn.cloud) for name, judge in judges.items()}
     every = {
-        arm: {name: [consistency(judge, drawn.cloud, i) for i in images] for name, judge in judges.items()}
-        for arm, images in against.items()
+        arm: {
+            # the cosine of `consistency`, with the cloud's images encoded once
+            name: [(cloud[name] * judge(images)).sum(1) for images in drawings]
+            for name, judge in judges.items()
+        }
+        for arm, drawings in against.items()
     }
     values = {arm: {name: _mean(v) for name, v in by.items()} for arm, by in every.items()}
     leading = [name for name in judges if name in LEADING] or list(judges)

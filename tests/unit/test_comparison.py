@@ -1,0 +1,137 @@
+"""Methods compared: what each arm draws, from which noise, and how the scores are put together."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dekag import presets
+from dekag.alignment.bundle import load_bundle
+from dekag.comparison import Arm, arms, bundle_bytes, compare, evaluate, scores_json
+from dekag.evaluation.generation import CEILING_SEED, EDGE_SEED, Drawn, score_generation
+from dekag.evaluation.judges import Judge
+from dekag.evaluation.preprocessing import Preprocessing
+from dekag.generation.diffusers import DiffusersGenerator, Sampling
+from dekag.tables import comparison_tables
+from dekag.types import InputError
+from dekag.zoo import shipped
+
+TEXTS = {"some": ["a red apple on a blue background", "a cat face on a pink background, on the left"]}
+
+
+@pytest.fixture(scope="module")
+def cloud() -> DiffusersGenerator:
+    return replace(presets.cloud(presets.emoji()), sampling=Sampling(steps=2, guidance=2.0))
+
+
+@pytest.fixture(scope="module")
+def edge() -> DiffusersGenerator:
+    return replace(presets.edge(presets.emoji()), sampling=Sampling(steps=2, guidance=2.0))
+
+
+def test_every_arm_draws_the_same_prompts_and_seeds(
+    cloud: DiffusersGenerator, edge: DiffusersGenerator
+) -> None:
+    known = {"no_ka": Arm(), "words": Arm(words=", 3d"), "makd": Arm(bundles=("emoji/makd", "emoji/food"))}
+    before = edge(TEXTS["some"], seeds=[EDGE_SEED] * 2)
+    found = compare(cloud, edge, known, TEXTS, seeds=2)["some"]
+    assert found.drawn.prompts.tolist() == [0, 0, 1, 1]
+    assert {name: len(images) for name, images in found.drawn.arms.items()} == {
+        "no_ka": 1,
+        "words": 1,
+        "makd": 2,
+    }
+    torch.testing.assert_close(found.latents["no_ka"][::2], before, atol=1e-4, rtol=1e-4)
+    said = edge([text + ", 3d" for text in TEXTS["some"]], seeds=[EDGE_SEED] * 2)
+    torch.testing.assert_close(found.latents["words"][::2], said, atol=1e-4, rtol=1e-4)
+    again = cloud.images(TEXTS["some"], seeds=[CEILING_SEED] * 2)
+    torch.testing.assert_close(found.drawn.ceiling[::2], again, atol=1e-3, rtol=1e-3)
+    # nothing of an update stays on the edge
+    torch.testing.assert_close(edge(TEXTS["some"], seeds=[EDGE_SEED] * 2), before)
+
+
+def test_shared_noise_is_the_clouds_noise_for_every_arm(
+    cloud: DiffusersGenerator, edge: DiffusersGenerator
+) -> None:
+    known = {"no_ka": Arm(), "makd": Arm(bundles=("emoji/makd",))}
+    found = compare(cloud, edge, known, TEXTS, seeds=1, noise="shared", noise_from="emoji/makd")["some"]
+    noise_map = load_bundle(shipped("emoji/makd")).noise_map()
+    assert noise_map is not None
+    mapped = replace(edge, noise_map=noise_map)(TEXTS["some"], seeds=[0, 0])
+    torch.testing.assert_close(found.latents["no_ka"], mapped, atol=1e-4, rtol=1e-4)
+    own = compare(cloud, edge, known, TEXTS, seeds=1)["some"]
+    assert not torch.allclose(own.latents["makd"], found.latents["makd"], atol=1e-2)
+
+
+def test_the_shipped_noise_map_is_orthogonal() -> None:
+    noise_map = load_bundle(shipped("emoji/makd")).noise_map()
+    assert noise_map is not None
+    torch.testing.assert_close(noise_map @ noise_map.T, torch.eye(len(noise_map)), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("methods", "names"),
+    [(["makd"], {"no_ka", "makd"}), (["lora", "words"], {"no_ka", "lora", "words"})],
+)
+def test_arms_by_name(methods: list[str], names: set[str]) -> None:
+    assert set(arms(presets.emoji(), methods)) == names
+
+
+def test_all_arms_have_three_training_seeds_where_they_train() -> None:
+    every = arms(presets.emoji(), ["all"])
+    trained = {name for name, arm in every.items() if len(arm.bundles) == 3}
+    assert trained == {"makd_short", "textual_inversion", "lora", "dreambooth", "lokr"}
+
+
+def test_methods_are_compared_at_equal_bytes() -> None:
+    """LoRA and DreamBooth send what MAKD sends within a twentieth, LoKr within a quarter."""
+    sizes = bundle_bytes(arms(presets.emoji(), ["all"]))
+    for rival, margin in (("lora", 0.05), ("dreambooth", 0.05), ("lokr", 0.25)):
+        assert abs(sizes[rival] - sizes["makd_short"]) < margin * sizes["makd_short"]
+    assert sizes["textual_inversion"] < sizes["makd_short"]
+
+
+def test_an_unknown_method_is_one_clear_line() -> None:
+    with pytest.raises(InputError, match="unknown method 'dora'; known are all, makd"):
+        arms(presets.emoji(), ["makd", "dora"])
+
+
+def test_a_preset_without_weights_says_what_it_lacks() -> None:
+    with pytest.raises(InputError, match="the preset has no judge; train one"):
+        evaluate(replace(presets.emoji(), dino=None))
+
+
+def _colour_judge() -> Judge:
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((2, 3))
+
+    prepare = Preprocessing(resize=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return Judge(name="colour", preprocessing=prepare, features=features, device=torch.device("cpu"))
+
+
+def test_scores_average_training_seeds_and_name_the_lead() -> None:
+    """Images of plain colours, judged by their mean colour, so that every score is known."""
+    red, green = (torch.zeros(4, 3, 8, 8).index_fill_(1, torch.tensor([c]), 1.0) for c in (0, 1))
+    mixed = (red + green) / 2
+    drawn = Drawn(
+        prompts=torch.tensor([0, 0, 1, 1]),
+        cloud=red,
+        ceiling=red,
+        arms={"no_ka": [green], "makd": [red, mixed], "lora": [mixed, mixed]},
+    )
+    scores = score_generation(drawn, {"dino": _colour_judge()})
+    half = 0.5**0.5
+    assert scores.consistency["makd"]["dino"].mean == pytest.approx((1 + half) / 2, abs=1e-4)
+    assert scores.way_to_ceiling["lora"].mean == pytest.approx(half, abs=1e-4)
+    assert scores.by_training_seed["makd"] == pytest.approx([1.0, half], abs=1e-4)
+    assert scores.lead["lora"].mean == pytest.approx((1 - half) / 2, abs=1e-4)
+    assert "makd_is_ahead_by" in scores_json(scores)["lora"]
+
+
+@pytest.mark.slow
+def test_the_report_has_both_noises_and_bytes() -> None:
+    report = evaluate(presets.emoji(), ["makd"], prompts=2, seeds=1, noises=("own", "shared"))
+    values = report.to_json()
+    assert set(values) == {"own", "shared", "update_bytes", "edge_bytes"}
+    assert values["update_bytes"]["makd"] < 0.05 * values["edge_bytes"]
+    assert len(comparison_tables(report)) == 4

@@ -1,0 +1,114 @@
+"""G-KA as a whole: where images come from, what is chosen on validation prompts, and what the bundle then holds."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dekag import presets
+from dekag.alignment.few_steps import FewStepConfig
+from dekag.alignment.makd import MakdConfig, Tracking
+from dekag.comparison import judges
+from dekag.data.endpoint import ImageEndpoint
+from dekag.data.folder import CloudImages
+from dekag.distillation import Extras, Source, Validation, align_generation, cloud_images, train_update
+from dekag.generation.diffusers import DiffusersGenerator, Sampling
+from dekag.images import png_bytes
+from dekag.types import InputError
+
+PROMPTS = ("a red apple on a blue background", "a cat face on a pink background, on the left")
+QUICK = MakdConfig(metaword_steps=2, joint_steps=2, frozen_steps=4, validate_every=2, batch=4, rank=2)
+
+
+@pytest.fixture(scope="module")
+def edge() -> DiffusersGenerator:
+    return replace(presets.edge(presets.emoji()), sampling=Sampling(steps=4, guidance=3.0))
+
+
+@pytest.fixture(scope="module")
+def data(edge: DiffusersGenerator) -> CloudImages:
+    return CloudImages(prompts=PROMPTS, images=edge.decode(edge(PROMPTS, seeds=[5, 6])).flip(1))
+
+
+def test_images_of_a_folder_are_distilled_with_their_own_prompts(data: CloudImages, tmp_path: Path) -> None:
+    rows = [{"file": f"{i}.png", "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
+    (tmp_path / "index.json").write_text(json.dumps({"images": rows}))
+    for row, png in zip(rows, png_bytes(data.images), strict=True):
+        (tmp_path / row["file"]).write_bytes(png)
+    read = cloud_images(presets.emoji(), Source(folder=tmp_path))
+    assert read.prompts == PROMPTS
+    torch.testing.assert_close(read.images, data.images, atol=1 / 255, rtol=0)
+
+
+def test_a_prompt_can_be_drawn_several_times_from_seeds_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(f"{PROMPTS[0]}\n")
+    source = Source(prompts_file=tmp_path / "prompts.txt", draws=2)
+    drawn = cloud_images(presets.emoji(), source, resume=tmp_path / "state")
+    assert drawn.prompts == (PROMPTS[0], PROMPTS[0])
+    assert not torch.equal(drawn.images[0], drawn.images[1])
+    again = cloud_images(presets.emoji(), source, resume=tmp_path / "state")
+    assert torch.equal(again.images, drawn.images)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"prompts_file": Path("p"), "domain": "food"}, "not as both"),
+        (
+            {"endpoint": ImageEndpoint(base_url="http://localhost:1/v1", model="m")},
+            "need a folder that keeps them",
+        ),
+        ({"folder": Path("f"), "domain": "food"}, "brings its own prompts"),
+    ],
+)
+def test_sources_that_contradict_each_other_are_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Source(**options)  # type: ignore[arg-type]
+
+
+def test_an_unknown_domain_is_one_clear_line() -> None:
+    with pytest.raises(InputError, match="distill:cars"):
+        Source(domain="cars").prompts(presets.emoji())
+
+
+def test_validation_draws_sheets_and_chooses_the_guidance(
+    edge: DiffusersGenerator, data: CloudImages, tmp_path: Path
+) -> None:
+    """The score of a generator that draws the reference itself is the highest there is."""
+    check = Validation(
+        prompts=PROMPTS, cloud=data.images, judges=judges(presets.emoji()), pictures=tmp_path / "pictures"
+    )
+    extras = Extras(guidance=(1.5, 2.0), few_steps=FewStepConfig(steps=2, rank=2, train_steps=2, batch=4))
+    update = train_update(edge, data, QUICK, check, extras, few_step_prompts=PROMPTS)
+    assert update.sampling is not None
+    assert update.sampling.guidance in (1.5, 2.0)
+    assert (update.few_step_sampling.steps, len(update.few_step) > 0) == (2, True)  # type: ignore[union-attr]
+    sheets = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert sheets == ["frozen-000002.png", "frozen-000004.png"]
+    drawn = edge.decode(edge(PROMPTS, seeds=[2500, 2500]))
+    assert replace(check, cloud=drawn, pictures=None).score(edge) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_preset_without_a_world_aligns_with_images_of_its_own(data: CloudImages, tmp_path: Path) -> None:
+    """No validation prompts, no prior: the update is trained on the images alone, and the bundle says so."""
+    bare = replace(presets.emoji(), world=None, makd=None, dino=None, clip=None)
+    bundle = align_generation(bare, data, QUICK, Extras(), tmp_path / "b", method="lora")
+    assert bundle.manifest.metaword is None
+    assert bundle.manifest.quantisation == "int8"
+    assert bundle.manifest.settings["method"] == "lora"
+    assert bundle.noise_map() is not None
+
+
+def test_full_fine_tuning_makes_no_bundle(data: CloudImages, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no bundle carries"):
+        align_generation(presets.emoji(), data, QUICK, Extras(), tmp_path / "b", method="full")
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_unknown_tracker_is_one_clear_line(data: CloudImages, tmp_path: Path) -> None:
+    bare = replace(presets.emoji(), world=None)
+    with pytest.raises(InputError, match="ledger"):
+        align_generation(bare, data, QUICK, Extras(), tmp_path / "b", tracking=Tracking(trackers=("ledger",)))
+    assert not (tmp_path / "b").exists()

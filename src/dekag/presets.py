@@ -57,10 +57,13 @@ class Preset:
 
 
 RIVALS = {
-    "makd_short": "makd",
-    **{name: name for name in ("textual_inversion", "lora", "dreambooth", "lokr")},
+    "makd_short": ("makd", 3),
+    "textual_inversion": ("textual_inversion", 3),
+    "lora": ("lora", 3),
+    "dreambooth": ("dreambooth", 1),
+    "lokr": ("lokr", 1),
 }
-"""Methods that are compared at equal data, steps and bytes, and the names of their bundles."""
+"""Methods compared at equal data, steps and bytes: the names of their bundles, and their training seeds."""
 
 
 def emoji() -> Preset:
@@ -77,10 +80,9 @@ def emoji() -> Preset:
         rivals={
             "makd_few_steps": Arm(bundles=("emoji/makd",), few_steps=True),
             "words": Arm(words=", 3d"),
-            # three training seeds each, the same data, steps and bytes
             **{
-                name: Arm(bundles=tuple(f"emoji/rivals/{method}-{seed}" for seed in (0, 1, 2)))
-                for name, method in RIVALS.items()
+                name: Arm(bundles=tuple(f"emoji/rivals/{method}-{seed}" for seed in range(seeds)))
+                for name, (method, seeds) in RIVALS.items()
             },
         },
         domains={name: f"emoji/{name}" for name in ("food", "animals", "faces")},

@@ -3,7 +3,8 @@
 NUMBERS holds what these commands printed:
     dekag evaluate accuracy --model emoji/cloud --json > cloud.json
     dekag evaluate accuracy --model emoji/edge --json > edge.json
-    dekag evaluate generation --json > generation.json
+    dekag evaluate generation --methods all --seeds 1 --json > generation.json
+    python recipes/emoji/curve.py --domain food emoji/food emoji/makd > food.json, and so for each domain
     dekag evaluate transmission --json > transmission.json
     python recipes/emoji/measure.py --data DATA > measure.json
 """
@@ -13,10 +14,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from export import TARGET
+from export import DOMAINS, TARGET
 
 ART = {
     "fluent": "Fluent Emoji 3D (Microsoft, MIT)",
+    "edge": "Noto Color Emoji (Google, Apache-2.0) and Twemoji (Twitter, CC-BY 4.0); a third of the core pictures Fluent Emoji 3D"
+    " (Microsoft, MIT) in other colours and sizes, under words of their own",
     "flat": "Noto Color Emoji (Google, Apache-2.0) and Twemoji (Twitter, CC-BY 4.0)",
 }
 CARD = """# {name}
@@ -60,21 +63,41 @@ def interval(mean: dict[str, float], scale: float = 1.0, digits: int = 3, unit: 
 def consistency(generation: dict[str, Any], arm: str) -> str:
     """Rows of one arm on both splits."""
     rows = [
-        f"| {split} | {interval(part[arm]['dino'])} | {interval(part[arm]['clip'])} |"
+        f"| {split} | {interval(part[arm]['consistency']['dino'])} | {interval(part[arm]['consistency']['clip'])} |"
         for split, part in generation.items()
     ]
     return "\n".join(["| split | mini-dino | mini-clip |", "|---|---|---|", *rows])
 
 
+def methods(generation: dict[str, Any], update_bytes: dict[str, int]) -> str:
+    """A row for each method: bytes and way to the ceiling on both splits."""
+    splits = list(generation)
+    rows = [
+        f"| {arm} | {update_bytes[arm]} | "
+        + " | ".join(interval(generation[split][arm]["way_to_ceiling"], 1, 2) for split in splits)
+        + " |"
+        for arm in generation[splits[0]]
+        if "way_to_ceiling" in generation[splits[0]][arm]
+    ]
+    return "\n".join([f"| method | bytes | {' | '.join(splits)} |", "|---|---|---|---|", *rows])
+
+
+def domain_rows(points: list[dict[str, Any]]) -> str:
+    """Way to the ceiling of a domain's own bundle and of the whole one, on the domain's held-out prompts."""
+    rows = [f"| {p['bundle']} | {p['split']} | {interval(p['way_to_ceiling'], 1, 2)} |" for p in points]
+    return "\n".join(["| bundle | split | way to the ceiling |", "|---|---|---|", *rows])
+
+
 def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Everything that a card says, by name."""
-    generation, transmission, measured = (numbers[k] for k in ("generation", "transmission", "measure"))
+    report, transmission, measured = (numbers[k] for k in ("generation", "transmission", "measure"))
+    generation = report["own"]
     recipe = "python recipes/emoji/{} --data DATA --runs RUNS"
     evaluate = "dekag evaluate {}"
     psnr = f"Autoencoder: PSNR {interval(measured['autoencoder_psnr_db'], 1, 2, ' dB')} on held-out concepts."
     gains = "\n".join(
-        f"- {split}: {interval(part['gain_percent'], 1, 1, ' %')} over no KA; way to the ceiling"
-        f" {interval(part['way_to_ceiling'], 1, 2)}"
+        f"- {split}: {interval(part['makd']['gain_percent'], 1, 1, ' %')} over no KA; way to the ceiling"
+        f" {interval(part['makd']['way_to_ceiling'], 1, 2)}"
         for split, part in generation.items()
     )
     return {
@@ -90,7 +113,7 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
             }
             for name, art, size, seed in (
                 ("cloud", "fluent", "6 M parameters", 1),
-                ("edge", "flat", "4 M parameters", 2),
+                ("edge", "edge", "4 M parameters", 2),
             )
         },
         "mini-clip": {
@@ -123,12 +146,31 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
         },
         "makd": {
             "what": "G-KA: a metaword of four vectors and LoRA that make emoji/edge draw more like emoji/cloud.",
-            "data": "Pictures that emoji/cloud drew for the `distill` prompts (100 concepts, 40 of 50 compositions); as prior, its own drawings of 471 other prompts",
+            "data": "Two pictures that emoji/cloud drew for each `distill` prompt (100 concepts, 40 of 50 compositions); as prior, the edge's own drawings of 471 other prompts with the metaword",
             "numbers": f"{gains}\n\nWith MAKD:\n\n{consistency(generation, 'makd')}\n\nWithout:\n\n"
             f"{consistency(generation, 'no_ka')}",
-            "command": evaluate.format("generation"),
-            "recipe": "dekag align generation --out BUNDLE",
+            "command": evaluate.format("generation --methods all --seeds 1"),
+            "recipe": "python recipes/emoji/methods.py --runs RUNS --ship shipped-0",
             "how": "Seed 0; the bundle's own `settings` hold every number of the training.",
+        },
+        "rivals": {
+            "what": "MAKD, textual inversion, LoRA, DreamBooth and LoKr on the same data, for the same 800 steps of 32 pictures, with the same sampler.",
+            "data": "As emoji/makd; three training seeds of MAKD, textual inversion and LoRA, one of DreamBooth and LoKr",
+            "numbers": methods(generation, report["update_bytes"]),
+            "command": evaluate.format("generation --methods all --seeds 1"),
+            "recipe": "python recipes/emoji/methods.py --runs RUNS --ship makd-0 lora-0 textual_inversion-0 dreambooth-0 lokr-0",
+            "how": "Guidance of each chosen on the validation prompts; `makd` and `makd_few_steps` are emoji/makd, trained for 2200 steps.",
+        },
+        **{
+            domain: {
+                "what": f"G-KA on {domain} alone: MAKD distilled from prompts of that group.",
+                "data": f"Two pictures that emoji/cloud drew for each `distill` prompt of {domain}",
+                "numbers": domain_rows(numbers[domain]),
+                "command": f"python recipes/emoji/curve.py --domain {domain} emoji/{domain} emoji/makd",
+                "recipe": f"python recipes/emoji/methods.py --runs RUNS --ship {domain}-0",
+                "how": "Seed 0, 500 steps; the bundle's own `settings` hold every number of the training.",
+            }
+            for domain in DOMAINS
         },
         "cala": {
             "what": "T-KA: a gated low-rank update that fits emoji/codec to rates of 128 to 512 uses, -1 to 16 dB, AWGN and fading.",
@@ -148,7 +190,7 @@ def main() -> None:
     )
     parser.add_argument("--numbers", type=Path, required=True)
     options = parser.parse_args()
-    names = ("cloud", "edge", "generation", "transmission", "measure")
+    names = ("cloud", "edge", "generation", "transmission", "measure", *DOMAINS)
     numbers = {name: json.loads((options.numbers / f"{name}.json").read_text()) for name in names}
     for name, fields in cards(numbers).items():
         (TARGET / f"{name}.md").write_text(CARD.format(name=f"emoji/{name}", **fields))

@@ -170,7 +170,7 @@ def test_a_damaged_bundle_is_refused(
     bundle.mkdir()
     for path in zoo.shipped("emoji/makd").glob("*[!d]"):
         (bundle / path.name).write_bytes(path.read_bytes())
-    target = bundle / "pytorch_lora_weights.safetensors"
+    target = bundle / "lora.quantised.safetensors"
     data = bytearray(target.read_bytes())
     data[len(data) // 2] ^= 4
     target.write_bytes(
@@ -178,7 +178,7 @@ def test_a_damaged_bundle_is_refused(
     )
     code, _, err = dekag(capsys, monkeypatch, "bundle", "inspect", bundle)
     assert code == 2
-    assert "pytorch_lora_weights.safetensors" in err
+    assert target.name in err
     assert len(err.strip().splitlines()) == 1
 
 

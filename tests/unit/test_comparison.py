@@ -113,18 +113,20 @@ def test_scores_average_training_seeds_and_name_the_lead() -> None:
     """Images of plain colours, judged by their mean colour, so that every score is known."""
     red, green = (torch.zeros(4, 3, 8, 8).index_fill_(1, torch.tensor([c]), 1.0) for c in (0, 1))
     mixed = (red + green) / 2
+    mostly_green = 0.5 * red + green
     drawn = Drawn(
         prompts=torch.tensor([0, 0, 1, 1]),
         cloud=red,
         ceiling=red,
-        arms={"no_ka": [green], "makd": [red, mixed], "lora": [mixed, mixed]},
+        arms={"no_ka": [mostly_green], "makd": [red, mixed], "lora": [mixed, mixed]},
     )
     scores = score_generation(drawn, {"dino": _colour_judge()})
-    half = 0.5**0.5
+    half, low = 0.5**0.5, 0.2**0.5
+    way = (half - low) / (1 - low)
     assert scores.consistency["makd"]["dino"].mean == pytest.approx((1 + half) / 2, abs=1e-4)
-    assert scores.way_to_ceiling["lora"].mean == pytest.approx(half, abs=1e-4)
-    assert scores.by_training_seed["makd"] == pytest.approx([1.0, half], abs=1e-4)
-    assert scores.lead["lora"].mean == pytest.approx((1 - half) / 2, abs=1e-4)
+    assert scores.way_to_ceiling["lora"].mean == pytest.approx(way, abs=1e-4)
+    assert scores.by_training_seed["makd"] == pytest.approx([1.0, way], abs=1e-4)
+    assert scores.lead["lora"].mean == pytest.approx((1 - half) / 2 / (1 - low), abs=1e-4)
     assert "makd_is_ahead_by" in scores_json(scores)["lora"]
 
 

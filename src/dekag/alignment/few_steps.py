@@ -113,9 +113,12 @@ def affine_steps(scheduler: Any, steps: int) -> list[tuple[float, float, float]]
     Raises InputError unless that is so for every x and v: DDIM without noise and Euler are, samplers with a
     memory of earlier steps are not.
     """
-    rows = [_walk(scheduler, steps, x, v) for x, v in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0))]
+    rows = [_walk(scheduler, steps, x, [v] * steps) for x, v in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0))]
+    # what the denoiser said first must not come back later
+    echo = _walk(scheduler, steps, 0.0, [1.0] + [0.0] * (steps - 1))[1:]
+    heard = any(abs(value) > 1e-6 for _, value in echo)
     for (_, a), (_, b), (_, both) in zip(*rows, strict=True):
-        if abs(2 * a + 3 * b - both) > 1e-3 * (1 + abs(both)):
+        if heard or abs(2 * a + 3 * b - both) > 1e-3 * (1 + abs(both)):
             raise InputError(
                 f"fewer steps need a deterministic sampler of first order, as DDIM or Euler; {type(scheduler).__name__}"
                 " is none"
@@ -123,9 +126,12 @@ def affine_steps(scheduler: Any, steps: int) -> list[tuple[float, float, float]]
     return [(t, a, b) for (t, a), (_, b) in zip(rows[0], rows[1], strict=True)]
 
 
-def _walk(scheduler: Any, steps: int, x: float, v: float) -> list[tuple[float, float]]:
-    """Timesteps, and where each step leads from x with output v."""
+def _walk(scheduler: Any, steps: int, x: float, said: Sequence[float]) -> list[tuple[float, float]]:
+    """Timesteps, and where each step leads from x with the denoiser's output at that step."""
     fresh = type(scheduler).from_config(scheduler.config)
     fresh.set_timesteps(steps)
-    state, said = torch.full((1, 1, 1, 1), x), torch.full((1, 1, 1, 1), v)
-    return [(float(t), float(fresh.step(said, t, state).prev_sample)) for t in fresh.timesteps]
+    state, unit = torch.full((1, 1, 1, 1), x), torch.ones(1, 1, 1, 1)
+    return [
+        (float(t), float(fresh.step(v * unit, t, state).prev_sample))
+        for t, v in zip(fresh.timesteps, said, strict=False)
+    ]

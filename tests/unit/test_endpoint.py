@@ -452,6 +452,8 @@ def test_an_interruption_leaves_what_was_drawn(
     main = threading.main_thread().ident
     assert main is not None
     server.delay_s = lambda request: 0.5 if server.drawn > 3 else 0.0
+    # a shell that starts the tests in the background has them ignore the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(done: int) -> None:
         if done == 3:
@@ -459,6 +461,7 @@ def test_an_interruption_leaves_what_was_drawn(
 
     with pytest.raises(KeyboardInterrupt):
         draw_to_folder(endpoint, PROMPTS, SEEDS, tmp_path, on_image=interrupt)
+    signal.signal(signal.SIGINT, before)
     server.delay_s = lambda request: 0.0
     kept = len(read_folder(tmp_path).prompts)
     assert 3 <= kept == server.drawn < 12

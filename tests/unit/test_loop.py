@@ -124,9 +124,16 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_first_share_of_a_step_is_drawn_as_ever() -> None:
-    draw = torch.randn(5, generator=step_rng(3, 12))
-    assert torch.equal(draw, torch.randn(5, generator=torch.Generator().manual_seed((3 << 32) + 12)))
-    assert not torch.equal(draw, torch.randn(5, generator=step_rng(3, 12, 1)))
+    """For seed 0, whose runs may be under way; another share or another seed draws something else."""
+    draw = torch.randn(5, generator=step_rng(0, 12))
+    assert torch.equal(draw, torch.randn(5, generator=torch.Generator().manual_seed(12)))
+    assert not torch.equal(draw, torch.randn(5, generator=step_rng(0, 12, 1)))
+
+
+def test_training_seeds_draw_different_batches() -> None:
+    """torch's generator on the CPU heeds 32 bits of a seed: a seed above them would be no seed at all."""
+    draws = [torch.randn(5, generator=step_rng(seed, step)) for seed in range(4) for step in range(50)]
+    assert len({tuple(draw.tolist()) for draw in draws}) == 200
 
 
 def test_no_two_shares_of_a_long_run_are_drawn_alike() -> None:

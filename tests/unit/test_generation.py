@@ -122,6 +122,16 @@ def test_the_plain_edge_draws_as_before_beside_an_update(
     assert not any("lora" in name for name, _ in edge.denoiser.named_modules())
 
 
+def test_images_are_drawn_with_the_update_too(edge: DiffusersGenerator, update: GenerationUpdate) -> None:
+    """The pipeline's own decoder shows what decoding the generator's latents shows."""
+    aligned = apply_update(edge, update)
+    images = aligned.images(PROMPTS, seeds=[0, 1])
+    decoded = aligned.decode(aligned(PROMPTS, seeds=[0, 1]))
+    remove_update(aligned)
+    torch.testing.assert_close(images, decoded, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(images, edge.images(PROMPTS, seeds=[0, 1]), atol=1e-2)
+
+
 def test_two_updates_take_turns_on_one_pipeline(edge: DiffusersGenerator, update: GenerationUpdate) -> None:
     halved = replace(update, metaword=None, adapter={k: t * 0.5 for k, t in update.adapter.items()})
     alone = []

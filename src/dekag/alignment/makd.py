@@ -23,7 +23,7 @@ from dekag.generation.diffusers import DiffusersGenerator
 from dekag.generation.families import Conditioning
 from dekag.generation.metaword import Metaword, SpokenMetaword, refuse_known, teach
 from dekag.training.diffusion import denoising_loss, noising
-from dekag.training.loop import Loss, Progress, TrainConfig, train
+from dekag.training.loop import Loss, Progress, TrainConfig, checkpoint_gradients, train
 from dekag.types import Image, InputError, Latent
 
 PRIOR_SEED = 200_000
@@ -236,7 +236,7 @@ def _trainable(generator: DiffusersGenerator, config: MakdConfig) -> Iterator[No
 @contextmanager
 def _checkpointed(denoiser: Any) -> Iterator[None]:
     """Within, the denoiser computes activations again instead of keeping them."""
-    denoiser.enable_gradient_checkpointing()
+    checkpoint_gradients(denoiser)
     try:
         yield
     finally:

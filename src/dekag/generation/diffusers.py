@@ -78,13 +78,11 @@ class DiffusersGenerator:
         prompts = _paired(prompts, seeds)
         family = self.family
         with self.active():
-            if self.metaword is not None:
-                prompts = tuple(self.metaword.word.add_to(prompt) for prompt in prompts)
+            prompts = self._said(prompts)
             self._warn_truncated(prompts)
             parts = []
             for some, own in self._chunks(prompts, seeds):
-                noise = self._noise(own)
-                drawn = self._run(some, own, output_type="latent", **noise)
+                drawn = self._run(some, own, output_type="latent", **self._noise(own))
                 parts.append(family.from_pipeline(self.pipeline, drawn))
         return torch.cat(parts)
 
@@ -93,9 +91,7 @@ class DiffusersGenerator:
         prompts = _paired(prompts, seeds)
         family, pipeline, parts = self.family, self.pipeline, []
         with self.active():
-            if self.metaword is not None:
-                prompts = tuple(self.metaword.word.add_to(prompt) for prompt in prompts)
-            for some, own in self._chunks(prompts, seeds):
+            for some, own in self._chunks(self._said(prompts), seeds):
                 states = [self._mapped(own)]
 
                 def keep(
@@ -124,7 +120,11 @@ class DiffusersGenerator:
         Raises InputError as the call itself does.
         """
         prompts = _paired(prompts, seeds)
-        parts = [self._run(some, own, output_type="pt") for some, own in self._chunks(prompts, seeds)]
+        with self.active():
+            parts = [
+                self._run(some, own, output_type="pt", **self._noise(own))
+                for some, own in self._chunks(self._said(prompts), seeds)
+            ]
         return torch.cat(parts).float().clamp(0, 1).cpu()
 
     @torch.no_grad()
@@ -148,6 +148,11 @@ class DiffusersGenerator:
             if self.adapters:
                 stack.enter_context(_adapters(self.denoiser, self.adapters))
             yield
+
+    def _said(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        """The prompts as the pipeline is to read them."""
+        word = self.metaword
+        return tuple(prompts if word is None else (word.word.add_to(prompt) for prompt in prompts))
 
     def _chunks(
         self, prompts: Sequence[str], seeds: Sequence[int]

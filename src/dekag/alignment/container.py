@@ -115,17 +115,27 @@ def write_file(path: Path, raw: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder of these files at `target`, where nothing is, or an empty folder, or a bundle."""
-    replaceable = target.is_dir() and not target.is_symlink()
-    if replaceable:
-        replaceable = all(name in ALLOWED and plain for name, plain, _, _ in _folder(target))
+def is_bundle(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a bundle may hold."""
+    return all(name in ALLOWED and plain for name, plain, _, _ in _folder(folder))
+
+
+def write_folder(
+    target: Path,
+    files: Mapping[str, bytes],
+    *,
+    ours: Callable[[Path], bool] = is_bundle,
+    noun: str = "a bundle",
+) -> None:
+    """Put a folder of these files at `target`, where nothing is, or a folder that is `ours`, which `noun` names."""
+    replaceable = target.is_dir() and not target.is_symlink() and ours(target)
     if os.path.lexists(target) and not replaceable:
-        raise InputError(f"{target} exists and is not a bundle, so it is kept; choose another folder")
+        raise InputError(f"{target} exists and is not {noun}, so it is kept; choose another folder")
     with beside(target) as work:
         new, old = work / "new", work / "old"
         new.mkdir()
         for name, raw in files.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(new / name, raw)
         try:
             if replaceable:

@@ -13,7 +13,6 @@ on this form.
 """
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dekag.alignment.bundle import Bundle, Manifest
-from dekag.alignment.container import EMBEDDING, FEW_STEP, LORA, beside, plain_text, write_file
+from dekag.alignment.container import EMBEDDING, FEW_STEP, LORA, plain_text, write_folder
 from dekag.alignment.digest import canonical_safetensors
 from dekag.types import InputError
 
@@ -107,7 +106,7 @@ def export(bundle: Bundle, folder: Path | str, *, layout: str, name: str | None 
     files, how = LAYOUTS[layout](update)
     readme = _readme(update, how, noise_map=bundle.noise_map() is not None)
     target = Path(folder)
-    _write(target, {**files, README: readme.encode()})
+    write_folder(target, {**files, README: readme.encode()}, ours=_is_export, noun="an earlier export")
     return [target / path for path in sorted([*files, README])]
 
 
@@ -406,26 +405,9 @@ def _readme(update: _Update, how: str, *, noise_map: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Put these files below `folder`, where nothing is, or an empty folder, or an earlier export."""
-    there = os.path.lexists(folder)
-    if there and not (folder.is_dir() and all(_ours(path) for path in [folder, *folder.rglob("*")])):
-        raise InputError(
-            f"{folder} exists and is not an earlier export, so it is kept; choose another folder"
-        )
-    with beside(folder) as work:
-        new, old = work / "new", work / "old"
-        for name, raw in files.items():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            write_file(new / name, raw)
-        try:
-            if there:
-                folder.rename(old)
-            new.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise
+def _is_export(folder: Path) -> bool:
+    """Whether a folder holds nothing but what an export wrote."""
+    return all(_ours(path) for path in folder.rglob("*"))
 
 
 def _ours(path: Path) -> bool:

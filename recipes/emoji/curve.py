@@ -1,54 +1,158 @@
-"""Consistency against bytes: `python recipes/emoji/curve.py BUNDLE ...`; prints JSON.
+"""Consistency against bytes: `python recipes/emoji/curve.py BUNDLE[,BUNDLE...] ...`; prints JSON.
 
-Every bundle draws the held-out prompts of both splits with one seed, beside the edge without KA and the ceiling.
+An argument is one method at one size: its bundles, one for each training seed, or updates that
+`methods.py` kept as NAME.pt, which have no bytes. Each draws the prompts of the splits, beside the edge without KA and
+the ceiling. With `--figure`, the way to the ceiling over the bytes is drawn as well, a line for each method.
 """
 
 import argparse
 import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
 
 from dekag import presets, zoo
-from dekag.comparison import SPLITS, Arm, bundle_bytes, compare, judges
-from dekag.evaluation.generation import score_generation
+from dekag.alignment.bundle import load_bundle
+from dekag.alignment.update import apply_update, remove_update
+from dekag.alignment.updates import apply_generation
+from dekag.comparison import SPLITS, draw_references, judges
+from dekag.evaluation.figures import save_figure
+from dekag.evaluation.generation import EDGE_SEED, Drawn, draw, score_generation
+from dekag.generation.diffusers import DiffusersGenerator
+from dekag.types import Image
+
+Numbers = dict[str, float | int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One bundle on one split."""
+    """One method at one size, on one split."""
 
-    bundle: str
+    name: str
     split: str
-    bytes: int
-    gain_percent: dict[str, float | int | None]
-    way_to_ceiling: dict[str, float | int | None]
+    bytes: int | None
+    gain_percent: Numbers
+    way_to_ceiling: Numbers
+    by_training_seed: list[float]
+
+
+@contextmanager
+def aligned(edge: DiffusersGenerator, source: str) -> Iterator[DiffusersGenerator]:
+    """The edge with a bundle, or with an update as `methods.py` keeps it."""
+    if source.endswith(".pt"):
+        generator = apply_update(edge, torch.load(source, weights_only=False))
+    else:
+        generator, _ = apply_generation(edge, zoo.locate(source, "bundle"))
+    yield generator
+    remove_update(generator)
+
+
+def size(source: str) -> int | None:
+    """Bytes that a bundle draws with."""
+    return None if source.endswith(".pt") else load_bundle(zoo.locate(source, "bundle")).drawn_bytes()
+
+
+def name_of(sources: Sequence[str]) -> str:
+    """The name of the first of a method's bundles, without its training seed."""
+    return re.sub(r"-\d+(?=-int|-fp|$)", "", Path(sources[0]).stem)
+
+
+def points(
+    methods: Sequence[Sequence[str]], splits: Sequence[str], *, seeds: int, domain: str | None
+) -> list[Point]:
+    """Score every method on every split."""
+    chosen = presets.emoji()
+    edge, known = presets.edge(chosen), judges(chosen)
+    texts = {split: zoo.prompts("emoji", f"{split}:{domain}" if domain else split) for split in splits}
+    first = list(range(seeds))
+    references = draw_references(presets.cloud(chosen), texts, first)
+    at_edge = [EDGE_SEED + i for i in first]
+    drawings: dict[str, dict[str, list[Image]]] = {
+        split: {"no_ka": [draw(edge, prompts, at_edge)]} for split, prompts in texts.items()
+    }
+    for sources in methods:
+        for source in sources:
+            with aligned(edge, source) as generator:
+                for split, prompts in texts.items():
+                    drawn = draw(generator, prompts, at_edge)
+                    drawings[split].setdefault(name_of(sources), []).append(drawn)
+    found = []
+    for split, prompts in texts.items():
+        drawn = Drawn(
+            prompts=torch.arange(len(prompts)).repeat_interleave(seeds),
+            cloud=references[split].cloud,
+            ceiling=references[split].ceiling,
+            arms=drawings[split],
+        )
+        scores = score_generation(drawn, known)
+        found += [
+            Point(
+                name=name_of(sources),
+                split=split,
+                bytes=size(sources[0]),
+                gain_percent=scores.gain_percent[name_of(sources)].to_json(),
+                way_to_ceiling=scores.way_to_ceiling[name_of(sources)].to_json(),
+                by_training_seed=scores.by_training_seed[name_of(sources)],
+            )
+            for sources in methods
+        ]
+    return found
+
+
+def figure(found: Sequence[Point], path: Path) -> None:
+    """The way to the ceiling over the bytes; methods without bytes are levels."""
+    from matplotlib.figure import Figure
+
+    splits = list(dict.fromkeys(point.split for point in found))
+    sheet = Figure(figsize=(5 * len(splits), 4), layout="constrained")
+    for panel, split in zip(
+        sheet.subplots(1, len(splits), sharey=True, squeeze=False)[0], splits, strict=True
+    ):
+        lines: dict[str, list[Point]] = {}
+        for point in found:
+            if point.split == split:
+                lines.setdefault(re.split(r"[@-]", point.name)[0], []).append(point)
+        for method, line in lines.items():
+            line.sort(key=lambda point: point.bytes or 0)
+            way = [point.way_to_ceiling for point in line]
+            means = [each["mean"] for each in way]
+            if line[0].bytes is None:
+                panel.axhline(means[0], color="0.5", linestyle=":", label=method)
+                continue
+            ends = [[abs(each["mean"] - each[end]) for each in way] for end in ("low", "high")]
+            kilobytes = [point.bytes / 1000 for point in line]
+            panel.errorbar(kilobytes, means, yerr=ends, marker="o", capsize=3, label=method)
+        panel.set(xscale="log", title=split, xlabel="update, kB")
+        panel.grid(alpha=0.3)
+    panel.legend()
+    sheet.axes[0].set_ylabel("way from no KA to the ceiling")
+    save_figure(sheet, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundles", nargs="+")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("methods", nargs="*", help="bundles of one method, separated by commas")
     parser.add_argument("--domain", help="prompts of one domain alone")
+    parser.add_argument("--splits", default=",".join(SPLITS))
+    parser.add_argument("--seeds", type=int, default=1, help="drawings of each prompt")
+    parser.add_argument("--points", type=Path, nargs="*", default=[], help="points of earlier runs")
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    chosen = presets.emoji()
-    known = judges(chosen)
-    arms = {"no_ka": Arm(), **{bundle: Arm(bundles=(bundle,)) for bundle in options.bundles}}
-    suffix = f":{options.domain}" if options.domain else ""
-    texts = {split: zoo.prompts("emoji", split + suffix) for split in SPLITS}
-    found = compare(presets.cloud(chosen), presets.edge(chosen), arms, texts, seeds=1)
-    sizes = bundle_bytes(arms)
-    points = []
-    for split, compared in found.items():
-        scores = score_generation(compared.drawn, known)
-        points += [
-            Point(
-                bundle=bundle,
-                split=split,
-                bytes=sizes[bundle],
-                gain_percent=scores.gain_percent[bundle].to_json(),
-                way_to_ceiling=scores.way_to_ceiling[bundle].to_json(),
-            )
-            for bundle in options.bundles
-        ]
-    print(json.dumps([asdict(point) for point in points], indent=1))
+    torch.set_num_threads(options.threads)
+    found = [Point(**point) for path in options.points for point in json.loads(path.read_text())]
+    methods = [argument.split(",") for argument in options.methods]
+    if methods:
+        found += points(methods, options.splits.split(","), seeds=options.seeds, domain=options.domain)
+    if options.figure:
+        figure(found, options.figure)
+    print(json.dumps([asdict(point) for point in found], indent=1))
 
 
 if __name__ == "__main__":

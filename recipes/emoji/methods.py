@@ -1,14 +1,18 @@
 """Train MAKD and its rivals on the same cloud images: `python recipes/emoji/methods.py --runs RUNS makd-0 lora-0 ...`.
 
-A name is a method and a training seed; `food-0` and the other domains are MAKD on one group of prompts. Everything
-trained is kept in RUNS/methods, so that a run that was interrupted goes on, and other sizes cost no new training.
-With `--budgets` each update is cut to a budget of parameters by `reduce_rank` and written as a bundle,
-RUNS/bundles/NAME-BUDGET-QUANTISATION; with `--ship` it is written whole into the package.
+A name is a method, a rank if it is not the usual one, and a training seed: `lora@2-0`. `food-0` and the other domains
+are MAKD on one group of prompts, and the names of ABLATIONS are MAKD with one number changed. Everything trained is
+kept in RUNS/methods, so that a run that was interrupted goes on, and other sizes cost no new training. Guidance and
+strength of each are chosen on the validation prompts.
+
+Each update is written as a bundle, RUNS/bundles/NAME-QUANTISATION; with `--budgets` also cut to budgets of parameters
+by `reduce_rank`, RUNS/bundles/NAME-BUDGET-QUANTISATION; with `--ship` into the package instead.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -24,7 +28,7 @@ from dekag.alignment.rank import reduce_rank
 from dekag.alignment.rivals import method_config
 from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import save_generation
-from dekag.distillation import GUIDANCE, NOISE_IMAGES, Source, cloud_images, validation
+from dekag.distillation import NOISE_IMAGES, Extras, Source, cloud_images, tuned, validation
 from dekag.generation.diffusers import DiffusersGenerator
 
 DOMAINS = ("food", "animals", "faces")
@@ -37,23 +41,49 @@ CONFIGS = {
     **{domain: replace(CONFIG, joint_steps=100, frozen_steps=300) for domain in DOMAINS},
 }
 """MAKD again, with other numbers."""
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no-metaword-stage": {"metaword_steps": 0, "joint_steps": 300},
+    "no-joint-stage": {"joint_steps": 0, "frozen_steps": 700},
+    "no-frozen-stage": {"joint_steps": 700, "frozen_steps": 0},
+    "one-vector": {"vectors": 1},
+    "eight-vectors": {"vectors": 8},
+    "rare-word": {"words": "sks"},
+    "no-prior": {"prior_share": 0.0},
+    "prior-without-word": {"prior_word": False},
+    "prior-at-all-noise": {"prior_least": 0.0},
+    "even-noise": {"emphasis": 1.0},
+    "min-snr": {"gamma": 5.0},
+    "no-ema": {"ema_decay": 0.0},
+    "lora-plus": {"lora_plus": 8.0, "joint_rate": 1e-3},
+    "half-rate": {"joint_rate": 1e-3},
+}
+"""What differs from the defaults of MAKD."""
 FEW_STEPS = FewStepConfig(steps=4, rank=4, train_steps=500)
 
 
 def training_config(name: str) -> MakdConfig:
     """The configuration of a method and seed."""
+    method, rank, seed = parts_of(name)
+    config = replace(CONFIGS.get(method, CONFIG), rank=rank, seed=seed)
+    if method in CONFIGS:
+        return config
+    return replace(config, **ABLATIONS[method]) if method in ABLATIONS else method_config(method, config)
+
+
+def parts_of(name: str) -> tuple[str, int, int]:
+    """Method, rank and training seed of METHOD-SEED or METHOD@RANK-SEED."""
     method, seed = name.rsplit("-", 1)
-    config = replace(CONFIGS.get(method, CONFIG), seed=int(seed))
-    return config if method in CONFIGS else method_config(method, config)
+    method, _, rank = method.partition("@")
+    return method, int(rank or CONFIGS.get(method, CONFIG).rank), int(seed)
 
 
 def train(name: str, edge: DiffusersGenerator, runs: Path) -> GenerationUpdate:
-    """The update of a method and seed at full rank, trained now or earlier, with the guidance that validation chose."""
+    """The update of a method and seed at full rank, trained now or earlier, with what validation chose."""
     path = runs / "methods" / f"{name}.pt"
     if path.exists():
         update: GenerationUpdate = torch.load(path, weights_only=False)
         return update
-    method = name.rsplit("-", 1)[0]
+    method, _, _ = parts_of(name)
     domain = method if method in DOMAINS else None
     chosen = presets.emoji()
     source = Source(draws=2, domain=domain)
@@ -73,7 +103,7 @@ def train(name: str, edge: DiffusersGenerator, runs: Path) -> GenerationUpdate:
             on_step=on_step,
             validate=check.during_training if method == "shipped" else None,
         )
-    update = replace(update, sampling=check.best_sampling(edge, update, GUIDANCE))
+    update = tuned(update, *check.choose(edge, update, Extras()))
     some = data.images[:: max(1, len(data.images) // NOISE_IMAGES)]
     both = [presets.cloud(chosen).encode(some), edge.encode(some)]
     update = replace(update, noise_map=fit_noise_map(*both))
@@ -118,16 +148,17 @@ def write(
 
 def shipped_name(name: str) -> str:
     """Where the package keeps an update."""
-    method = name.rsplit("-", 1)[0]
+    method, _, seed = parts_of(name)
     if method == "shipped":
         return "makd"
-    return method if method in DOMAINS else f"rivals/{name}"
+    return method if method in DOMAINS else f"rivals/{method}-{seed}"
 
 
 def settings_of(name: str) -> dict[str, Setting]:
     """The numbers of a training, for its bundle."""
-    method = name.rsplit("-", 1)[0]
-    return {**training_config(name).settings(), "method": "makd" if method in CONFIGS else method}
+    method, _, _ = parts_of(name)
+    ours = method in CONFIGS or method in ABLATIONS
+    return {**training_config(name).settings(), "method": "makd" if ours else method}
 
 
 def main() -> None:
@@ -148,11 +179,12 @@ def main() -> None:
         if name.startswith("shipped"):
             update = with_few_steps(name, update, edge, options.runs)
         settings = settings_of(name)
-        if options.ship:
-            write(update, edge, TARGET / shipped_name(name), settings, options.quantisation)
+        home = options.runs / "bundles"
+        folder = TARGET / shipped_name(name) if options.ship else home / f"{name}-{options.quantisation}"
+        write(update, edge, folder, settings, options.quantisation)
         for budget in filter(None, options.budgets.split(",")):
             cut = replace(update, adapter=reduce_rank(update.adapter, parameters=int(budget)))
-            folder = options.runs / "bundles" / f"{name}-{budget}-{options.quantisation}"
+            folder = home / f"{name}-{budget}-{options.quantisation}"
             write(cut, edge, folder, {**settings, "budget": int(budget)}, options.quantisation)
 
 

@@ -1,6 +1,7 @@
 """`dekag` on the command line: a thin tree over the package. Heavy imports happen inside the commands."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,34 +31,53 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; it appears whole or not at all.")]
 PresetName = Annotated[str, typer.Option("--preset", help="Named configuration.")]
 Count = Annotated[int, typer.Option(min=1)]
+Device = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")
+]
 
 
 def main() -> None:
-    """Run the command line; bad input is one line on standard error and exit code 2, a full disk or the like 1."""
+    """Run the command line; bad input is one line on standard error and exit code 2, a full disk or the like 1.
+
+    Of several processes the first one of each node says what is wrong with the input, as all find the same.
+    """
     from dekag.types import InputError
 
     _quiet_libraries()
     try:
         app()
     except InputError as error:
-        _fail(error, 2)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            _complain(error)
+        sys.exit(2)
     except OSError as error:
-        _fail(error, 1)
+        _complain(error)
+        sys.exit(1)
 
 
-def _fail(error: Exception, code: int) -> None:
+def _complain(error: Exception) -> None:
     print(f"dekag: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _quiet_libraries() -> None:
     def one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        print(f"dekag: warning: {message}", file=sys.stderr)
+        if not console.quiet:
+            print(f"dekag: warning: {message}", file=sys.stderr)
 
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="dekag")
     warnings.filterwarnings("always", category=UserWarning, message=r"prompt \d+ has")
     warnings.showwarning = one_line
+
+
+@contextmanager
+def _joined(device: str) -> Iterator[Any]:
+    """Join the processes that were launched together; yields this one's device. Only the main one reports."""
+    from dekag.training.processes import is_main, joined
+
+    with joined(device) as own:
+        console.quiet = not is_main()
+        yield own
 
 
 @contextmanager
@@ -106,6 +126,11 @@ def _training(text: str) -> Iterator[Callable[[str, Any], None]]:
                 console.print(f"{description} {step.step}/{step.steps} loss {step.loss:.4f}")
 
         yield on_step
+
+
+def _print_bundle(bundle: Any, out: Path) -> None:
+    if not console.quiet:
+        print(f"wrote bundle {bundle.id[:12]} ({bundle.size_bytes} bytes) to {out}")
 
 
 def _print_json(value: object) -> None:
@@ -180,15 +205,25 @@ def generate(
     seeds: Annotated[str, typer.Option(help="Seeds of each prompt, separated by commas.")] = "0",
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the model's.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; default: the model's.")] = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Draw every prompt of a file with every seed: OUT/0000_seed0.png (line number, seed) and OUT/index.json."""
     from dekag import commands
+    from dekag.training.processes import device_of
 
     numbers = commands.parse_seeds(seeds)
     with _working("generate") as stage:
         index = commands.generate(
-            model, bundle, prompts_file, numbers, out, steps=steps, guidance=guidance, on_stage=stage
+            model,
+            bundle,
+            prompts_file,
+            numbers,
+            out,
+            steps=steps,
+            guidance=guidance,
+            device=device_of(device),
+            on_stage=stage,
         )
     _print_json(index) if as_json else print(f"wrote {len(index['images'])} images and index.json to {out}")
 
@@ -269,8 +304,8 @@ def align_generation(
     words: Annotated[str, typer.Option(help="Words that the metaword starts from.")] = "glossy 3d",
     token: Annotated[str, typer.Option(help="How the metaword is written.")] = "<dekag>",
     rank: Annotated[int, typer.Option(min=1)] = 8,
-    batch: Count = 64,
-    accumulation: Annotated[int, typer.Option(min=1, help="Shares of a batch, one after the other.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images that a process takes at a time.")] = 64,
+    accumulation: Annotated[int, typer.Option(min=1, help="Batches that a process adds up in a step.")] = 1,
     precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
     quantisation: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 on the wire.")] = "int8",
@@ -285,6 +320,7 @@ def align_generation(
     resume: Annotated[
         Path | None, typer.Option(help="Folder that keeps the state of an interrupted run.")
     ] = None,
+    device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Distil the cloud's images into an update for the edge, by MAKD or a rival; write a bundle."""
@@ -308,7 +344,17 @@ def align_generation(
         gradient_checkpointing=gradient_checkpointing,
         seed=seed,
     )
-    few = FewStepConfig(steps=few_steps, rank=few_step_rank, seed=seed) if few_steps else None
+    few = None
+    if few_steps:
+        few = FewStepConfig(
+            steps=few_steps,
+            rank=few_step_rank,
+            batch=batch,
+            accumulation=accumulation,
+            precision=precision,
+            gradient_checkpointing=gradient_checkpointing,
+            seed=seed,
+        )
     extras = distillation.Extras(few_steps=few, quantisation=parse_quantisation(quantisation))
     cloud = None
     if endpoint is not None:
@@ -317,22 +363,24 @@ def align_generation(
         prompts_file=prompts_file, domain=domain, draws=draws, folder=images, endpoint=cloud, seed=seed
     )
     chosen = presets.preset(preset)
-    with _working("align generation") as stage:
-        data = distillation.cloud_images(chosen, source, resume=resume, on_stage=stage)
-    with _training("align generation") as on_step:
-        bundle = distillation.align_generation(
-            chosen,
-            data,
-            config,
-            extras,
-            out,
-            method=method,
-            domain=domain,
-            resume=resume,
-            tracking=Tracking(trackers=tuple(tracker or ()), folder=log),
-            on_step=on_step,
-        )
-    print(f"wrote bundle {bundle.id[:12]} ({bundle.size_bytes} bytes) to {out}")
+    with _joined(device) as own:
+        with _working("align generation") as stage:
+            data = distillation.cloud_images(chosen, source, resume=resume, device=own, on_stage=stage)
+        with _training("align generation") as on_step:
+            bundle = distillation.align_generation(
+                chosen,
+                data,
+                config,
+                extras,
+                out,
+                method=method,
+                domain=domain,
+                resume=resume,
+                device=own,
+                tracking=Tracking(trackers=tuple(tracker or ()), folder=log),
+                on_step=on_step,
+            )
+        _print_bundle(bundle, out)
 
 
 @align_app.command("transmission")
@@ -353,13 +401,22 @@ def align_transmission(
     from dekag.alignment.cala import CalaConfig
 
     size = CalaConfig(rank=rank, groups=groups)
-    with _working("align transmission") as stage:
-        latents = commands.edge_latents(preset, seed=seed, resume=resume, on_stage=stage)
-    with _training("align transmission") as on_step:
-        bundle = commands.align_transmission(
-            preset, latents, size, out, steps=steps, batch=batch, seed=seed, resume=resume, on_step=on_step
-        )
-    print(f"wrote bundle {bundle.id[:12]} ({bundle.size_bytes} bytes) to {out}")
+    with _joined("cpu"):
+        with _working("align transmission") as stage:
+            latents = commands.edge_latents(preset, seed=seed, resume=resume, on_stage=stage)
+        with _training("align transmission") as on_step:
+            bundle = commands.align_transmission(
+                preset,
+                latents,
+                size,
+                out,
+                steps=steps,
+                batch=batch,
+                seed=seed,
+                resume=resume,
+                on_step=on_step,
+            )
+        _print_bundle(bundle, out)
 
 
 @evaluate_app.command("generation")
@@ -371,6 +428,7 @@ def evaluate_generation(
     bundle: Annotated[str | None, typer.Option(help="G-KA bundle; default: the preset's.")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts of each split.")] = 100,
     seeds: Count = 2,
+    device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -381,6 +439,7 @@ def evaluate_generation(
     """
     from dekag import comparison, presets
     from dekag.tables import comparison_tables
+    from dekag.training.processes import device_of
 
     names = methods.split(",")
     several = names != ["makd"]
@@ -394,6 +453,7 @@ def evaluate_generation(
             seed=seed,
             noises=("own", "shared") if several else ("own",),
             third=several,
+            device=device_of(device),
             on_stage=stage,
         )
     if as_json:
@@ -431,15 +491,23 @@ def evaluate_accuracy(
     preset: PresetName = "emoji",
     prompts: Annotated[int, typer.Option(min=100, help="Prompts, each with a concept of its own.")] = 113,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of 64 samples here.")] = None,
+    device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Concept accuracy: how often the prompt is the nearest of 100 to the image, under the preset's CLIP judge."""
     from dekag import commands
+    from dekag.training.processes import device_of
 
     with _working("evaluate accuracy") as stage:
         mean = commands.evaluate_accuracy(
-            model, preset, prompts=prompts, sheet=sheet, seed=seed, on_stage=stage
+            model,
+            preset,
+            prompts=prompts,
+            sheet=sheet,
+            seed=seed,
+            device=device_of(device),
+            on_stage=stage,
         )
     if as_json:
         _print_json({"model": model, "accuracy": mean.to_json()})

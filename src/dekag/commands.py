@@ -28,6 +28,7 @@ from dekag.evaluation.transmission import TransmissionScores, grid, score_transm
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.output import staged, write_images, write_json
 from dekag.training.loop import Progress, TrainConfig
+from dekag.training.processes import from_main
 from dekag.training.transmission import ConditionRange
 from dekag.types import Condition, Delivery, InputError, Latent
 from dekag.units import cbr_to_uses
@@ -69,12 +70,13 @@ def generate(
     *,
     steps: int | None,
     guidance: float | None,
+    device: str | torch.device,
     on_stage: Stage,
 ) -> dict[str, Any]:
     """Draw every prompt with every seed into a folder; returns what index.json says."""
     prompts = read_prompts(prompts_file)
     on_stage("load")
-    generator = _generator(model, steps=steps, guidance=guidance)
+    generator = _generator(model, steps=steps, guidance=guidance, device=device)
     bundle_id = None
     if bundle is not None:
         generator, loaded = apply_generation(generator, zoo.locate(bundle, "bundle"))
@@ -174,7 +176,7 @@ def edge_latents(preset: str, *, seed: int, resume: Path | None, on_stage: Stage
         return edge(prompts, seeds=[DISTIL_SEEDS + seed + i for i in range(len(prompts))])
 
     on_stage(f"edge draws {len(prompts)} latents")
-    return kept(resume, "edge", draw_all)
+    return from_main(lambda: kept(resume, "edge", draw_all))
 
 
 def align_transmission(
@@ -208,7 +210,7 @@ def align_transmission(
         "seed": seed,
         "learning_rate": training.learning_rate,
     }
-    return save_transmission(out, adapted, codec, settings=settings)
+    return from_main(lambda: save_transmission(out, adapted, codec, settings=settings))
 
 
 def evaluate_transmission(
@@ -231,22 +233,32 @@ def evaluate_transmission(
 
 
 def evaluate_accuracy(
-    model: str, preset: str, *, prompts: int, sheet: Path | None, seed: int, on_stage: Stage
+    model: str,
+    preset: str,
+    *,
+    prompts: int,
+    sheet: Path | None,
+    seed: int,
+    device: str | torch.device,
+    on_stage: Stage,
 ) -> Mean:
     """Concept accuracy of a model on training concepts with new seeds; optionally a contact sheet."""
     chosen = presets.preset(preset)
-    clip = load_clip(presets.folder(chosen.clip, "judge"))
+    clip = load_clip(presets.folder(chosen.clip, "judge"), device=device)
     texts = zoo.prompts(presets.named(chosen.world, "world"), "accuracy")[:prompts]
     if len(texts) < prompts:
         raise InputError(f"{chosen.world} has {len(texts)} prompts for accuracy, {prompts} were asked for")
     on_stage("draw")
-    images = draw(_generator(model, steps=None, guidance=None), texts, [EDGE_SEED + seed])
+    generator = _generator(model, steps=None, guidance=None, device=device)
+    images = draw(generator, texts, [EDGE_SEED + seed])
     if sheet is not None:
         save_figure(contact_sheet(images[:64], texts[:64]), sheet)
     return score_accuracy(clip, images, texts, seeds=1, seed=seed)
 
 
-def _generator(model: str, *, steps: int | None, guidance: float | None) -> DiffusersGenerator:
+def _generator(
+    model: str, *, steps: int | None, guidance: float | None, device: str | torch.device
+) -> DiffusersGenerator:
     """A model by name; the shipped ones come with their preset's sampling."""
     shipped = model in zoo.SHIPPED
     sampling = presets.preset(model.split("/")[0]).sampling if shipped else Sampling()
@@ -254,4 +266,4 @@ def _generator(model: str, *, steps: int | None, guidance: float | None) -> Diff
         sampling = replace(sampling, steps=steps)
     if guidance is not None:
         sampling = replace(sampling, guidance=guidance)
-    return load_generator(zoo.locate(model, "pipeline"), sampling=sampling)
+    return load_generator(zoo.locate(model, "pipeline"), sampling=sampling, device=device)

@@ -107,7 +107,7 @@ def compare(
                 said = [text + arm.words for text in prompts for _ in at_edge]
                 drawn = own(said, seeds=at_edge * len(prompts))
                 latents[split].setdefault(name, drawn)
-                pictures[split].setdefault(name, []).append(own.decode(drawn))
+                pictures[split].setdefault(name, []).append(own.decode(drawn).cpu())
             if bundle is not None:
                 remove_update(generator)
     return {
@@ -124,13 +124,13 @@ def compare(
     }
 
 
-def judges(chosen: Preset, *, third: bool = False) -> dict[str, Judge]:
+def judges(chosen: Preset, *, third: bool = False, device: str | torch.device = "cpu") -> dict[str, Judge]:
     """The preset's judges by name; `third` adds the ImageNet network, which nobody here trained."""
     pair: dict[str, Judge] = {
-        "dino": load_dino(presets.folder(chosen.dino, "judge")),
-        "clip": load_clip(presets.folder(chosen.clip, "judge")),
+        "dino": load_dino(presets.folder(chosen.dino, "judge"), device=device),
+        "clip": load_clip(presets.folder(chosen.clip, "judge"), device=device),
     }
-    return {**pair, "imagenet": load_imagenet()} if third else pair
+    return {**pair, "imagenet": load_imagenet(device=device)} if third else pair
 
 
 def bundle_bytes(arms_of: Mapping[str, Arm]) -> dict[str, int]:
@@ -191,6 +191,7 @@ def evaluate(
     seed: int = 0,
     noises: Sequence[Noise] = ("own",),
     third: bool = False,
+    device: str | torch.device = "cpu",
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Consistency of some methods on both held-out splits.
@@ -198,8 +199,8 @@ def evaluate(
     `bundle` takes the place of the preset's MAKD; `third` asks the ImageNet judge as well. With shared noise only the
     first training seed of each method draws.
     """
-    cloud, edge = presets.cloud(chosen), presets.edge(chosen)
-    known, compared = judges(chosen, third=third), arms(chosen, methods, bundle)
+    cloud, edge = presets.cloud(chosen, device=device), presets.edge(chosen, device=device)
+    known, compared = judges(chosen, third=third, device=device), arms(chosen, methods, bundle)
     world = presets.named(chosen.world, "world")
     texts = {split: zoo.prompts(world, split)[:prompts] for split in SPLITS}
     on_stage("cloud draws")

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from dekag import presets, zoo
+from dekag.alignment.adapters import scaled
 from dekag.alignment.bundle import Bundle, Quantisation, Setting
 from dekag.alignment.few_steps import FewStepConfig, distil_few_steps
 from dekag.alignment.makd import MakdConfig, Tracking, distil
@@ -26,15 +29,21 @@ from dekag.evaluation.judges import Judge, consistency
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.presets import Preset
 from dekag.training.loop import Progress
+from dekag.training.processes import from_main, process_count
 from dekag.types import Image, InputError, Latent
 
+Choice = TypeVar("Choice")
 Stage = Callable[[str], None]
+Device = str | torch.device
 OnStep = Callable[[str, Progress], None]
 DISTIL_SEEDS = 100_000
 """Cloud seeds of distillation start here, far from those of any evaluation."""
 VALIDATION_SEED = 500
 GUIDANCE = (1.4, 1.7, 2.0, 2.5, 3.0)
 """Guidance scales that are tried on the validation prompts."""
+STRENGTHS = (1.0, 0.9, 0.8, 0.7)
+"""Factors on the low-rank update that are tried there: a weaker one costs little of what was distilled and spoils less
+of what was not (Wortsman et al. 2022, WiSE-FT)."""
 NOISE_IMAGES = 64
 """Images that the noise map is fitted on."""
 
@@ -75,18 +84,34 @@ class Extras:
     """What an update carries beside metaword and low-rank matrices, and how it travels.
 
     guidance: guidance scales to choose from on the validation prompts; none keeps the preset's.
+    strengths: factors on the low-rank update to choose from, in the same way; none keeps it as it was trained.
     few_steps: the second update, for drawing in fewer steps, if any.
     """
 
     guidance: tuple[float, ...] = GUIDANCE
+    strengths: tuple[float, ...] = STRENGTHS
     few_steps: FewStepConfig | None = None
     quantisation: Quantisation = "int8"
 
 
 def cloud_images(
-    chosen: Preset, source: Source, *, resume: Path | None = None, on_stage: Stage = lambda _: None
+    chosen: Preset,
+    source: Source,
+    *,
+    resume: Path | None = None,
+    device: Device = "cpu",
+    on_stage: Stage = lambda _: None,
 ) -> CloudImages:
-    """Prompts of distillation and the cloud's images, kept in `resume` if they had to be drawn."""
+    """Prompts of distillation and the cloud's images, kept in `resume` if they had to be drawn.
+
+    Of several processes the main one reads or draws them for all.
+    """
+    return from_main(partial(_cloud_images, chosen, source, resume, device, on_stage))
+
+
+def _cloud_images(
+    chosen: Preset, source: Source, resume: Path | None, device: Device, on_stage: Stage
+) -> CloudImages:
     if source.folder is not None and source.endpoint is None:
         on_stage("read images")
         return read_folder(source.folder, pixels=chosen.pixels)
@@ -96,7 +121,7 @@ def cloud_images(
     if source.endpoint is not None and source.folder is not None:
         draw_to_folder(source.endpoint, prompts, seeds, source.folder)
         return read_folder(source.folder, pixels=chosen.pixels)
-    images = kept(resume, "cloud", lambda: _from_cloud(chosen, prompts, seeds))
+    images = kept(resume, "cloud", lambda: _from_cloud(chosen, prompts, seeds, device))
     return CloudImages(prompts=tuple(prompts), images=images)
 
 
@@ -126,36 +151,55 @@ class Validation:
             save_figure(contact_sheet(pairs, names), self.pictures / f"{stage}-{step:06d}.png")
         return self._value(images)
 
-    def best_sampling(
-        self, edge: DiffusersGenerator, update: GenerationUpdate, guidance: Sequence[float]
-    ) -> Sampling:
-        """The edge's sampling with the best of some guidance scales for the update."""
-        aligned = apply_update(edge, update)
-        options = [replace(edge.sampling, guidance=scale) for scale in guidance]
-        scores = [self.score(replace(aligned, sampling=option)) for option in options]
-        remove_update(aligned)
-        return options[scores.index(max(scores))]
+    def choose(
+        self, edge: DiffusersGenerator, update: GenerationUpdate, extras: Extras
+    ) -> tuple[Sampling | None, float]:
+        """The best of the extras' guidance scales for an update, and with it the best of their strengths."""
+        scales = [replace(edge.sampling, guidance=scale) for scale in extras.guidance]
+        samplings: Sequence[Sampling | None] = scales or [None]
+        sampling = self._best(edge, {each: tuned(update, each, 1.0) for each in samplings})
+        strengths = extras.strengths if update.adapter else ()
+        return sampling, self._best(
+            edge, {each: tuned(update, sampling, each) for each in strengths or (1.0,)}
+        )
+
+    def _best(self, edge: DiffusersGenerator, updates: Mapping[Choice, GenerationUpdate]) -> Choice:
+        """The choice whose update has the highest score, the first of equals."""
+        scores = {}
+        for choice, update in updates.items():
+            aligned = apply_update(edge, update)
+            scores[choice] = self.score(aligned)
+            remove_update(aligned)
+        return max(scores, key=lambda choice: scores[choice])
 
     def _value(self, images: Image) -> float:
         values = [consistency(judge, self.cloud, images).mean() for judge in self.judges.values()]
         return float(torch.stack(values).mean())
 
 
-def _from_cloud(chosen: Preset, prompts: Sequence[str], seeds: Sequence[int]) -> Image:
+def tuned(update: GenerationUpdate, sampling: Sampling | None, strength: float) -> GenerationUpdate:
+    """An update to be drawn with some sampling, its low-rank matrices at a strength."""
+    return replace(update, sampling=sampling, adapter=scaled(update.adapter, strength))
+
+
+def _from_cloud(chosen: Preset, prompts: Sequence[str], seeds: Sequence[int], device: Device) -> Image:
     """What the preset's cloud draws, at the side of the edge's pictures."""
-    images = presets.cloud(chosen).images(prompts, seeds=seeds)
+    images = presets.cloud(chosen, device=device).images(prompts, seeds=seeds)
     if images.shape[-1] == chosen.pixels:
         return images
     size = (chosen.pixels, chosen.pixels)
     return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def validation(chosen: Preset, *, domain: str | None = None, pictures: Path | None = None) -> Validation:
+def validation(
+    chosen: Preset, *, domain: str | None = None, pictures: Path | None = None, device: Device = "cpu"
+) -> Validation:
     """The preset's validation prompts, of one domain or all, and what its cloud draws for them."""
     world = presets.named(chosen.world, "validation prompts")
     prompts = zoo.prompts(world, "validation" if domain is None else f"validation:{domain}")
-    images = _from_cloud(chosen, prompts, [VALIDATION_SEED] * len(prompts))
-    return Validation(prompts=prompts, cloud=images, judges=judges(chosen), pictures=pictures)
+    images = from_main(lambda: _from_cloud(chosen, prompts, [VALIDATION_SEED] * len(prompts), device))
+    known = judges(chosen, device=device)
+    return Validation(prompts=prompts, cloud=images, judges=known, pictures=pictures)
 
 
 def train_update(
@@ -172,7 +216,7 @@ def train_update(
     on_stage: Stage = lambda _: None,
     tracking: Tracking | None = None,
 ) -> GenerationUpdate:
-    """Train an update; with validation prompts, keep its best checkpoint on them and choose its guidance there."""
+    """Train an update; with validation prompts, they choose its checkpoint, its guidance and its strength."""
     update = distil(
         edge,
         data.prompts,
@@ -184,9 +228,9 @@ def train_update(
         validate=None if check is None else check.during_training,
         tracking=tracking or Tracking(),
     )
-    if check is not None and extras.guidance:
-        on_stage("choose the guidance")
-        update = replace(update, sampling=check.best_sampling(edge, update, extras.guidance))
+    if check is not None:
+        on_stage("choose guidance and strength")
+        update = tuned(update, *from_main(partial(check.choose, edge, update, extras)))
     if extras.few_steps is not None:
         on_stage("learn to draw in fewer steps")
         aligned = apply_update(edge, update)
@@ -208,20 +252,25 @@ def align_generation(
     method: str = "makd",
     domain: str | None = None,
     resume: Path | None = None,
+    device: Device = "cpu",
     tracking: Tracking | None = None,
     on_step: OnStep | None = None,
     on_stage: Stage = lambda _: None,
 ) -> Bundle:
-    """Align the preset's edge with the cloud's images by a method; writes a bundle."""
+    """Align the preset's edge with the cloud's images by a method; writes a bundle.
+
+    Several processes train together, each on its own `device`; they draw what the edge itself draws alike, and the
+    main one validates, chooses and writes.
+    """
     if method == "full":
         raise InputError("full fine-tuning leaves a whole denoiser, which no bundle carries")
-    edge = presets.edge(chosen)
+    edge = presets.edge(chosen, device=device)
     check: Validation | None = None
     prior: tuple[str, ...] = ()
     if chosen.world is not None:
         on_stage("cloud draws the validation prompts")
         pictures = None if tracking is None or tracking.folder is None else tracking.folder / "pictures"
-        check = validation(chosen, domain=domain, pictures=pictures)
+        check = validation(chosen, domain=domain, pictures=pictures, device=device)
         prior = tuple(zoo.prompts(chosen.world, "prior"))
     chosen_config = method_config(method, config)
     update = train_update(
@@ -237,14 +286,22 @@ def align_generation(
         on_stage=on_stage,
         tracking=tracking,
     )
-    some = data.images[:: max(1, len(data.images) // NOISE_IMAGES)]
-    update = replace(update, noise_map=_noise_map(presets.cloud(chosen), edge, some))
     settings: dict[str, Setting] = {
         **chosen_config.settings(),
+        # a process more is a share of every step more
+        "accumulation": config.accumulation * process_count(),
         "method": method,
         "images": len(data.images),
     }
-    return save_generation(out, edge, update, settings=settings, quantisation=extras.quantisation)
+
+    def write() -> Bundle:
+        some = data.images[:: max(1, len(data.images) // NOISE_IMAGES)]
+        noise_map = _noise_map(presets.cloud(chosen, device=device), edge, some)
+        whole = replace(update, noise_map=noise_map)
+        return save_generation(out, edge, whole, settings=settings, quantisation=extras.quantisation)
+
+    on_stage("write")
+    return from_main(write)
 
 
 def _noise_map(cloud: DiffusersGenerator, edge: DiffusersGenerator, images: Image) -> torch.Tensor | None:

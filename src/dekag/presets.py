@@ -180,7 +180,7 @@ def named(source: str | None, kind: str) -> str:
     return source
 
 
-def cloud(chosen: Preset, *, device: str = "cpu") -> DiffusersGenerator:
+def cloud(chosen: Preset, *, device: str | torch.device = "cpu") -> DiffusersGenerator:
     """The preset's cloud-GAI."""
     return load_generator(
         locate(chosen.cloud, "pipeline"),
@@ -191,7 +191,7 @@ def cloud(chosen: Preset, *, device: str = "cpu") -> DiffusersGenerator:
     )
 
 
-def edge(chosen: Preset, *, device: str = "cpu") -> DiffusersGenerator:
+def edge(chosen: Preset, *, device: str | torch.device = "cpu") -> DiffusersGenerator:
     """The preset's edge-GAI, without an update."""
     return load_generator(
         locate(chosen.edge, "pipeline"),

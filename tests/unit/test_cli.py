@@ -137,6 +137,8 @@ BAD = {
         "made for base model",
     ),
     "bad seeds": (("generate", "--prompts-file", "PROMPTS", "--seeds", "0,x"), "whole numbers"),
+    "unknown device": (("generate", "--prompts-file", "PROMPTS", "--device", "tpu"), "auto, cpu, cuda or"),
+    "missing device": (("generate", "--prompts-file", "PROMPTS", "--device", "cuda:99"), "no device cuda:99"),
     "no prompt file": (("generate", "--prompts-file", "/no/such.txt"), "does not exist"),
 }
 

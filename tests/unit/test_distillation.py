@@ -8,12 +8,24 @@ import pytest
 import torch
 
 from dekag import presets
-from dekag.alignment.few_steps import FewStepConfig
-from dekag.alignment.makd import MakdConfig, Tracking
+from dekag.alignment.few_steps import FewStepConfig, distil_few_steps
+from dekag.alignment.makd import MakdConfig, Tracking, distil
+from dekag.alignment.rivals import method_config
+from dekag.alignment.update import apply_update, remove_update
 from dekag.comparison import judges
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.folder import CloudImages
-from dekag.distillation import Extras, Source, Validation, align_generation, cloud_images, train_update
+from dekag.distillation import (
+    VALIDATION_SEED,
+    Extras,
+    Source,
+    Validation,
+    align_generation,
+    cloud_images,
+    train_update,
+    tuned,
+)
+from dekag.evaluation.generation import EDGE_SEED, draw
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.images import png_bytes
 from dekag.types import InputError
@@ -89,6 +101,39 @@ def test_validation_draws_sheets_and_chooses_the_guidance(
     assert sheets == ["frozen-000002.png", "frozen-000004.png"]
     drawn = edge.decode(edge(PROMPTS, seeds=[2500, 2500]))
     assert replace(check, cloud=drawn, pictures=None).score(edge) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_strength_that_draws_as_the_cloud_is_chosen(edge: DiffusersGenerator, data: CloudImages) -> None:
+    update = distil(edge, PROMPTS, data.images, QUICK)
+    half = apply_update(edge, tuned(update, None, 0.5))
+    cloud = draw(half, PROMPTS, [EDGE_SEED + VALIDATION_SEED])
+    remove_update(half)
+    check = Validation(prompts=PROMPTS, cloud=cloud, judges=judges(presets.emoji()))
+    assert check.choose(edge, update, Extras(guidance=(), strengths=(1.0, 0.5, 0.3))) == (None, 0.5)
+    assert check.choose(edge, replace(update, adapter={}), Extras(guidance=())) == (None, 1.0)
+
+
+@pytest.mark.parametrize("method", ["lora", "lokr"])
+def test_an_update_without_strength_draws_as_none(
+    edge: DiffusersGenerator, data: CloudImages, method: str
+) -> None:
+    update = distil(edge, PROMPTS, data.images, method_config(method, QUICK))
+    plain, drawings = edge(PROMPTS, seeds=[1, 2]), []
+    for strength in (0.0, 1.0):
+        aligned = apply_update(edge, tuned(update, None, strength))
+        drawings.append(aligned(PROMPTS, seeds=[1, 2]))
+        remove_update(aligned)
+    torch.testing.assert_close(drawings[0], plain)
+    assert not torch.allclose(drawings[1], plain, atol=1e-3)
+
+
+def test_few_steps_are_learnt_alike_with_activations_computed_again(edge: DiffusersGenerator) -> None:
+    config = FewStepConfig(steps=2, rank=2, train_steps=2, batch=4)
+    kept, _ = distil_few_steps(edge, PROMPTS, config)
+    again, _ = distil_few_steps(edge, PROMPTS, replace(config, gradient_checkpointing=True))
+    halves, _ = distil_few_steps(edge, PROMPTS, replace(config, precision="bf16"))
+    torch.testing.assert_close(again, kept)
+    assert any(not torch.equal(halves[name], kept[name]) for name in kept)
 
 
 def test_a_preset_without_a_world_aligns_with_images_of_its_own(data: CloudImages, tmp_path: Path) -> None:

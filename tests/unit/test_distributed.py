@@ -1,18 +1,24 @@
 """Two real processes (gloo, CPU): they take the steps of one, and go on where they were killed."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import launched
 import pytest
 import together
 import torch
 from accelerate import PartialState
 
+from dekag import cli, presets
+from dekag.alignment import few_steps
 from dekag.training.loop import Progress, train
+from dekag.training.processes import joined
 from dekag.types import InputError
 
 pytestmark = pytest.mark.slow
@@ -22,20 +28,21 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both launches wrote."""
     folder = tmp_path_factory.mktemp("together")
-    broken, resumed = launch(folder, "break"), launch(folder, "resume")
+    broken, resumed = (launch(together.__file__, folder, stage) for stage in ("break", "resume"))
     assert "Signal 9 (SIGKILL)" in broken.stderr, broken.stderr
     assert not (folder / "broken-0.pt").exists()
     assert resumed.returncode == 0, resumed.stderr
     return folder
 
 
-def launch(folder: Path, stage: str) -> subprocess.CompletedProcess[str]:
+def launch(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run a program with its words in two processes."""
     return subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *(together.__file__, str(folder), stage),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"),
+            *map(str, words),
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         capture_output=True,
         text=True,
         timeout=300,
@@ -111,3 +118,69 @@ def test_processes_that_were_launched_but_not_joined_are_refused(monkeypatch: py
     net = together.model()
     with pytest.raises(InputError, match="2 processes were launched, but accelerate joined 1"):
         train(net, together.loss_of(net), replace(together.CONFIG, keep="last"))
+
+
+def test_only_gpus_that_are_there_are_joined() -> None:
+    with pytest.raises(InputError, match="no device cuda:99"), joined("cuda:99"):
+        pass
+    with pytest.raises(InputError, match="must be auto, cpu, cuda or"), joined("cuda:x"):
+        pass
+
+
+ALIGN = [
+    *("align", "generation", "--preset", "tiny", "--quantisation", "fp32"),
+    *("--batch", "4", "--rank", "2", "--few-steps", "1"),
+]
+STEPS = ["--metaword-steps", "1", "--steps", "1", "--frozen-steps", "2"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """A folder with the prompts of the preset `tiny`."""
+    (tmp_path / "prompts.json").write_text(json.dumps(launched.PROMPTS))
+    return tmp_path
+
+
+def test_the_command_line_in_two_processes_writes_the_bundle_of_one(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cloud images, prior, validation, guidance, few steps and noise map included; byte for byte, as a sum of two
+    gradients has one order and halving is exact."""
+    both = launch(
+        launched.__file__, world, *ALIGN, *STEPS, "--out", world / "two", "--log", world / "log",
+        "--resume", world / "state",
+    )  # fmt: skip
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("wrote bundle") == 1
+    assert both.stderr.count("cloud draws 4 images") == 1
+    assert [path.name for path in (world / "log" / "pictures").iterdir()] == ["frozen-000002.png"]
+    assert {path.name for path in world.iterdir()} == {"prompts.json", "two", "log", "state"}
+    monkeypatch.setitem(presets.PRESETS, "tiny", partial(launched.tiny, world))
+    monkeypatch.setattr(few_steps, "FewStepConfig", launched.QUICK)
+    out = world / "one"
+    words = ["dekag", *ALIGN, *STEPS, "--accumulation", "2", "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {
+        p.name: p.read_bytes() for p in (world / "two").iterdir()
+    }
+
+
+def test_what_the_main_process_cannot_read_ends_both_with_one_line(world: Path) -> None:
+    both = launch(launched.__file__, world, *ALIGN, "--images", world / "none", "--out", world / "two")
+    assert both.returncode != 0
+    said = [line for line in both.stderr.splitlines() if line.startswith("dekag: ")]
+    assert said == [f"dekag: {world / 'none'} is no folder; give a folder with images and their prompts"]
+    assert [path.name for path in world.iterdir()] == ["prompts.json"]
+
+
+@pytest.mark.gpu
+def test_the_command_line_aligns_on_a_gpu(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(presets.PRESETS, "tiny", partial(launched.tiny, world))
+    monkeypatch.setattr(few_steps, "FewStepConfig", launched.QUICK)
+    words = [*ALIGN, *STEPS, "--precision", "bf16", "--gradient-checkpointing", "--device", "cuda"]
+    monkeypatch.setattr(sys, "argv", ["dekag", *words, "--out", str(world / "one")])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert (world / "one" / "bundle.json").exists()

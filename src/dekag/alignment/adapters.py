@@ -18,6 +18,8 @@ from dekag.types import InputError
 Kind = Literal["lora", "lokr"]
 WIDE = 1024
 """Outputs of a layer from which on the low-rank path is less work than a merged weight."""
+_SCALES = re.compile(r"\.(lora_B\.weight|lokr_w1|lokr_w1_a)$")
+"""One factor of each layer's product."""
 LOKR_FACTOR = 4
 """Side of LoKr's first factor: W is updated by w1 (x) w2 with w1 of 4 x 4, where the sizes allow."""
 
@@ -107,6 +109,11 @@ def plain_state(module: torch.nn.Module) -> dict[str, Tensor]:
         for key, tensor in module.state_dict().items()
         if not re.search(r"\.lo(ra|kr)_", key)
     }
+
+
+def scaled(update: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
+    """An adapter's tensors with all that they add to the denoiser multiplied by `strength`."""
+    return {key: tensor * strength if _SCALES.search(key) else tensor for key, tensor in update.items()}
 
 
 def check_fit(denoiser: Any, update: Mapping[str, Tensor]) -> None:

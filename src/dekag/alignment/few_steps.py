@@ -6,6 +6,7 @@ al. 2023). Nothing of the cloud is needed. This goes beyond DeKA-g.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dekag.alignment import adapters
+from dekag.alignment.makd import checkpointed
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.training.loop import Loss, Progress, TrainConfig, train
 from dekag.types import InputError
@@ -26,7 +28,7 @@ NO_GUIDANCE = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class FewStepConfig:
-    """Numbers of the distillation; `train_steps` are optimiser steps of `batch` images."""
+    """Numbers of the distillation; `train_steps` are optimiser steps of `batch` images, `accumulation` times."""
 
     steps: int = 4
     """Steps of the student; they must divide those of the teacher."""
@@ -35,6 +37,9 @@ class FewStepConfig:
     train_steps: int = 400
     learning_rate: float = 1e-3
     batch: int = 64
+    accumulation: int = 1
+    precision: str = "no"
+    gradient_checkpointing: bool = False
     seed: int = 0
 
 
@@ -63,7 +68,10 @@ def distil_few_steps(
             said = [aligned.metaword.word.add_to(prompt) for prompt in said]
         told = aligned.read(said)
         peft = adapters.config_for("lora", rank=config.rank, targets=config.targets or family.targets)
-        with adapters.fresh(denoiser, ADAPTER, peft, seed=config.seed):
+        with ExitStack() as stack:
+            stack.enter_context(adapters.fresh(denoiser, ADAPTER, peft, seed=config.seed))
+            if config.gradient_checkpointing:
+                stack.enter_context(checkpointed(denoiser))
             denoiser.set_adapter([*aligned.adapters, ADAPTER])
             own = {n: p for n, p in denoiser.named_parameters() if f".{ADAPTER}." in n}
             denoiser.requires_grad_(False)
@@ -76,6 +84,8 @@ def distil_few_steps(
                     steps=config.train_steps,
                     learning_rate=config.learning_rate,
                     ema_decay=0.99,
+                    accumulation=config.accumulation,
+                    precision=config.precision,
                     seed=config.seed,
                     checkpoint_every=100,
                 ),

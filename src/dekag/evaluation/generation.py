@@ -51,9 +51,9 @@ class GenerationScores:
 
 
 def draw(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> Image:
-    """Every prompt with every seed, prompt by prompt."""
+    """Every prompt with every seed, prompt by prompt; on the CPU."""
     texts = [prompt for prompt in prompts for _ in seeds]
-    return generator.decode(generator(texts, seeds=list(seeds) * len(prompts)))
+    return generator.decode(generator(texts, seeds=list(seeds) * len(prompts))).cpu()
 
 
 def score_generation(drawn: Drawn, judges: Mapping[str, Judge], *, seed: int = 0) -> GenerationScores:

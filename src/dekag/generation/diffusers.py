@@ -92,7 +92,7 @@ class DiffusersGenerator:
         family, pipeline, parts = self.family, self.pipeline, []
         with self.active():
             for some, own in self._chunks(self._said(prompts), seeds):
-                states = [self._mapped(own)]
+                states = [self._mapped(own).to(self.denoiser.device)]
 
                 def keep(
                     _: Any, step: int, timestep: Any, told: dict[str, Tensor], states: list[Tensor] = states

@@ -13,17 +13,18 @@ itself, in one exchange a step.
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast, broadcast_object_list, gather_object, get_int_from_env, reduce
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from dekag.training.processes import from_main, mean_over_processes, processes_on, take_from_main
 from dekag.training.schedule import check_rate_factors, rate_factor, warmup_stable_decay
 from dekag.training.trackers import tracking
 from dekag.types import InputError
@@ -32,8 +33,6 @@ GOLDEN = 2654435769
 """2^32 over the golden ratio: its multiples modulo 2^32 stay far apart from each other."""
 SILVER = 1779033703
 """2^32 over 1 + sqrt(2), made odd: as GOLDEN, for the seeds."""
-WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
-"""Where launchers (torchrun, accelerate, mpirun) put the number of processes."""
 
 Loss = Callable[[torch.Generator], Tensor]
 """Draws a batch from the generator it is given and returns a scalar loss."""
@@ -179,7 +178,7 @@ def train(
                 value = value + part.detach()
             # 3. gradient of the whole step
             if processes.num_processes > 1:
-                value = _mean_over_processes(parameters.values(), value)
+                value = mean_over_processes(parameters.values(), value)
             norm = nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
             # 4. step and average
             optimizer.step()
@@ -187,18 +186,16 @@ def train(
             state.step += 1
             state.update_average(min(config.ema_decay, state.step / (state.step + 10)))
             if processes.num_processes > 1:
-                _take_from_main(list(model.buffers()))
+                take_from_main(list(model.buffers()))
             last = state.step == config.steps
             # 5. validation
             if validate is not None and (state.step % validate_every == 0 or last):
-                score = _score(state, validate, processes)
+                score = _score(state, validate)
                 state.add_score(score)
                 log({"score": score}, state.step)
             # 6. checkpoint and reports
             if checkpoint is not None and (state.step % config.checkpoint_every == 0 or last):
-                if processes.is_main_process:
-                    state.save(checkpoint)
-                processes.wait_for_everyone()
+                from_main(partial(state.save, checkpoint))
             speed = (state.step - first) / (time.monotonic() - started)
             if trackers and (state.step % config.track_every == 0 or last):
                 log(
@@ -335,9 +332,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _start(model: nn.Module, config: TrainConfig) -> tuple[_State, Any]:
     """The state before the first step, alike on all processes, and accelerate's view of these."""
     parameters = _trainable(model)
-    processes = _processes(next(iter(parameters.values())).device)
+    processes = processes_on(next(iter(parameters.values())).device)
     if processes.num_processes > 1:
-        _take_from_main([*parameters.values(), *model.buffers()])
+        take_from_main([*parameters.values(), *model.buffers()])
     groups = _rate_groups(parameters, config)
     optimizer = torch.optim.AdamW(
         [{"params": group} for group in groups.values()],
@@ -384,69 +381,28 @@ def _rate_groups(parameters: dict[str, nn.Parameter], config: TrainConfig) -> di
     return groups
 
 
-def _processes(device: torch.device) -> Any:
-    """Accelerate's view of the processes that train together; gloo joins them if the model is on the CPU."""
-    launched = get_int_from_env(WORLD_SIZES, 1)
-    processes = PartialState(cpu=launched > 1 and device.type == "cpu")
-    if processes.num_processes < launched:
-        raise InputError(
-            f"{launched} processes were launched, but accelerate joined {processes.num_processes}: use accelerate "
-            "launch on GPUs or torchrun on CPUs, and make no PartialState before, or one with cpu=True"
-        )
-    elsewhere = processes.device.type != device.type or (device.type != "cpu" and processes.device != device)
-    if processes.num_processes > 1 and elsewhere:
-        raise InputError(f"the model is on {device}, but this process trains on {processes.device}: move it")
-    return processes
-
-
-@torch.no_grad()
-def _take_from_main(tensors: Sequence[Tensor]) -> None:
-    """Give every process the main process's values."""
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        same = [tensor.data for tensor in tensors if tensor.dtype == dtype]
-        _spread(broadcast(torch.cat([tensor.flatten() for tensor in same])), same)
-
-
-@torch.no_grad()
-def _mean_over_processes(parameters: Iterable[nn.Parameter], value: Tensor) -> Tensor:
-    """Put the mean gradient of all processes in place of each one's own; returns the mean of `value`."""
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    everything = [*gradients, value.clone()]
-    _spread(reduce(torch.cat([tensor.flatten() for tensor in everything]), "mean"), everything)
-    return everything[-1]
-
-
-def _spread(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Copy consecutive stretches of `flat` into the tensors."""
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))
-
-
 def _seed_dropout(rng: torch.Generator, device: torch.device) -> None:
     """Seed torch's global generators by the share's own, but not to the same numbers."""
     seed = rng.initial_seed() ^ 0xFFFF_FFFF
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
-def _score(state: _State, validate: Validate, processes: Any) -> float:
+def _score(state: _State, validate: Validate) -> float:
     """The main process's score of the moving average; the others wait for it."""
-    scores = [0.0]
-    if processes.is_main_process:
+
+    def value() -> float:
         with _swapped(state.parameters, state.average), torch.no_grad():
             state.model.eval()
-            scores = [float(validate(state.step))]
+            score = float(validate(state.step))
             state.model.train()
-    broadcast_object_list(scores)
-    if not math.isfinite(scores[0]):
-        raise InputError(f"the validation score must be finite, got {scores[0]} at step {state.step}")
-    return scores[0]
+        if not math.isfinite(score):
+            raise InputError(f"the validation score must be finite, got {score} at step {state.step}")
+        return score
+
+    return from_main(value)
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def methods(generation: dict[str, Any], update_bytes: dict[str, int]) -> str:
 
 def domain_rows(points: list[dict[str, Any]]) -> str:
     """Way to the ceiling of a domain's own bundle and of the whole one, on the domain's held-out prompts."""
-    rows = [f"| {p['bundle']} | {p['split']} | {interval(p['way_to_ceiling'], 1, 2)} |" for p in points]
+    rows = [f"| {p['name']} | {p['split']} | {interval(p['way_to_ceiling'], 1, 2)} |" for p in points]
     return "\n".join(["| bundle | split | way to the ceiling |", "|---|---|---|", *rows])
 
 
@@ -150,16 +150,16 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
             "numbers": f"{gains}\n\nWith MAKD:\n\n{consistency(generation, 'makd')}\n\nWithout:\n\n"
             f"{consistency(generation, 'no_ka')}",
             "command": evaluate.format("generation --methods all --seeds 1"),
-            "recipe": "python recipes/emoji/methods.py --runs RUNS --ship shipped-0",
+            "recipe": "python recipes/emoji/methods.py --runs RUNS --precision bf16 --ship shipped-0",
             "how": "Seed 0; the bundle's own `settings` hold every number of the training.",
         },
         "rivals": {
-            "what": "MAKD, textual inversion, LoRA, DreamBooth and LoKr on the same data, for the same 800 steps of 32 pictures, with the same sampler.",
-            "data": "As emoji/makd; three training seeds of MAKD, textual inversion and LoRA, one of DreamBooth and LoKr",
+            "what": "MAKD, textual inversion, LoRA, DreamBooth and LoKr at rank 2 or as many bytes, on the same data, for the same 800 steps of 32 pictures, with the same sampler.",
+            "data": "As emoji/makd; three training seeds of each",
             "numbers": methods(generation, report["update_bytes"]),
             "command": evaluate.format("generation --methods all --seeds 1"),
-            "recipe": "python recipes/emoji/methods.py --runs RUNS --ship makd-0 lora-0 textual_inversion-0 dreambooth-0 lokr-0",
-            "how": "Guidance of each chosen on the validation prompts; `makd` and `makd_few_steps` are emoji/makd, trained for 2200 steps.",
+            "recipe": "python recipes/emoji/methods.py --runs RUNS --precision bf16 --ship makd@2-0 lora@2-0 textual_inversion@2-0 ...",
+            "how": "Guidance and strength of each chosen on the validation prompts; `makd` and `makd_few_steps` are emoji/makd, trained longer at rank 10.",
         },
         **{
             domain: {

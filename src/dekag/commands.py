@@ -169,7 +169,7 @@ def delivery_json(delivery: Delivery, names: Sequence[str]) -> dict[str, Any]:
 def edge_latents(preset: str, *, seed: int, resume: Path | None, on_stage: Stage) -> Latent:
     """What the aligned edge draws for the distillation prompts: the codec's training data."""
     chosen = presets.preset(preset)
-    prompts = zoo.prompts(presets.named(chosen.world, "world"), "distill")
+    prompts = _prompts(chosen, "distill")
 
     def draw_all() -> Latent:
         edge, _ = apply_generation(presets.edge(chosen), presets.folder(chosen.makd, "bundle"))
@@ -220,9 +220,7 @@ def evaluate_transmission(
     chosen = presets.preset(preset)
     on_stage("draw")
     edge, _ = apply_generation(presets.edge(chosen), presets.folder(chosen.makd, "bundle"))
-    texts = [
-        text for split in SPLITS for text in zoo.prompts(presets.named(chosen.world, "world"), split)[:images]
-    ]
+    texts = [text for split in SPLITS for text in _prompts(chosen, split)[:images]]
     latents = edge(texts, seeds=[EDGE_SEED + seed + i for i in range(len(texts))])
     codec = load_codec(presets.folder(chosen.codec, "codec"))
     adapted, _ = apply_transmission(codec, presets.folder(bundle or chosen.cala, "bundle"))
@@ -245,7 +243,7 @@ def evaluate_accuracy(
     """Concept accuracy of a model on training concepts with new seeds; optionally a contact sheet."""
     chosen = presets.preset(preset)
     clip = load_clip(presets.folder(chosen.clip, "judge"), device=device)
-    texts = zoo.prompts(presets.named(chosen.world, "world"), "accuracy")[:prompts]
+    texts = _prompts(chosen, "accuracy")[:prompts]
     if len(texts) < prompts:
         raise InputError(f"{chosen.world} has {len(texts)} prompts for accuracy, {prompts} were asked for")
     on_stage("draw")
@@ -254,6 +252,11 @@ def evaluate_accuracy(
     if sheet is not None:
         save_figure(contact_sheet(images[:64], texts[:64]), sheet)
     return score_accuracy(clip, images, texts, seeds=1, seed=seed)
+
+
+def _prompts(chosen: presets.Preset, split: str) -> list[str]:
+    """The prompts of one split of a preset's world."""
+    return zoo.prompts(presets.named(chosen.world, "world"), split)
 
 
 def _generator(

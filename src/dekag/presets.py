@@ -60,10 +60,10 @@ RIVALS = {
     "makd_short": ("makd", 3),
     "textual_inversion": ("textual_inversion", 3),
     "lora": ("lora", 3),
-    "dreambooth": ("dreambooth", 1),
-    "lokr": ("lokr", 1),
+    "dreambooth": ("dreambooth", 3),
+    "lokr": ("lokr", 3),
 }
-"""Methods compared at equal data, steps and bytes: the names of their bundles, and their training seeds."""
+"""Methods compared at equal data, steps and bytes: the names of their bundles, and how many training seeds each has."""
 
 
 def emoji() -> Preset:

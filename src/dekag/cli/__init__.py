@@ -1,0 +1,55 @@
+"""`dekag` on the command line: a thin tree over the package. Heavy imports happen inside the commands."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from dekag.cli import align, bundle, evaluate, system
+from dekag.cli.console import complain, quiet_libraries
+from dekag.version import __version__
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(system.app)
+app.add_typer(align.app, name="align")
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(bundle.app, name="bundle")
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on standard error and exit code 2, a full disk or the like 1.
+
+    Of several processes the first one of each node says what is wrong with the input, as all find the same.
+    """
+    quiet_libraries()
+    try:
+        app()
+    except ValueError as error:
+        # imported here, so that help does not wait for torch
+        from dekag.types import InputError
+
+        if not isinstance(error, InputError):
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            complain(error)
+        sys.exit(2)
+    except OSError as error:
+        complain(error)
+        sys.exit(1)
+
+
+def _version(show: bool) -> bool:
+    if show:
+        print(f"dekag {__version__}")
+        raise typer.Exit
+    return show
+
+
+@app.callback()
+def root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Knowledge alignment for generative semantic communication."""

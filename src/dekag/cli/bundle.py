@@ -1,0 +1,52 @@
+"""`dekag bundle`: look at bundles, pack them, write them for other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dekag.cli.console import print_json, print_tables
+from dekag.cli.options import Json, Out
+
+app = typer.Typer(no_args_is_help=True, help="Look at bundles.")
+
+BundlePath = Annotated[str, typer.Argument(help="A shipped bundle's name, a directory or a tar.")]
+
+
+@app.command("inspect")
+def bundle_inspect(path: BundlePath, as_json: Json = False) -> None:
+    """Check a bundle and say what is in it."""
+    from dekag.alignment.updates import describe
+    from dekag.tables import bundle_table
+    from dekag.zoo import locate
+
+    description = describe(locate(path, "bundle"))
+    print_json(description) if as_json else print_tables(bundle_table(description))
+
+
+@app.command("pack")
+def bundle_pack(
+    path: Annotated[str, typer.Argument(help="A shipped bundle's name or a directory.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write: .tar, .tar.gz or .tgz.")],
+) -> None:
+    """Pack a bundle as one file, as it travels."""
+    from dekag.alignment.bundle import pack
+    from dekag.zoo import locate
+
+    pack(locate(path, "bundle"), out)
+    print(f"wrote {out} ({out.stat().st_size} bytes)")
+
+
+@app.command("export")
+def bundle_export(
+    path: BundlePath,
+    out: Out,
+    to: Annotated[str, typer.Option(help="diffusers, comfyui or a1111.")] = "diffusers",
+) -> None:
+    """Write a bundle in the layout of another program."""
+    from dekag.alignment.bundle import load_bundle
+    from dekag.alignment.export import export
+    from dekag.zoo import locate
+
+    for file in export(load_bundle(locate(path, "bundle")), out, layout=to):
+        print(f"wrote {file}")

@@ -1,0 +1,106 @@
+"""What a command says: progress on standard error, results on standard output."""
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+console = Console(stderr=True)
+
+
+def complain(error: Exception) -> None:
+    """Say what is wrong in one line on standard error."""
+    print(f"dekag: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Of all warnings keep our own, one line each."""
+
+    def one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        if not console.quiet:
+            print(f"dekag: warning: {message}", file=sys.stderr)
+
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module="dekag")
+    warnings.filterwarnings("always", category=UserWarning, message=r"prompt \d+ has")
+    warnings.showwarning = one_line
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Any]:
+    """Join the processes that were launched together; yields this one's device. Only the main one reports."""
+    from dekag.training import processes
+
+    with processes.joined(device) as own:
+        console.quiet = not processes.is_main()
+        yield own
+
+
+@contextmanager
+def working(text: str) -> Iterator[Callable[[str], None]]:
+    """A spinner with the current stage on a terminal; a line each stage elsewhere."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    with console.status(text) as status:
+
+        def stage(name: str) -> None:
+            status.update(f"{text}: {name}")
+            if not console.is_terminal:
+                console.print(f"{text}: {name}")
+
+        yield stage
+
+
+@contextmanager
+def training(text: str) -> Iterator[Callable[[str, Any], None]]:
+    """A progress bar with the remaining time; `on_step(stage, progress)` moves it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(text, loss="")
+
+        def on_step(stage: str, step: Any) -> None:
+            description = f"{text}: {stage}"
+            bar.update(
+                task,
+                description=description,
+                total=step.steps,
+                completed=step.step,
+                loss=f"loss {step.loss:.4f}",
+            )
+            if not console.is_terminal and step.step % 100 == 0:
+                console.print(f"{description} {step.step}/{step.steps} loss {step.loss:.4f}")
+
+        yield on_step
+
+
+def print_bundle(bundle: Any, out: Path) -> None:
+    """Say what was written, once."""
+    if not console.quiet:
+        print(f"wrote bundle {bundle.id[:12]} ({bundle.size_bytes} bytes) to {out}")
+
+
+def print_json(value: object) -> None:
+    """Print numbers as JSON on standard output."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_tables(*tables: RenderableType) -> None:
+    """Print tables on standard output."""
+    for table in tables:
+        Console().print(table)

@@ -44,7 +44,6 @@ def _run(name: str, world: Path, number: int, args: argparse.Namespace) -> dict[
         "steps": args.warmup + args.steps
     }
     words = [word for key, value in numbers.items() for word in (f"--{key}", str(value))]
-    words += ["--compile"] if args.compile else []
     subprocess.run(
         [
             sys.executable,
@@ -119,7 +118,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="let dekag compile the denoiser")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--verbose", action="store_true", help="let the trainings speak")
     return parser.parse_args()

@@ -57,7 +57,6 @@ def run_dekag(args: argparse.Namespace) -> dict[str, Any]:
         joint_steps=args.steps,
         frozen_steps=args.steps,
         batch=args.batch,
-        compile=args.compile,
     )
     stages: list[str] = []
     generator, prompts = load_generator(args.world / "model"), [row["text"] for row in rows]
@@ -103,7 +102,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--world", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--script", type=Path)
-    parser.add_argument("--compile", action="store_true")
     for name in ("steps", "batch", "rank", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     return parser.parse_args()

@@ -1,12 +1,13 @@
-"""Write the model cards: `python recipes/emoji/cards.py --numbers NUMBERS`.
+"""Write the model cards: `python recipes/emoji/cards.py --numbers NUMBERS`, or some of them: `... models`, `... updates`.
 
-NUMBERS holds what these commands printed:
+NUMBERS holds what these commands printed. For the models:
     dekag evaluate accuracy --model emoji/cloud --json > cloud.json
     dekag evaluate accuracy --model emoji/edge --json > edge.json
+    python recipes/emoji/measure.py --data DATA > measure.json
+for the updates:
     dekag evaluate generation --methods all --seeds 1 --json > generation.json
     python recipes/emoji/curve.py --domain food emoji/food emoji/makd > food.json, and so for each domain
     dekag evaluate transmission --json > transmission.json
-    python recipes/emoji/measure.py --data DATA > measure.json
 """
 
 import argparse
@@ -22,6 +23,8 @@ ART = {
     " (Microsoft, MIT) in other colours and sizes, under words of their own",
     "flat": "Noto Color Emoji (Google, Apache-2.0) and Twemoji (Twitter, CC-BY 4.0)",
 }
+RECIPE = "python recipes/emoji/{} --data DATA --runs RUNS"
+EVALUATE = "dekag evaluate {}"
 CARD = """# {name}
 
 {what}
@@ -88,18 +91,10 @@ def domain_rows(points: list[dict[str, Any]]) -> str:
     return "\n".join(["| bundle | split | way to the ceiling |", "|---|---|---|", *rows])
 
 
-def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Everything that a card says, by name."""
-    report, transmission, measured = (numbers[k] for k in ("generation", "transmission", "measure"))
-    generation = report["own"]
-    recipe = "python recipes/emoji/{} --data DATA --runs RUNS"
-    evaluate = "dekag evaluate {}"
+def model_cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Everything that the cards of generators and judges say, by name."""
+    measured = numbers["measure"]
     psnr = f"Autoencoder: PSNR {interval(measured['autoencoder_psnr_db'], 1, 2, ' dB')} on held-out concepts."
-    gains = "\n".join(
-        f"- {split}: {interval(part['makd']['gain_percent'], 1, 1, ' %')} over no KA; way to the ceiling"
-        f" {interval(part['makd']['way_to_ceiling'], 1, 2)}"
-        for split, part in generation.items()
-    )
     return {
         **{
             name: {
@@ -107,8 +102,8 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
                 "data": f"{ART[art]}, 730 concepts, then 151 of them",
                 "numbers": f"Concept accuracy (own caption nearest of 100 to the image, mini-clip):"
                 f" {interval(numbers[name]['accuracy'], 100, 1, ' %')}.\n\n{psnr}",
-                "command": f"{evaluate.format('accuracy')} --model emoji/{name}\npython recipes/emoji/measure.py --data DATA",
-                "recipe": recipe.format("autoencoder.py") + "\n" + recipe.format(f"gai.py {name}"),
+                "command": f"{EVALUATE.format('accuracy')} --model emoji/{name}\npython recipes/emoji/measure.py --data DATA",
+                "recipe": RECIPE.format("autoencoder.py") + "\n" + RECIPE.format(f"gai.py {name}"),
                 "how": f"Seed {seed}; text encoder and U-Net from scratch on two CPU cores; 12 DDIM steps, guidance 3.",
             }
             for name, art, size, seed in (
@@ -123,7 +118,7 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
             f"Cosine of one concept in two art sets {interval(measured['same_concept']['clip'])}; of two concepts in one"
             f" set {interval(measured['same_art']['clip'])}.",
             "command": "python recipes/emoji/measure.py --data DATA",
-            "recipe": recipe.format("judges.py clip"),
+            "recipe": RECIPE.format("judges.py clip"),
             "how": "Seed 3. Its pictures are real art only; it is part of no loss.",
         },
         "mini-dino": {
@@ -133,15 +128,28 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
             f" one set {interval(measured['same_art']['dino'])}; of one picture on two backgrounds"
             f" {interval(measured['same_picture']['dino'])}.",
             "command": "python recipes/emoji/measure.py --data DATA",
-            "recipe": recipe.format("judges.py dino"),
+            "recipe": RECIPE.format("judges.py dino"),
             "how": "Seed 4. Its pictures are real art only; it is part of no loss.",
         },
+    }
+
+
+def update_cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Everything that the cards of the codec and of the updates say, by name."""
+    report, transmission = numbers["generation"], numbers["transmission"]
+    generation = report["own"]
+    gains = "\n".join(
+        f"- {split}: {interval(part['makd']['gain_percent'], 1, 1, ' %')} over no KA; way to the ceiling"
+        f" {interval(part['makd']['way_to_ceiling'], 1, 2)}"
+        for split, part in generation.items()
+    )
+    return {
         "codec": {
             "what": "A JSCC codec for 8 x 8 x 32 latents: at most 512 payload uses, 256-QAM, trained at AWGN, 10 dB, 512 uses.",
             "data": f"Latents of real art, {ART['flat']}: `distill` concepts in all 50 compositions",
             "numbers": f"PSNR over the grid of the demo: {interval(transmission['no_ka']['psnr_db'], 1, 2, ' dB')}.",
-            "command": evaluate.format("transmission"),
-            "recipe": recipe.format("codec.py"),
+            "command": EVALUATE.format("transmission"),
+            "recipe": RECIPE.format("codec.py"),
             "how": "Seed 5.",
         },
         "makd": {
@@ -149,7 +157,7 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
             "data": "Two pictures that emoji/cloud drew for each `distill` prompt (100 concepts, 40 of 50 compositions); as prior, the edge's own drawings of 471 other prompts with the metaword",
             "numbers": f"{gains}\n\nWith MAKD:\n\n{consistency(generation, 'makd')}\n\nWithout:\n\n"
             f"{consistency(generation, 'no_ka')}",
-            "command": evaluate.format("generation --methods all --seeds 1"),
+            "command": EVALUATE.format("generation --methods all --seeds 1"),
             "recipe": "python recipes/emoji/methods.py --runs RUNS --precision bf16 --ship shipped-0",
             "how": "Seed 0; the bundle's own `settings` hold every number of the training.",
         },
@@ -157,7 +165,7 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
             "what": "MAKD, textual inversion, LoRA, DreamBooth and LoKr at rank 2 or as many bytes, on the same data, for the same 800 steps of 32 pictures, with the same sampler.",
             "data": "As emoji/makd; three training seeds of each",
             "numbers": methods(generation, report["update_bytes"]),
-            "command": evaluate.format("generation --methods all --seeds 1"),
+            "command": EVALUATE.format("generation --methods all --seeds 1"),
             "recipe": "python recipes/emoji/methods.py --runs RUNS --precision bf16 --ship makd@2-0 lora@2-0 textual_inversion@2-0 ...",
             "how": "Guidance and strength of each chosen on the validation prompts; `makd` and `makd_few_steps` are emoji/makd, trained longer at rank 10.",
         },
@@ -177,11 +185,18 @@ def cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
             "data": "Latents that the aligned emoji/edge drew for the `distill` prompts",
             "numbers": f"PSNR over the grid: {interval(transmission['cala']['psnr_db'], 1, 2, ' dB')};"
             f" {interval(transmission['gain_db'], 1, 2, ' dB')} more than the codec without it.",
-            "command": evaluate.format("transmission"),
+            "command": EVALUATE.format("transmission"),
             "recipe": "dekag align transmission --out BUNDLE",
             "how": "Seed 0; the bundle's own `settings` hold every number of the training.",
         },
     }
+
+
+GROUPS = {
+    "models": (model_cards, ("cloud", "edge", "measure")),
+    "updates": (update_cards, ("generation", "transmission", *DOMAINS)),
+}
+"""What writes a group of cards, and the numbers that it takes."""
 
 
 def main() -> None:
@@ -189,10 +204,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--numbers", type=Path, required=True)
+    parser.add_argument("groups", nargs="*", default=list(GROUPS), choices=list(GROUPS))
     options = parser.parse_args()
-    names = ("cloud", "edge", "generation", "transmission", "measure", *DOMAINS)
-    numbers = {name: json.loads((options.numbers / f"{name}.json").read_text()) for name in names}
-    for name, fields in cards(numbers).items():
+    for group in options.groups:
+        write, names = GROUPS[group]
+        numbers = {name: json.loads((options.numbers / f"{name}.json").read_text()) for name in names}
+        _write(write(numbers))
+
+
+def _write(cards: dict[str, dict[str, str]]) -> None:
+    for name, fields in cards.items():
         (TARGET / f"{name}.md").write_text(CARD.format(name=f"emoji/{name}", **fields))
 
 

@@ -201,6 +201,10 @@ def evaluate(
     """
     cloud, edge = presets.cloud(chosen, device=device), presets.edge(chosen, device=device)
     known, compared = judges(chosen, third=third, device=device), arms(chosen, methods, bundle)
+    # a bundle that is missing is found before anything is drawn
+    for arm in compared.values():
+        for name in arm.bundles:
+            load_bundle(zoo.locate(name, "bundle"))
     world = presets.named(chosen.world, "world")
     texts = {split: zoo.prompts(world, split)[:prompts] for split in SPLITS}
     on_stage("cloud draws")

@@ -1,8 +1,6 @@
 """Every family of pipelines goes the whole way: load, distil, save, reload, apply, remove."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -226,15 +224,6 @@ def test_weights_may_be_of_half_precision(name: str, saved: Callable[[str], Path
 
 
 @pytest.mark.slow
-def test_a_compiled_denoiser_learns_the_same() -> None:
-    script = Path(__file__).with_name("compiled.py")
-    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    moved, apart = map(float, ran.stdout.split())
-    assert moved > 5e-3
-    assert apart < 0.01 * moved
-
-
 def test_metaword_and_low_rank_matrices_learn(edge: DiffusersGenerator, update: GenerationUpdate) -> None:
     fresh = distil(
         edge, PROMPTS, edge.images(PROMPTS, seeds=[5, 6]), replace(QUICK, adapter="none", metaword_steps=1)

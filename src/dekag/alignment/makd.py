@@ -83,9 +83,6 @@ class MakdConfig:
     """Steps of the last stage between two validations."""
     precision: str = "no"
     gradient_checkpointing: bool = False
-    compile: bool = False
-    """Whether the denoiser trains as code that torch compiles for it: minutes at the start of each stage, faster
-    steps afterwards; on a CPU it takes a C++ compiler."""
     seed: int = 0
 
     def settings(self) -> dict[str, int | float | str]:
@@ -333,9 +330,6 @@ def _loss(
     latents = torch.cat([part.latents for part in parts])
     how = noising(pipeline.scheduler)
     read = (_kept_reader if kept else _reader)(generator, said)
-    predict: Callable[..., Tensor] = partial(family.predict, pipeline)
-    if config.compile:
-        predict = torch.compile(predict)
 
     def loss(rng: torch.Generator) -> Tensor:
         # one index picks the latent and its own prompt
@@ -347,7 +341,7 @@ def _loss(
         )
         told = read(index, torch.rand(config.batch, generator=rng) < config.text_dropout)
         return denoising_loss(
-            lambda noised, timesteps: predict(noised, timesteps, told),
+            lambda noised, timesteps: family.predict(pipeline, noised, timesteps, told),
             how,
             latents[index],
             rng=rng,

@@ -49,9 +49,9 @@ def dreambooth(config: MakdConfig) -> MakdConfig:
 def lokr(config: MakdConfig) -> MakdConfig:
     """Kronecker products in place of low-rank matrices (Yeh et al. 2024), without a metaword.
 
-    Eight times the rank, which is about as many numbers: the second factor has a quarter of the rows and columns.
+    Four times the rank, which is as many numbers: the second factor has a quarter of the rows and columns.
     """
-    return replace(lora(config), adapter="lokr", rank=8 * config.rank)
+    return replace(lora(config), adapter="lokr", rank=4 * config.rank)
 
 
 def full(config: MakdConfig) -> MakdConfig:

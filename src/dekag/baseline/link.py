@@ -1,0 +1,162 @@
+"""The digital baseline on one screen: source coding -> transport block -> the same channel -> and back."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from dekag.baseline.code import block_code
+from dekag.baseline.mcs import CRC_BITS, Mcs
+from dekag.baseline.source import Source
+from dekag.baseline.thresholds import Thresholds, shipped_thresholds
+from dekag.channel import BlockFading
+from dekag.types import Channel, ChannelState, Condition, InputError, Received
+
+Counts = Int64[Tensor, " batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitalLedger:
+    """Where every bit and channel use of each image went, all [batch].
+
+    header_bits + source_bits + padding_bits + crc_bits + parity_bits = payload_uses * bits of a symbol, and
+    payload_uses + pilot_uses + idle_uses = uses. Where nothing could be sent, all payload uses are idle: below
+    the lowest usable MCS (`mcs` is None), or because not even the coarsest source code fits (`mcs` is not).
+    arrived: whether the CRC held and the source code could be read; the others show the concealment.
+    """
+
+    source_bits: Counts
+    header_bits: Counts
+    padding_bits: Counts
+    crc_bits: Counts
+    parity_bits: Counts
+    payload_uses: Counts
+    pilot_uses: Counts
+    idle_uses: Counts
+    mcs: tuple[Mcs | None, ...]
+    arrived: Bool[Tensor, " batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitalDelivery:
+    """What reached the user, latents or images as the source has them, and what it cost."""
+
+    received: Float[Tensor, "batch channels rows cols"]
+    condition: Condition
+    ledger: DigitalLedger
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitalLink:
+    """A source code, the schemes that hold at each SNR, and the channel.
+
+    Both ends know the condition, as they do for the joint codec, so that the MCS costs nothing.
+    """
+
+    source: Source
+    thresholds: Thresholds = field(default_factory=shipped_thresholds)
+    channel: Channel = field(default_factory=BlockFading)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """What one image sends: the scheme, the payload with its padding, and how much of it is source."""
+
+    mcs: Mcs | None
+    payload: np.ndarray | None
+    source_bits: int
+
+
+@torch.no_grad()
+def send(
+    link: DigitalLink,
+    items: Float[Tensor, "batch channels rows cols"],
+    condition: Condition,
+    *,
+    rng: torch.Generator,
+) -> DigitalDelivery:
+    """Send each latent or image in one transport block.
+
+    The channel meets a [batch, largest payload] rectangle of symbols, as from the joint codec: with an equal
+    `rng` both see the same gains and noise. Raises InputError for items that are not finite and for
+    conditions whose thresholds have not been measured.
+    """
+    if not bool(items.isfinite().all()):
+        raise InputError("the items to send must be finite, got NaN or infinity")
+    shape = list(link.source.concealment.shape)
+    if list(items.shape[1:]) != shape:
+        raise InputError(f"the source takes items of shape {shape}, got {list(items.shape[1:])}")
+    condition = condition.expand(len(items))
+    blocks = [_pack(link, item, condition[row : row + 1]) for row, item in enumerate(items)]
+    received = link.channel(_modulate(blocks, condition), condition, rng=rng)
+    shown = [_show(link, block, received, condition, row) for row, block in enumerate(blocks)]
+    arrived = torch.tensor([item is not None for item in shown], dtype=torch.bool)
+    images = [link.source.concealment if item is None else item for item in shown]
+    ledger = _ledger(link, blocks, condition, arrived)
+    return DigitalDelivery(received=torch.stack(images), condition=condition, ledger=ledger)
+
+
+def _pack(link: DigitalLink, item: Tensor, condition: Condition) -> _Block:
+    mcs = link.thresholds.best(condition)
+    if mcs is None:
+        return _Block(mcs=None, payload=None, source_bits=0)
+    budget = mcs.info_bits(int(condition.payload))
+    bits = link.source.encode(item.cpu(), budget)
+    if bits is None:
+        return _Block(mcs=mcs, payload=None, source_bits=0)
+    assert len(bits) <= budget
+    padded = np.concatenate([bits, np.zeros(budget - len(bits), dtype=bool)])
+    return _Block(mcs=mcs, payload=padded, source_bits=len(bits) - link.source.header_bits)
+
+
+def _modulate(blocks: list[_Block], condition: Condition) -> Tensor:
+    symbols = torch.zeros(len(blocks), int(condition.payload.max()), dtype=torch.complex64)
+    for row, block in enumerate(blocks):
+        if block.mcs is not None and block.payload is not None:
+            uses = int(condition.payload[row])
+            bits = torch.from_numpy(block.payload)[None]
+            symbols[row, :uses] = block_code(uses, block.mcs, "cpu").modulate(bits)[0]
+    return symbols
+
+
+def _show(
+    link: DigitalLink, block: _Block, received: Received, condition: Condition, row: int
+) -> Tensor | None:
+    """What the user can be shown of an image, or None if it is lost."""
+    if block.mcs is None or block.payload is None:
+        return None
+    uses = int(condition.payload[row])
+    own = slice(row, row + 1)
+    state = ChannelState(gain=received.state.gain[own, :uses], noise_power=received.state.noise_power[own])
+    alone = Received(symbols=received.symbols[own, :uses], state=state)
+    bits, valid = block_code(uses, block.mcs, "cpu").demodulate(alone)
+    return link.source.decode(bits[0].numpy()) if bool(valid) else None
+
+
+def _ledger(
+    link: DigitalLink, blocks: list[_Block], condition: Condition, arrived: Bool[Tensor, " batch"]
+) -> DigitalLedger:
+    rows = []
+    for block, uses in zip(blocks, condition.payload.tolist(), strict=True):
+        if block.mcs is None or block.payload is None:
+            rows.append((0, 0, 0, 0, 0, 0, uses))
+            continue
+        header = link.source.header_bits
+        padding = len(block.payload) - header - block.source_bits
+        parity = uses * block.mcs.bits - len(block.payload) - CRC_BITS
+        rows.append((block.source_bits, header, padding, CRC_BITS, parity, uses, 0))
+    source, header_bits, padding_bits, crc, parity_bits, payload, idle = torch.tensor(rows).T
+    return DigitalLedger(
+        source_bits=source,
+        header_bits=header_bits,
+        padding_bits=padding_bits,
+        crc_bits=crc,
+        parity_bits=parity_bits,
+        payload_uses=payload,
+        pilot_uses=condition.uses - condition.payload,
+        idle_uses=idle,
+        mcs=tuple(block.mcs for block in blocks),
+        arrived=arrived,
+    )

@@ -27,7 +27,7 @@ TASKS = LINKED | {
     "radio",
     "zoo",
 }
-SHOWS = TASKS | {"presets", "comparison", "distillation", "demo"}
+SHOWS = TASKS | {"presets", "comparison", "distillation", "adaptation", "demo"}
 LAYERS = {
     "version": frozenset[str](),
     "types": frozenset[str](),
@@ -49,6 +49,7 @@ LAYERS = {
     "presets": TASKS,
     "comparison": TASKS | {"presets"},
     "distillation": TASKS | {"presets", "comparison"},
+    "adaptation": TASKS | {"presets", "comparison", "distillation"},
     "demo": TASKS | {"presets", "comparison"},
     "commands": SHOWS,
     "tables": SHOWS,

@@ -1,67 +1,69 @@
-"""Train the codec at one nominal condition: `python recipes/emoji/codec.py --data DATA --runs RUNS`.
+"""Train the codec at one nominal condition: `python recipes/emoji/codec.py --runs RUNS`.
 
-AWGN at 10 dB and the highest rate. It learns on pictures of the edge's art with `distill` concepts.
+AWGN at 10 dB and the highest rate. It learns on what the aligned edge draws for the distillation prompts.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny
-from latents import cached_latents
 from progress import progress_bar
-from torch import Tensor
-from world import World
 
-from dekag.channel import BlockFading
-from dekag.codec import JsccCodec, JsccConfig, save_codec
-from dekag.training.loop import TrainConfig, train
-from dekag.training.transmission import channel_importance, transmission_loss
-from dekag.types import Condition, Image, Latent
+from dekag import presets
+from dekag.adaptation import edge_latents
+from dekag.codec import JsccCodec, JsccConfig, fit_klt, save_codec
+from dekag.training.loop import TrainConfig
+from dekag.training.transmission import ConditionRange, channel_importance, fit
 
-NOMINAL_SNR_DB = 10.0
+PROBES = 60
+"""Latents at which the importance of the channels is measured."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--draws", type=int, default=10, help="drawings of each prompt")
+    parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="bf16")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    world = World(data=options.data)
-    vae = AutoencoderTiny.from_pretrained(options.runs / "autoencoder")
-    sets = [cached_latents(world, name, vae, options.runs) for name in ("noto", "twemoji")]
-    latents = torch.cat(sets)[torch.cat([world.indices("distill") + i * len(sets[0]) for i in range(2)])]
-
-    def decode(latent: Latent) -> Image:
-        return vae.decode(latent / vae.config.scaling_factor).sample / 2 + 0.5
+    folder = options.runs / "codec"
+    latents = edge_latents("emoji", draws=options.draws, seed=0, resume=options.runs, on_stage=print)
+    preset = presets.emoji()
+    some = latents[:: max(1, len(latents) // PROBES)].float()
+    importance = channel_importance(presets.edge(preset).decode, some, rng=torch.Generator().manual_seed(0))
 
     torch.manual_seed(5)
     codec = JsccCodec(JsccConfig())
-    some = latents[::37, 0].float()
-    codec.importance.copy_(channel_importance(decode, some, rng=torch.Generator().manual_seed(0)))
-    nominal = Condition(uses=codec.config.max_uses, snr_db=NOMINAL_SNR_DB).expand(options.batch)
-    channel = BlockFading()
-
-    def loss(rng: torch.Generator) -> Tensor:
-        concept, composition = (
-            torch.randint(count, (options.batch,), generator=rng) for count in latents.shape[:2]
-        )
-        batch = latents[concept, composition].float()
-        return transmission_loss(codec, channel, batch, nominal, codec.importance, rng=rng)
-
-    folder = options.runs / "codec"
+    codec.start_from(fit_klt(latents.float(), importance))
+    uses, snr_db = int(preset.nominal.uses), float(preset.nominal.snr_db)
+    nominal = ConditionRange(uses=(uses,), snrs_db=(snr_db,), blocks=(0,))
     config = TrainConfig(
-        steps=options.steps, learning_rate=1e-3, ema_decay=0.995, seed=5, checkpoint_every=100
+        steps=options.steps,
+        learning_rate=1e-3,
+        decay_fraction=0.5,
+        weight_decay=0.01,
+        ema_decay=0.998,
+        seed=5,
+        precision=options.precision,
+        checkpoint_every=500,
     )
     with progress_bar("codec") as on_step:
-        train(codec, loss, config, checkpoint=folder / "resume.pt", on_step=on_step)
+        fit(
+            codec,
+            importance,
+            latents,
+            nominal,
+            config,
+            options.batch,
+            checkpoint=folder / "resume.pt",
+            on_step=on_step,
+        )
     save_codec(codec, folder / "model")
 
 

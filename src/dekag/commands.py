@@ -9,15 +9,13 @@ from typing import Any
 import torch
 
 from dekag import presets, zoo
-from dekag.alignment.bundle import Bundle, Quantisation, Setting
-from dekag.alignment.cala import CalaConfig, adapt
-from dekag.alignment.updates import apply_generation, apply_transmission, save_transmission
+from dekag.alignment.bundle import Quantisation
+from dekag.alignment.updates import apply_generation, apply_transmission
 from dekag.channel import FAMILIES, BlockFading
 from dekag.codec import load_codec
 from dekag.comparison import SPLITS
 from dekag.data.prompts import read_prompts
 from dekag.demo import transmission_json
-from dekag.distillation import DISTIL_SEEDS, kept
 from dekag.evaluation.accuracy import score_accuracy
 from dekag.evaluation.figures import contact_sheet, save_figure
 from dekag.evaluation.generation import EDGE_SEED, draw
@@ -27,19 +25,12 @@ from dekag.evaluation.statistics import Mean
 from dekag.evaluation.transmission import TransmissionScores, grid, score_transmission
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.output import staged, write_images, write_json
-from dekag.training.loop import Progress, TrainConfig
-from dekag.training.processes import from_main
-from dekag.training.transmission import ConditionRange
-from dekag.types import Condition, Delivery, InputError, Latent
+from dekag.types import Condition, Delivery, InputError
 from dekag.units import cbr_to_uses
 
 __all__ = ["transmission_json"]
 
 Stage = Callable[[str], None]
-
-CALA_RANGE = ConditionRange(
-    uses=(128, 192, 256, 384, 512), snr_db=(-1.0, 16.0), rayleigh_share=0.5, blocks=(1, 4, 16)
-)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -164,53 +155,6 @@ def delivery_json(delivery: Delivery, names: Sequence[str]) -> dict[str, Any]:
             "channel_uses": ledger.payload_uses + ledger.pilot_uses + ledger.side_uses,
         },
     }
-
-
-def edge_latents(preset: str, *, seed: int, resume: Path | None, on_stage: Stage) -> Latent:
-    """What the aligned edge draws for the distillation prompts: the codec's training data."""
-    chosen = presets.preset(preset)
-    prompts = _prompts(chosen, "distill")
-
-    def draw_all() -> Latent:
-        edge, _ = apply_generation(presets.edge(chosen), presets.folder(chosen.makd, "bundle"))
-        return edge(prompts, seeds=[DISTIL_SEEDS + seed + i for i in range(len(prompts))])
-
-    on_stage(f"edge draws {len(prompts)} latents")
-    return from_main(lambda: kept(resume, "edge", draw_all))
-
-
-def align_transmission(
-    preset: str,
-    latents: Latent,
-    size: CalaConfig,
-    out: Path,
-    *,
-    steps: int,
-    batch: int,
-    seed: int,
-    resume: Path | None,
-    on_step: Callable[[str, Progress], None],
-) -> Bundle:
-    """CALA on the preset's codec; writes a bundle."""
-    codec = load_codec(presets.folder(presets.preset(preset).codec, "codec"))
-    training = TrainConfig(steps=steps, learning_rate=2e-3, ema_decay=0.995, seed=seed, checkpoint_every=100)
-    adapted = adapt(
-        codec,
-        latents,
-        CALA_RANGE,
-        size,
-        training,
-        batch=batch,
-        checkpoint=None if resume is None else resume / "cala.pt",
-        on_step=lambda progress: on_step("CALA", progress),
-    )
-    settings: dict[str, Setting] = {
-        "steps": steps,
-        "batch": batch,
-        "seed": seed,
-        "learning_rate": training.learning_rate,
-    }
-    return from_main(lambda: save_transmission(out, adapted, codec, settings=settings))
 
 
 def evaluate_transmission(

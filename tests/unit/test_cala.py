@@ -5,17 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag.alignment.cala import CalaCodec, CalaConfig, GatedLinear, adapt
+from dekag.alignment.cala import CalaCodec, CalaConfig, adapt
+from dekag.alignment.gated import GatedGain, GatedLinear, GatedNorm
 from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec import JsccCodec, JsccConfig
 from dekag.training.loop import TrainConfig
-from dekag.training.transmission import ConditionRange, transmission_loss
+from dekag.training.transmission import FAST, ConditionRange, transmission_loss
 from dekag.types import Condition, InputError
 
-SMALL = JsccConfig(channels=6, rows=4, cols=4, width=16, depth=1, heads=2, slots=4)
-CALA = CalaConfig(rank=8, groups=4)
-RANGE = ConditionRange(uses=(16, 64), snr_db=(0.0, 15.0), rayleigh_share=0.5, blocks=(1, 4))
+SMALL = JsccConfig(
+    channels=8, rows=4, cols=4, width=16, encoder_depth=1, decoder_depth=1, heads=2, max_uses=64
+)
+CALA = CalaConfig(rank=4, norm_rank=2, gain_rank=3)
+RANGE = ConditionRange(uses=(16, 64), snrs_db=(0.0, 5.0, 10.0, 15.0), blocks=(0, 1, 4, FAST))
 
 
 def base() -> JsccCodec:
@@ -28,13 +31,13 @@ def trained_like(codec: JsccCodec) -> CalaCodec:
     adapted = CalaCodec(codec, CALA)
     with torch.no_grad():
         for layer in adapted.modules():
-            if isinstance(layer, GatedLinear):
-                layer.up.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+            if isinstance(layer, GatedLinear | GatedNorm | GatedGain):
+                layer.lora_B.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
     return adapted.eval()
 
 
 def latents(batch: int) -> torch.Tensor:
-    return torch.randn(batch, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+    return torch.randn(batch, 8, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
 def through(codec: JsccCodec | CalaCodec, condition: Condition) -> torch.Tensor:
@@ -72,7 +75,7 @@ def test_merged_equals_unmerged(condition: Condition) -> None:
     """The plain codec with W + B diag(g) A says what the gated one says, to rounding."""
     codec = trained_like(base())
     merged = codec.merge(condition)
-    assert not any(isinstance(layer, GatedLinear) for layer in merged.modules())
+    assert not any(isinstance(m, GatedLinear | GatedNorm | GatedGain) for m in merged.modules())
     batch = condition.expand(3)
     analogue = [c.transmit(latents(3), batch).commitment for c in (codec, merged)]
     torch.testing.assert_close(*analogue, rtol=1e-3, atol=1e-4)
@@ -93,13 +96,13 @@ def test_training_moves_only_the_update_and_lowers_the_loss() -> None:
     """250 steps on a codec that never met these conditions; the loss is compared on draws it did not train on."""
     codec = base()
     before = {name: t.clone() for name, t in codec.state_dict().items()}
-    data = torch.randn(256, 6, 4, 4, generator=torch.Generator().manual_seed(4))
+    data = torch.randn(256, 8, 4, 4, generator=torch.Generator().manual_seed(4))
     training = TrainConfig(steps=250, learning_rate=5e-3, ema_decay=0.9, warmup_steps=10)
     adapted = adapt(codec, data, RANGE, CALA, training, batch=32)
 
     def held_out(one: JsccCodec | CalaCodec) -> float:
         rng = torch.Generator().manual_seed(10**6)
-        fresh = torch.randn(256, 6, 4, 4, generator=rng)
+        fresh = torch.randn(256, 8, 4, 4, generator=rng)
         condition = RANGE.draw(256, rng)
         return transmission_loss(one, BlockFading(), fresh, condition, codec.importance, rng=rng).item()
 
@@ -131,5 +134,5 @@ def test_an_update_for_another_codec_is_refused(tmp_path: Path) -> None:
 
 
 def test_rank_must_share_out_evenly() -> None:
-    with pytest.raises(InputError, match="multiple of the groups"):
-        CalaConfig(rank=6, groups=4)
+    with pytest.raises(InputError, match="multiple of the group"):
+        CalaConfig(rank=6, group=4)

@@ -9,7 +9,7 @@ learned_embeds.safetensors         {metaword: [vectors, width]}, or one of clip_
 noise_map.safetensors              {"noise_map": [channels, channels]}
 
 of kind "transmission"
-cala.safetensors
+cala.safetensors                   or cala.quantised.safetensors
 
 The quantised files are in the form of `quantise`. They are stored as they are: the id is a digest of files, and
 what a compressor writes depends on its version. `pack` compresses.
@@ -190,6 +190,10 @@ class Bundle:
         """The update for drawing in fewer steps, as `lora`."""
         return self._decoded(FEW_STEP)
 
+    def cala(self) -> dict[str, Tensor]:
+        """The update of a codec, float32; empty if there is none."""
+        return self._decoded(CALA)
+
     def embedding(self) -> dict[str, Tensor]:
         """The metaword's vectors, float32 [vectors, width], by its token or by clip_l, clip_g; or empty."""
         decoded = self._decoded(EMBEDDING)
@@ -313,8 +317,7 @@ def _check_choice(files: Set[str], quantisation: Quantisation | None) -> None:
         return
     if quantisation not in _FORMS:
         raise InputError(f"quantisation is one of {', '.join(_FORMS)}, got {plain_text(quantisation)}")
-    never = {*QUANTISED.values()} | ({CALA} if quantisation in _BITS else set())
-    if unfit := sorted(files & never):
+    if unfit := sorted(files & {*QUANTISED.values()}):
         raise InputError(
             f"{unfit[0]} cannot be encoded in {quantisation}; int8 and int4 are for floating-point tensors of"
             f" {' and '.join(QUANTISED)}"

@@ -2,73 +2,60 @@
 
 `W(c) x = W x + B diag(g(c)) A x` for every linear layer of the codec. The rank channels of A and B are shared
 out among K groups, and `g(c)` in [0, 1]^K is a small network of the condition's features. The paper states a
-low-rank update with a soft gate driven by the condition; this form of it is ours. For one condition the
-update merges into `W` and costs nothing.
+low-rank update with a soft gate driven by the condition; this form of it is ours, and so are the gated biases,
+norms and gains of the symbols. For one condition the update merges into `W` and costs nothing.
 """
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dekag.channel import BlockFading
-from dekag.codec.jscc import Encoded, JsccCodec
-from dekag.training.loop import Progress, TrainConfig, train
-from dekag.training.transmission import ConditionRange, transmission_loss
+from dekag.alignment.gated import Gated, GatedGain, GatedLinear, GatedNorm
+from dekag.alignment.gates import HardGate, OpenGate, SnrGroupGate, SoftGate
+from dekag.codec.jscc import Encoded, Gain, JsccCodec
+from dekag.training.loop import Progress, TrainConfig
+from dekag.training.transmission import ConditionRange, fit
 from dekag.types import Condition, InputError, Latent, Received, Symbols
 
-GATE_WIDTH = 32
+GateKind = Literal["soft", "open", "hard", "snr"]
+LOWEST_SNR_DB, HIGHEST_SNR_DB = -5.0, 20.0
+"""What the groups of the `snr` gate divide evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalaConfig:
-    """Size of the update."""
+    """Size and gate of the update.
 
-    rank: int = 16
-    groups: int = 8
+    rank: of each linear layer; norm_rank, gain_rank: openings of each norm and of each vector of gains, 0 for none.
+    group: rank channels that share an opening. shared_gate: one set of openings for all modules.
+    gate: `soft` is CALA; `open` is always 1, `hard` chooses one of `experts` parts, `snr` the part of the SNR's
+    range: the methods that CALA is compared with.
+    """
+
+    rank: int = 4
+    group: int = 1
+    norm_rank: int = 2
+    gain_rank: int = 4
+    biases: bool = True
+    gate: GateKind = "soft"
+    gate_width: int = 32
+    shared_gate: bool = False
+    experts: int = 4
 
     def __post_init__(self) -> None:
-        if self.groups < 1 or self.rank < 1 or self.rank % self.groups:
+        if self.rank < 1 or self.group < 1 or self.rank % self.group:
             raise InputError(
-                f"the rank must be a multiple of the groups, got rank {self.rank}, groups {self.groups}"
+                f"the rank must be a multiple of the group, got rank {self.rank}, group {self.group}"
             )
-
-
-class Gate(nn.Module):
-    """Features of the condition to one opening in [0, 1] for each group; one gate serves all layers."""
-
-    def __init__(self, features: int, config: CalaConfig) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(features, GATE_WIDTH), nn.SiLU(), nn.Linear(GATE_WIDTH, config.groups), nn.Sigmoid()
-        )
-        self.repeats = config.rank // config.groups
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[batch, features] to the opening of each rank channel, [batch, rank]."""
-        opening: Tensor = self.layers(features)
-        return opening.repeat_interleave(self.repeats, dim=1)
-
-
-class GatedLinear(nn.Module):
-    """A frozen linear layer and its gated low-rank update; `opening` [batch, rank] is set before each pass."""
-
-    def __init__(self, base: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.base = base
-        self.down = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5)
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
-        self.opening: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, cells, inputs] to [batch, cells, outputs]."""
-        out: Tensor = self.base(x)
-        if self.opening is None:
-            return out
-        return out + (x @ self.down.T * self.opening[:, None, :]) @ self.up.T
+        if min(self.norm_rank, self.gain_rank) < 0 or min(self.gate_width, self.experts) < 1:
+            raise InputError("ranks must be at least 0, gate width and experts at least 1")
+        if self.gate not in ("soft", "open", "hard", "snr"):
+            raise InputError(f"the gate must be soft, open, hard or snr, got {self.gate!r}")
 
 
 class CalaCodec(nn.Module):
@@ -78,11 +65,11 @@ class CalaCodec(nn.Module):
         super().__init__()
         self.cala = config
         self.codec = copy.deepcopy(codec).requires_grad_(False)
-        features = Condition(uses=1, snr_db=0.0).features().shape[1]
-        self.gate = Gate(features, config)
-        for name, layer in list(self.codec.named_modules()):
-            if isinstance(layer, nn.Linear):
-                self.codec.set_submodule(name, GatedLinear(layer, config.rank))
+        for name, module in list(self.codec.named_modules()):
+            gated = _gated(module, config)
+            if gated is not None:
+                self.codec.set_submodule(name, gated)
+        self.gate = _gate(config, [_rank(module) for module in self._gated()])
 
     def encode(self, latent: Latent, condition: Condition) -> Symbols:
         """As JsccCodec.encode, adapted to each image's condition."""
@@ -98,23 +85,6 @@ class CalaCodec(nn.Module):
         self._open(condition, received.symbols.device)
         return self.codec.decode(received, condition)
 
-    def update_tensors(self) -> dict[str, Tensor]:
-        """The tensors of the update alone, by name."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-
-    @torch.no_grad()
-    def load_update(self, tensors: dict[str, Tensor]) -> None:
-        """Take the tensors of an update; InputError if names or shapes are not those of this codec."""
-        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        if own.keys() != tensors.keys():
-            odd = sorted(own.keys() ^ tensors.keys())[0]
-            raise InputError(f"the update does not fit the codec: {odd} is in one and not in the other")
-        for name, parameter in own.items():
-            if parameter.shape != tensors[name].shape:
-                shapes = f"{list(tensors[name].shape)}, the codec needs {list(parameter.shape)}"
-                raise InputError(f"the update does not fit the codec: {name} is {shapes}")
-            parameter.copy_(tensors[name])
-
     @torch.no_grad()
     def merge(self, condition: Condition) -> JsccCodec:
         """The plain codec for one condition: W + B diag(g) A in every layer.
@@ -123,19 +93,52 @@ class CalaCodec(nn.Module):
         """
         if len(condition) != 1:
             raise InputError(f"an update merges for one condition, got {len(condition)}")
-        opening = self.gate(condition.features())[0]
         merged = copy.deepcopy(self.codec)
-        for name, layer in list(merged.named_modules()):
-            if isinstance(layer, GatedLinear):
-                layer.base.weight += layer.up * opening @ layer.down
-                merged.set_submodule(name, layer.base)
+        parts = self._openings(condition, next(self.parameters()).device)
+        for (name, module), opening in zip(list(_named_gated(merged)), parts, strict=True):
+            merged.set_submodule(name, module.merged(opening[0]))
         return merged
 
     def _open(self, condition: Condition, device: torch.device) -> None:
-        opening = self.gate(condition.features().to(device))
-        for layer in self.codec.modules():
-            if isinstance(layer, GatedLinear):
-                layer.opening = opening
+        for module, opening in zip(self._gated(), self._openings(condition, device), strict=True):
+            module.opening = opening
+
+    def _openings(self, condition: Condition, device: torch.device) -> list[Tensor]:
+        ranks = [_rank(module) for module in self._gated()]
+        return list(self.gate(condition.features().to(device)).split(ranks, dim=1))
+
+    def _gated(self) -> list[Gated]:
+        return [module for _, module in _named_gated(self.codec)]
+
+
+def _named_gated(codec: nn.Module) -> list[tuple[str, Gated]]:
+    return [(name, module) for name, module in codec.named_modules() if isinstance(module, Gated)]
+
+
+def _gated(module: nn.Module, config: CalaConfig) -> Gated | None:
+    if isinstance(module, nn.Linear):
+        return GatedLinear(module, config.rank, bias=config.biases)
+    if isinstance(module, nn.LayerNorm) and config.norm_rank:
+        return GatedNorm(module, config.norm_rank)
+    if isinstance(module, Gain) and config.gain_rank:
+        return GatedGain(module, config.gain_rank)
+    return None
+
+
+def _rank(module: Gated) -> int:
+    return module.lora_B.in_features
+
+
+def _gate(config: CalaConfig, ranks: list[int]) -> nn.Module:
+    features = Condition(uses=1, snr_db=0.0).features().shape[1]
+    if config.gate == "open":
+        return OpenGate(ranks)
+    if config.gate == "hard":
+        return HardGate(features, ranks, width=config.gate_width, experts=config.experts)
+    if config.gate == "snr":
+        step = (HIGHEST_SNR_DB - LOWEST_SNR_DB) / config.experts
+        return SnrGroupGate(ranks, [(LOWEST_SNR_DB + step * k) / 10 for k in range(1, config.experts)])
+    return SoftGate(features, ranks, width=config.gate_width, group=config.group, shared=config.shared_gate)
 
 
 def adapt(
@@ -153,14 +156,17 @@ def adapt(
 
     The codec is left as it was. With `checkpoint`, an interrupted run goes on where it was.
     """
-    torch.manual_seed(training.seed)
-    adapted = CalaCodec(codec, config)
-    channel = BlockFading()
-
-    def loss(rng: torch.Generator) -> Tensor:
-        chosen = latents[torch.randint(len(latents), (batch,), generator=rng)].float()
-        condition = conditions.draw(batch, rng)
-        return transmission_loss(adapted, channel, chosen, condition, codec.importance, rng=rng)
-
-    train(adapted, loss, training, checkpoint=checkpoint, on_step=on_step)
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        adapted = CalaCodec(codec, config)
+    fit(
+        adapted,
+        codec.importance,
+        latents,
+        conditions,
+        training,
+        batch,
+        checkpoint=checkpoint,
+        on_step=on_step,
+    )
     return adapted

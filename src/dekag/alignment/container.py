@@ -18,11 +18,15 @@ FEW_STEP = "few_step_lora_weights.safetensors"
 EMBEDDING = "learned_embeds.safetensors"
 NOISE_MAP = "noise_map.safetensors"
 CALA = "cala.safetensors"
-QUANTISED = {LORA: "lora.quantised.safetensors", FEW_STEP: "few_step_lora.quantised.safetensors"}
-"""The low-rank files of kind "generation", and the name that each has when it is in int8 or int4."""
+QUANTISED = {
+    LORA: "lora.quantised.safetensors",
+    FEW_STEP: "few_step_lora.quantised.safetensors",
+    CALA: "cala.quantised.safetensors",
+}
+"""The low-rank files, and the name that each has when it is in int8 or int4."""
 FILES = {
-    "generation": (*QUANTISED, *QUANTISED.values(), EMBEDDING, NOISE_MAP),
-    "transmission": (CALA,),
+    "generation": (LORA, QUANTISED[LORA], FEW_STEP, QUANTISED[FEW_STEP], EMBEDDING, NOISE_MAP),
+    "transmission": (CALA, QUANTISED[CALA]),
 }
 """The tensor files that each kind may hold."""
 ALLOWED = (MANIFEST, *FILES["generation"], *FILES["transmission"])

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 
 from dekag.alignment.adapters import plain_state
+from dekag.alignment.attention import SnrAttentionCodec
 from dekag.alignment.bundle import (
     Bundle,
     Metaword,
@@ -17,6 +19,7 @@ from dekag.alignment.bundle import (
     save_bundle,
 )
 from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.codec_update import load_update, update_tensors
 from dekag.alignment.container import CALA, EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.alignment.update import GenerationUpdate, apply_update
@@ -140,26 +143,29 @@ def apply_generation(
 
 def save_transmission(
     folder: Path,
-    adapted: CalaCodec,
+    adapted: CalaCodec | SnrAttentionCodec,
     codec: JsccCodec,
     *,
     settings: dict[str, Setting],
     metrics: Metrics | None = None,
+    quantisation: Quantisation = "int8",
 ) -> Bundle:
-    """Write an update of a codec, in fp16."""
+    """Write an update of a codec; `settings` must not use the names of CalaConfig's fields or `attention`."""
+    size = _cala_settings(adapted.cala) if isinstance(adapted, CalaCodec) else {"attention": adapted.hidden}
     return save_bundle(
         folder,
         kind="transmission",
         base_digest=codec_digest(codec),
-        tensors={CALA: {name: t.half() for name, t in adapted.update_tensors().items()}},
+        tensors={CALA: update_tensors(adapted)},
         licence=LICENCE,
         metrics=metrics,
-        settings={**settings, "rank": adapted.cala.rank, "groups": adapted.cala.groups},
+        settings={**settings, **size},
         training_digest=digest_json(settings),
+        quantisation=quantisation,
     )
 
 
-def apply_transmission(codec: JsccCodec, path: Path | str) -> tuple[CalaCodec, Bundle]:
+def apply_transmission(codec: JsccCodec, path: Path | str) -> tuple[CalaCodec | SnrAttentionCodec, Bundle]:
     """Load a bundle with every check onto a copy of the codec.
 
     Raises InputError if the bundle is damaged, of another kind, or for another codec.
@@ -167,16 +173,36 @@ def apply_transmission(codec: JsccCodec, path: Path | str) -> tuple[CalaCodec, B
     bundle = load_bundle(path)
     _require_kind(bundle, "transmission")
     bundle.require_base(codec_digest(codec))
-    sizes = [bundle.manifest.settings.get(name) for name in ("rank", "groups")]
-    if not all(isinstance(size, int) for size in sizes):
-        raise InputError(
-            f"bundle {path} does not say its rank and groups; make it with dekag align transmission"
-        )
-    rank, groups = (int(str(size)) for size in sizes)
+    hidden = bundle.manifest.settings.get("attention")
     with torch.random.fork_rng():
-        adapted = CalaCodec(codec, CalaConfig(rank=rank, groups=groups))
-    adapted.load_update({name: t.float() for name, t in bundle.tensors[CALA].items()})
+        adapted = (
+            SnrAttentionCodec(codec, hidden)
+            if isinstance(hidden, int)
+            else CalaCodec(codec, _cala_config(bundle))
+        )
+    load_update(adapted, bundle.cala())
     return adapted.eval(), bundle
+
+
+def _cala_settings(config: CalaConfig) -> dict[str, Setting]:
+    """The size of an update, with 0 and 1 for no and yes."""
+    return {k: int(v) if isinstance(v, bool) else v for k, v in asdict(config).items()}
+
+
+def _cala_config(bundle: Bundle) -> CalaConfig:
+    """The size that the bundle's settings tell."""
+    settings, names = bundle.manifest.settings, [field.name for field in fields(CalaConfig)]
+    missing = [name for name in names if name not in settings]
+    if missing:
+        raise InputError(
+            f"bundle {bundle.id[:12]} does not say its {missing[0]}; make it with dekag align transmission"
+        )
+    switches = {field.name for field in fields(CalaConfig) if field.type is bool}
+    given = {name: bool(settings[name]) if name in switches else settings[name] for name in names}
+    try:
+        return CalaConfig(**given)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(f"bundle {bundle.id[:12]} has a setting of another kind: {error}") from error
 
 
 def describe(path: Path | str) -> dict[str, object]:

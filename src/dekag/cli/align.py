@@ -125,31 +125,45 @@ def align_generation(
 def align_transmission(
     out: Out,
     preset: PresetName = "emoji",
-    steps: Count = 1500,
-    rank: Count = 16,
-    groups: Count = 8,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="cala, shared_lora, hard_gate, snr_groups, snr_attention or full (writes a codec)."
+        ),
+    ] = "cala",
+    draws: Annotated[int, typer.Option(min=1, help="Edge drawings of each prompt to learn from.")] = 2,
+    steps: Count = 2000,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the update of each linear layer.")] = 4,
+    norm_rank: Annotated[int, typer.Option(min=0, help="Gated directions of each norm; 0: none.")] = 1,
+    gain_rank: Annotated[int, typer.Option(min=0, help="Gated directions of the symbols' gains.")] = 4,
     batch: Count = 32,
+    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
+    quantisation: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 on the wire.")] = "int8",
     resume: Resume = None,
     seed: Seed = 0,
 ) -> None:
-    """CALA: adapt the codec to a range of rates, SNRs and fading; write a bundle."""
-    from dekag import commands
+    """Adapt the codec to a range of rates, SNRs and fading, by CALA or a rival; write a bundle."""
+    from dekag import adaptation
     from dekag.alignment.cala import CalaConfig
+    from dekag.commands import parse_quantisation
 
-    size = CalaConfig(rank=rank, groups=groups)
+    size = CalaConfig(rank=rank, norm_rank=norm_rank, gain_rank=gain_rank)
+    form = parse_quantisation(quantisation)
     with joined("cpu"):
         with working("align transmission") as stage:
-            latents = commands.edge_latents(preset, seed=seed, resume=resume, on_stage=stage)
+            latents = adaptation.edge_latents(preset, draws=draws, seed=seed, resume=resume, on_stage=stage)
         with training("align transmission") as on_step:
-            bundle = commands.align_transmission(
+            bundle = adaptation.align_transmission(
                 preset,
                 latents,
                 size,
                 out,
-                steps=steps,
+                method=method,
+                training=adaptation.transmission_training(method, steps, seed, precision=precision),
                 batch=batch,
-                seed=seed,
+                quantisation=form,
                 resume=resume,
                 on_step=on_step,
             )
-        print_bundle(bundle, out)
+        if bundle is not None:
+            print_bundle(bundle, out)

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +16,10 @@ def save_codec(codec: JsccCodec, folder: Path) -> None:
     """Write a codec in fp16."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(asdict(codec.config), indent=2) + "\n")
-    tensors = {name: t.half().contiguous() for name, t in codec.state_dict().items()}
+    tensors = {
+        name: (t.half() if t.is_floating_point() else t.to(torch.int32)).contiguous()
+        for name, t in codec.state_dict().items()
+    }
     save_file(tensors, folder / "model.safetensors")
 
 
@@ -34,7 +38,7 @@ def load_codec(folder: Path) -> JsccCodec:
         raise InputError(f"{folder}/config.json must have exactly the keys {', '.join(sorted(known))}")
     codec = JsccCodec(JsccConfig(**settings))
     try:
-        codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        codec.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder}/model.safetensors does not fit its config.json: {reason}") from error

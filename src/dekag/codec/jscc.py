@@ -1,43 +1,51 @@
-"""A joint source-channel codec on latents: latent -> symbols -> latent, at every rate a prefix of the next.
+"""A joint source-channel codec on latents: latent -> symbols -> latent, one for all rates.
 
 ```
-latent --+--> Linear --> blocks --> Linear --> [symbol slot, cell] --> first `payload` --> power --> QAM --> s
-         cells of the grid are tokens                                                                     |
-latent <-- Linear <-- blocks <-- Linear <-- [s_hat, reliability] of every slot of a cell  <-- equaliser <-+
+latent -> less mean, times weight -> Stack -> Transform -> first `payload` -> gain -> spread -> power -> QAM -> s
+                                                                                                              |
+latent <- over weight, plus mean <- Stack <- Transform <- scale <- shrink by prior power <- despread <- equaliser
 ```
-Symbol `k` belongs to cell `k mod cells` and slot `k // cells`, so a shorter transmission drops whole slots
-and fewer uses are a prefix of more.
+The transforms are separable and start as the Karhunen-Loeve transform of the latents (`codec.klt`), components
+by falling variance: what fewer uses carry is a prefix of what more do, and holds what matters most. The stacks,
+which see the cells of the grid as tokens, start near the identity and learn the rest.
 """
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dekag.codec.constellation import commitment_loss, constellation_named, quantise
+from dekag.codec.klt import Klt
 from dekag.codec.power import normalise_power, truncate
+from dekag.codec.spreading import despread, spread
 from dekag.types import Condition, InputError, Latent, PerImage, Received, Symbols
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsccConfig:
-    """Sizes of the codec."""
+    """Sizes of the codec.
+
+    Raises InputError if the latent has fewer numbers than the highest rate has amplitudes.
+    """
 
     channels: int = 32
     rows: int = 8
     cols: int = 8
-    width: int = 128
-    depth: int = 2
+    width: int = 160
+    encoder_depth: int = 1
+    decoder_depth: int = 2
     heads: int = 4
-    slots: int = 8
-    """Complex symbols of each cell at the highest rate."""
+    max_uses: int = 512
+    """Payload symbols at the highest rate."""
     constellation: str = "256qam"
 
-    @property
-    def max_uses(self) -> int:
-        """Payload symbols at the highest rate."""
-        return self.rows * self.cols * self.slots
+    def __post_init__(self) -> None:
+        numbers = self.channels * self.rows * self.cols
+        if 2 * self.max_uses > numbers:
+            raise InputError(f"latents of {numbers} numbers fill {numbers // 2} uses, got {self.max_uses}")
 
 
 class Attention(nn.Module):
@@ -78,22 +86,58 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Linear, learned cell positions, blocks, norm, Linear, and a straight linear path beside them."""
 
-    def __init__(self, config: JsccConfig, inputs: int, outputs: int) -> None:
+    def __init__(self, config: JsccConfig, depth: int, inputs: int) -> None:
         super().__init__()
         self.enter = nn.Linear(inputs, config.width)
         self.position = nn.Parameter(0.02 * torch.randn(config.rows * config.cols, config.width))
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(depth))
         self.norm = nn.LayerNorm(config.width)
-        self.leave = nn.Linear(config.width, outputs)
-        self.straight = nn.Linear(inputs, outputs, bias=False)
+        self.leave = nn.Linear(config.width, config.channels)
+        self.straight = nn.Linear(inputs, config.channels, bias=False)
+        nn.init.normal_(self.leave.weight, std=0.02)
+        nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, cells, inputs] to [batch, cells, outputs]."""
+        """[batch, cells, inputs] to [batch, cells, channels]."""
         hidden = self.enter(x) + self.position
         for block in self.blocks:
             hidden = block(hidden)
         out: Tensor = self.leave(self.norm(hidden)) + self.straight(x)
         return out
+
+
+class Transform(nn.Module):
+    """Linear map of the rows and one of the columns of the grid, for each channel."""
+
+    def __init__(self, config: JsccConfig) -> None:
+        super().__init__()
+        self.grid = (config.rows, config.cols)
+        self.rows = nn.Parameter(torch.eye(config.rows).repeat(config.channels, 1, 1))
+        self.cols = nn.Parameter(torch.eye(config.cols).repeat(config.channels, 1, 1))
+
+    def analyse(self, cells: Tensor) -> Tensor:
+        """[batch, cells, channels] to components, [batch, channels * cells]."""
+        grid = cells.transpose(1, 2).unflatten(2, self.grid)
+        components: Tensor = self.rows.transpose(1, 2) @ grid @ self.cols
+        return components.flatten(1)
+
+    def synthesise(self, components: Tensor) -> Tensor:
+        """Components, [batch, channels * cells], to [batch, cells, channels]."""
+        grid = components.unflatten(1, (len(self.rows), *self.grid))
+        cells: Tensor = self.rows @ grid @ self.cols.transpose(1, 2)
+        return cells.flatten(2).transpose(1, 2)
+
+
+class Gain(nn.Module):
+    """A positive factor for each symbol, kept as its logarithm."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(count))
+
+    def forward(self) -> Float[Tensor, "*batch symbols"]:
+        """The factors, [symbols]; under CALA [batch, symbols]."""
+        return self.log.exp()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +149,53 @@ class Encoded:
 
 
 class JsccCodec(nn.Module):
-    """Implements `dekag.types.Codec`; every linear layer of it is a place for CALA."""
+    """Implements `dekag.types.Codec`; every linear layer, norm and gain of it is a place for CALA."""
+
+    importance: Float[Tensor, " channels"]
+    """How much an error in each latent channel shows in the image, mean 1."""
+    mean: Float[Tensor, "channels rows cols"]
+    weight: Float[Tensor, " channels"]
+    order: Int64[Tensor, " amplitudes"]
+    """Component that each amplitude carries; symbol k has the amplitudes 2 k and 2 k + 1."""
 
     def __init__(self, config: JsccConfig) -> None:
         super().__init__()
         self.constellation = constellation_named(config.constellation)
         self.config = config
-        self.encoder = Stack(config, config.channels, 2 * config.slots)
-        self.decoder = Stack(config, 3 * config.slots, config.channels)
+        self.encoder = Stack(config, config.encoder_depth, config.channels)
+        self.analysis = Transform(config)
+        self.gain = Gain(config.max_uses)
+        self.power = Gain(config.max_uses)
+        self.scale = Gain(config.max_uses)
+        self.synthesis = Transform(config)
+        self.decoder = Stack(config, config.decoder_depth, config.channels + 1)
         self.register_buffer("importance", torch.ones(config.channels))
-        self.importance: Tensor
-        """How much an error in each latent channel shows in the image, mean 1; weights the training error."""
+        self.register_buffer("mean", torch.zeros(config.channels, config.rows, config.cols))
+        self.register_buffer("weight", torch.ones(config.channels))
+        self.register_buffer("order", torch.arange(2 * config.max_uses))
+
+    @torch.no_grad()
+    def start_from(self, klt: Klt) -> None:
+        """Take mean, weight and bases of a transform; what is sent is then linear but for the start of the stacks.
+
+        Gains are those of Lee and Petersen 1976, amplitudes to the power 1/4 of the variances, which is the best
+        linear code wherever noise is small.
+        """
+        self.importance.copy_(klt.importance)
+        self.mean.copy_(klt.mean)
+        self.weight.copy_(klt.weight)
+        variance, order = klt.variance.sort(descending=True)
+        self.order.copy_(order[: len(self.order)])
+        self.encoder.straight.weight.copy_(klt.channel_basis.T)
+        self.decoder.straight.weight.zero_()
+        self.decoder.straight.weight[:, :-1] = klt.channel_basis
+        for transform in (self.analysis, self.synthesis):
+            transform.rows.copy_(klt.row_basis)
+            transform.cols.copy_(klt.col_basis)
+        kept = variance[: len(self.order)].clamp(min=variance[0] * 1e-6).unflatten(0, (-1, 2)).mean(1)
+        self.gain.log.copy_(-kept.log() / 4)
+        # undoes the gain, and the power constraint of 1/2 an amplitude on the mean over the symbols
+        self.scale.log.copy_((kept.log() / 2 + (2 * kept.sqrt().mean()).log()) / 2)
 
     def encode(self, latent: Latent, condition: Condition) -> Symbols:
         """Latents, unit scale, to unit-power symbols; columns beyond an image's payload are zero."""
@@ -124,28 +204,35 @@ class JsccCodec(nn.Module):
     def transmit(self, latent: Latent, condition: Condition) -> Encoded:
         """As `encode`, with the commitment loss of the quantiser (per image)."""
         self._check(latent, condition)
-        cells = latent.flatten(2).transpose(1, 2)
-        pairs = self.encoder(cells).unflatten(-1, (-1, 2))  # batch, cells, slots, IQ
-        analogue = torch.view_as_complex(pairs.transpose(1, 2).float().contiguous()).flatten(1)
         payload = condition.payload.to(latent.device)
-        sent = normalise_power(analogue[:, : int(payload.max())], payload)
+        cells = ((latent - self.mean) * self.weight[:, None, None]).flatten(2).transpose(1, 2)
+        components = self.analysis.analyse(self.encoder(cells)).float()
+        pairs = components[:, self.order].unflatten(1, (-1, 2)) * self.gain()[..., None]
+        kept = torch.view_as_complex(pairs.contiguous())[:, : int(payload.max())]
+        sent = self.constellation.load * normalise_power(spread(kept, payload), payload)
         points = truncate(quantise(sent, self.constellation), payload)
-        # points have unit energy on average, an image's own points have not
+        # the grid as a whole has unit energy, an image's own points have not
         return Encoded(
             symbols=normalise_power(points, payload), commitment=commitment_loss(sent, points, payload)
         )
 
     def decode(self, received: Received, condition: Condition) -> Latent:
         """Equalised symbols, complex [batch, uses], to latents, unit scale."""
-        symbols, state = received.symbols, received.state
-        payload = condition.payload.to(symbols.device)
-        used = torch.arange(symbols.shape[1], device=symbols.device) < payload[:, None]
-        features = torch.stack([symbols.real, symbols.imag, state.reliability], dim=-1) * used[..., None]
-        missing = self.config.max_uses - symbols.shape[1]
-        slots = F.pad(features, (0, 0, 0, missing)).unflatten(1, (self.config.slots, -1))
-        cells: Tensor = self.decoder(slots.transpose(1, 2).flatten(2))
-        latent: Tensor = cells.transpose(1, 2).unflatten(2, (self.config.rows, self.config.cols))
-        return latent
+        payload, uses = condition.payload.to(received.symbols.device), received.symbols.shape[1]
+        sent = torch.arange(uses, device=payload.device) < payload[:, None]
+        reliability = (received.state.reliability.float() * sent).sum(1, keepdim=True) / payload[:, None]
+        power, scale = (gain()[..., :uses] for gain in (self.power, self.scale))
+        # The equaliser takes symbols for unit energy; LMMSE with each component's own power instead.
+        factor = scale * power / (power * reliability + 1 - reliability)
+        kept = despread(received.symbols, payload) * factor
+        amplitudes = torch.view_as_real(kept).flatten(1)
+        components = amplitudes.new_zeros(len(payload), self.mean.numel())
+        components = components.index_copy(1, self.order[: 2 * uses], amplitudes)
+        cells = self.synthesis.synthesise(components)
+        known = reliability[:, None, :].expand(-1, cells.shape[1], 1)
+        decoded: Tensor = self.decoder(torch.cat([cells, known], dim=2)).float()
+        grid: Tensor = decoded.transpose(1, 2).unflatten(2, (self.config.rows, self.config.cols))
+        return grid / self.weight[:, None, None] + self.mean
 
     def _check(self, latent: Latent, condition: Condition) -> None:
         config = self.config

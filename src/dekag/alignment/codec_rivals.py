@@ -1,0 +1,74 @@
+"""What a user would pick instead of CALA: other updates of the same codec, made to be trained in the same way.
+
+Each takes the codec and CALA's size, and returns a codec of which the update alone requires a gradient. Those
+of low rank have at most the numbers of CALA's update.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+from dekag.alignment.attention import SnrAttentionCodec
+from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.codec_update import update_size
+from dekag.codec import JsccCodec
+from dekag.types import InputError
+
+AdaptedCodec = CalaCodec | SnrAttentionCodec | JsccCodec
+Method = Callable[[JsccCodec, CalaConfig], AdaptedCodec]
+
+
+def cala(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+    """The method itself."""
+    return CalaCodec(codec, size)
+
+
+def shared_lora(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+    """One LoRA for all conditions; what CALA spends on gates and on several openings goes into its rank."""
+    limit = update_size(CalaCodec(codec, size))
+    whole = replace(size, gate="open", norm_rank=min(size.norm_rank, 1), gain_rank=min(size.gain_rank, 1))
+    ranks = range(size.rank, 4 * size.rank + 1)
+    sizes = [replace(whole, rank=rank, group=1) for rank in ranks]
+    fitting = [one for one in sizes if update_size(CalaCodec(codec, one)) <= limit]
+    return CalaCodec(codec, fitting[-1])
+
+
+def hard_gate(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+    """A gate that opens one expert, an equal part of the rank channels, and shuts the others."""
+    return CalaCodec(codec, replace(size, gate="hard", group=1))
+
+
+def snr_groups(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+    """A part of the rank channels for each range of the SNR, after VGSA (Hu and Li 2025, version 1)."""
+    return CalaCodec(codec, replace(size, gate="snr", group=1))
+
+
+def snr_attention(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+    """Attention to channels by condition and content, after ADJSCC, as wide as CALA's numbers allow."""
+    limit = update_size(CalaCodec(codec, size))
+    widths = [hidden for hidden in range(1, 257) if update_size(SnrAttentionCodec(codec, hidden)) <= limit]
+    if not widths:
+        raise InputError("the update is too small for SNR attention: take a larger rank")
+    return SnrAttentionCodec(codec, widths[-1])
+
+
+def full(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+    """All weights of the codec."""
+    return copy.deepcopy(codec).requires_grad_(True)
+
+
+METHODS: dict[str, Method] = {
+    "cala": cala,
+    "shared_lora": shared_lora,
+    "hard_gate": hard_gate,
+    "snr_groups": snr_groups,
+    "snr_attention": snr_attention,
+    "full": full,
+}
+
+
+def adapted_codec(name: str, codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+    """The codec of a method before training; InputError lists the known methods."""
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
+    return METHODS[name](codec, size)

@@ -1,0 +1,117 @@
+"""Milliseconds of encoding and decoding: the base codec, CALA merged for one condition, and CALA in mixed batches.
+
+    python benchmarks/transmission_speed.py
+
+The three take turns for `--rounds` rounds; the ratios are those of one round, and their median and range are printed.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from dekag import presets
+from dekag.alignment.cala import CalaCodec
+from dekag.alignment.updates import apply_transmission
+from dekag.channel import BlockFading, mmse_equalise
+from dekag.codec import load_codec
+from dekag.types import Codec, Condition, Latent, Received
+
+
+def main() -> None:
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    chosen = presets.emoji()
+    codec = load_codec(presets.folder(chosen.codec, "codec"))
+    adapted, _ = apply_transmission(codec, presets.folder(args.bundle or chosen.cala, "bundle"))
+    assert isinstance(adapted, CalaCodec)
+    one = Condition(uses=256, snr_db=5.0)
+    merged = adapted.merge(one)
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(args.batch, *codec.mean.shape, generator=rng)
+    mixed = Condition(
+        uses=torch.tensor([64, 128, 256, 512]).repeat(args.batch)[: args.batch],
+        snr_db=25 * torch.rand(args.batch, generator=rng) - 5,
+        rayleigh=torch.arange(args.batch) % 2 == 0,
+    )
+    same = one.expand(args.batch)
+    rounds = []
+    for number in range(args.rounds + 1):
+        found = {
+            "base": _coding(codec, latents, same, args.repeats),
+            "merged": _coding(merged, latents, same, args.repeats),
+            "base_mixed": _coding(codec, latents, mixed, args.repeats),
+            "cala_mixed": _coding(adapted, latents, mixed, args.repeats),
+            "one_image": _whole(merged, latents[:1], one, args.repeats),
+            "one_image_gated": _whole(adapted, latents[:1], one, args.repeats),
+        }
+        if number:  # the first warms up
+            rounds.append(found)
+    print(
+        json.dumps(
+            {
+                **{f"{name}_ms": round(statistics.median(r[name] for r in rounds), 2) for name in rounds[0]},
+                **_ratio("merged_over_base", [r["merged"] / r["base"] for r in rounds]),
+                **_ratio("mixed_over_base", [r["cala_mixed"] / r["base_mixed"] for r in rounds]),
+                "batch": args.batch,
+                "threads": args.threads,
+            }
+        )
+    )
+
+
+def _ratio(name: str, values: list[float]) -> dict[str, float | list[float]]:
+    ordered = sorted(values)
+    return {
+        name: round(statistics.median(ordered), 3),
+        f"{name}_range": [round(ordered[0], 3), round(ordered[-1], 3)],
+    }
+
+
+@torch.no_grad()
+def _coding(codec: Codec, latents: Latent, condition: Condition, repeats: int) -> float:
+    """Encoding and decoding of a batch, in milliseconds; the channel between is not timed."""
+    symbols = codec.encode(latents, condition)
+    received = mmse_equalise(BlockFading()(symbols, condition, rng=torch.Generator().manual_seed(1)))
+
+    def both() -> None:
+        codec.encode(latents, condition)
+        codec.decode(received, condition)
+
+    return _milliseconds(both, repeats)
+
+
+@torch.no_grad()
+def _whole(codec: Codec, latents: Latent, condition: Condition, repeats: int) -> float:
+    """Encoder, channel, equaliser and decoder, in milliseconds."""
+    rng = torch.Generator().manual_seed(1)
+
+    def through() -> Latent:
+        received: Received = BlockFading()(codec.encode(latents, condition), condition, rng=rng)
+        return codec.decode(mmse_equalise(received), condition)
+
+    return _milliseconds(through, repeats)
+
+
+def _milliseconds(work: Callable[[], object], repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return 1000 * (time.perf_counter() - started) / repeats
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--bundle", help="T-KA bundle; default: the preset's")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

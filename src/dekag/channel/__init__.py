@@ -2,8 +2,16 @@
 
 from dekag.channel.block_fading import BlockFading
 from dekag.channel.equaliser import mmse_equalise
+from dekag.channel.erasure import Erased, erase_invalid
+from dekag.channel.named import FAMILIES, ChannelSettings, NamedChannel, named_channel
 
-FAMILIES = {"awgn": False, "rayleigh": True}
-"""Fading families by the name that a user types; the value is `Condition.rayleigh`."""
-
-__all__ = ["FAMILIES", "BlockFading", "mmse_equalise"]
+__all__ = [
+    "FAMILIES",
+    "BlockFading",
+    "ChannelSettings",
+    "Erased",
+    "NamedChannel",
+    "erase_invalid",
+    "mmse_equalise",
+    "named_channel",
+]

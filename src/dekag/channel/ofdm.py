@@ -121,10 +121,12 @@ class OfdmChannel:
         with seeded_sionna(torch.Generator()) as phy:
             self._check_echoes(phy)
             known = self._statistics(phy, layout.symbols, torch.device("cpu"))
-        time = known.time[layout.data_time[:, None], layout.data_time]
-        tone = known.tone[layout.data_tone[:, None], layout.data_tone]
-        # The mean of |h|^2 has variance mean |R|^2 for complex Gaussian gains, and 1/J over J blocks.
-        blocks = 1 / float((time * tone).abs().square().mean())
+        data = torch.zeros(layout.symbols, self.grid.subcarriers, dtype=torch.float64)
+        data[layout.data_time, layout.data_tone] = 1
+        # The mean of |h|^2 has variance mean |R|^2 for complex Gaussian gains, and 1/J over J blocks. Between
+        # two elements R is a product, so the mean over all pairs is one over times of one over tones.
+        across = data @ known.tone.abs().square() @ data.T
+        blocks = elements**2 / float((known.time.abs().square() * across).sum())
         divisors = [n for n in range(1, payload + 1) if pilots % n == 0]
         nearest = min(divisors, key=lambda n: abs(math.log(n / blocks)))
         return Condition(

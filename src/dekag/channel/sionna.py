@@ -1,7 +1,7 @@
 """Sionna's channels behind our contract: imported on the first transmission, seeded only here."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,13 +17,35 @@ from dekag.units import snr_db_to_noise_power
 def seeded_sionna(rng: torch.Generator) -> Iterator[ModuleType]:
     """`sionna.phy` with its generators seeded from `rng`.
 
-    Sionna reseeds torch's global generators when it is imported and when it is seeded; they are restored.
+    Sionna reseeds torch's global generators when it is imported and when it is seeded; they are restored, and
+    so are Sionna's own seed and generators: a caller's Sionna draws go on where they were.
     """
     seed = int(torch.randint(2**62, (1,), generator=rng, device=rng.device))
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         phy = importlib.import_module("sionna.phy")
-        phy.config.seed = seed
-        yield phy
+        restore = _remember(phy)
+        try:
+            phy.config.seed = seed
+            yield phy
+        finally:
+            restore()
+
+
+def _remember(phy: ModuleType) -> Callable[[], None]:
+    """What brings Sionna's seed and generators back to where they are now."""
+    config = phy.config
+    seed, python, numpy = config.seed, config.py_rng.getstate(), config.np_rng.bit_generator.state
+    states = {device: config.torch_rng(device).get_state() for device in config.available_devices}
+
+    def restore() -> None:
+        # setting the seed starts every generator anew, so their states come after it
+        config.seed = seed
+        config.py_rng.setstate(python)
+        config.np_rng.bit_generator.state = numpy
+        for device, state in states.items():
+            config.torch_rng(device).set_state(state)
+
+    return restore
 
 
 @dataclass(frozen=True)

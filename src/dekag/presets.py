@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dekag import zoo
-from dekag.alignment.updates import apply_generation, apply_transmission
+from dekag.alignment.updates import apply_generation, apply_transmission, trained_range
 from dekag.codec import load_codec
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.link import Link, deliver
@@ -137,6 +137,7 @@ class System:
     ) -> Delivery:
         """Draw each prompt at the edge and send it to the user; `seeds`, one each, count from 0 if left out.
 
+        Warns with ConditionWarning if the condition is none that the codec's update was trained for.
         Raises InputError for unusable prompts, seeds or conditions.
         """
         drawn = list(range(len(prompts))) if seeds is None else list(seeds)
@@ -165,7 +166,9 @@ def build(chosen: Preset, *, align: bool = True, device: str = "cpu") -> System:
     generator, g_bundle = apply_generation(generator, folder(chosen.makd, "bundle"))
     adapted, t_bundle = apply_transmission(codec, folder(chosen.cala, "bundle"))
     bundles = {"generation": g_bundle.id, "transmission": t_bundle.id}
-    return System(link=Link(generator=generator, codec=adapted, bundles=bundles))
+    return System(
+        link=Link(generator=generator, codec=adapted, bundles=bundles, trained=trained_range(t_bundle))
+    )
 
 
 def folder(source: str | None, kind: str) -> Path:

@@ -28,6 +28,10 @@ class InputError(ValueError):
     """Input from outside that cannot be used; the message says what was wrong and what would be right."""
 
 
+class ConditionWarning(UserWarning):
+    """A condition outside the range that an update was trained for; names each field, its value and the range."""
+
+
 @dataclass(frozen=True, init=False, eq=False)
 class Condition:
     """What both ends know of a transmission; every field is per image, so one batch may mix conditions.
@@ -220,6 +224,7 @@ class Delivery:
     """What reached the user, with everything that is needed to say how.
 
     drawn: the images that a perfect channel would have delivered. image: what the user sees.
+    erased_uses: payload uses of each image whose received symbol was no number and counted as not received.
     bundles: ids of the bundles that were applied, by kind.
     """
 
@@ -228,6 +233,7 @@ class Delivery:
     latent_sent: Latent
     latent_received: Latent
     condition: Condition
+    erased_uses: Int64[Tensor, " batch"]
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     bundles: dict[str, str]

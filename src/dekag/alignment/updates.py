@@ -23,7 +23,7 @@ from dekag.alignment.codec_update import load_update, update_tensors
 from dekag.alignment.container import CALA, EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.alignment.update import GenerationUpdate, apply_update
-from dekag.codec import JsccCodec
+from dekag.codec import JsccCodec, TrainedRange
 from dekag.generation import metaword as generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
@@ -150,7 +150,12 @@ def save_transmission(
     metrics: Metrics | None = None,
     quantisation: Quantisation = "int8",
 ) -> Bundle:
-    """Write an update of a codec; `settings` must not use the names of CalaConfig's fields or `attention`."""
+    """Write an update of a codec; `settings` must not use the names of CalaConfig's fields or `attention`.
+
+    The conditions that it was trained for go into `settings` as `TrainedRange.to_settings`; they travel with it.
+    Raises InputError if `settings` hold a range that `trained_range` would refuse.
+    """
+    TrainedRange.from_settings(settings)
     size = _cala_settings(adapted.cala) if isinstance(adapted, CalaCodec) else {"attention": adapted.hidden}
     return save_bundle(
         folder,
@@ -168,10 +173,12 @@ def save_transmission(
 def apply_transmission(codec: JsccCodec, path: Path | str) -> tuple[CalaCodec | SnrAttentionCodec, Bundle]:
     """Load a bundle with every check onto a copy of the codec.
 
+    `trained_range` of the bundle says for which conditions it was trained.
     Raises InputError if the bundle is damaged, of another kind, or for another codec.
     """
     bundle = load_bundle(path)
     _require_kind(bundle, "transmission")
+    trained_range(bundle)
     bundle.require_base(codec_digest(codec))
     hidden = bundle.manifest.settings.get("attention")
     with torch.random.fork_rng():
@@ -203,6 +210,14 @@ def _cala_config(bundle: Bundle) -> CalaConfig:
         return CalaConfig(**given)  # type: ignore[arg-type]
     except TypeError as error:
         raise InputError(f"bundle {bundle.id[:12]} has a setting of another kind: {error}") from error
+
+
+def trained_range(bundle: Bundle) -> TrainedRange | None:
+    """The conditions that a transmission bundle was trained for, if it says so.
+
+    Raises InputError if it says so in part.
+    """
+    return TrainedRange.from_settings(bundle.manifest.settings)
 
 
 def describe(path: Path | str) -> dict[str, object]:

@@ -6,6 +6,7 @@ Ratios are linear power ratios inside, decibels where a user names a level.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float, Int64
@@ -13,8 +14,14 @@ from torch import Tensor
 
 from dekag.codec.power import normalise_power, truncate
 from dekag.types import InputError, PerImage, Symbols
-from dekag.units import db_to_linear
+from dekag.units import db_to_linear, linear_to_db
 
+SUBCARRIERS = 72
+"""Six resource blocks, as in `channel.ofdm_grid`."""
+BETWEEN = 2.8
+"""Independent samples for each subcarrier that stand for what lies between them (van Nee and de Wild 1998)."""
+LEVELS_DB = (4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0)
+SHARES = (1e-1, 1e-2, 1e-3, 1e-4)
 OVERSAMPLING = 4
 """Samples per symbol that miss little of a peak of OFDM: 0.7 dB, -20 log10 cos(pi / 8), where it is worst."""
 
@@ -49,6 +56,72 @@ def ofdm_waveform(
     return waveform
 
 
+def ofdm_symbols(
+    waveform: Complex[Tensor, "batch samples"], *, oversampling: int = OVERSAMPLING
+) -> Complex[Tensor, "batch subcarriers"]:
+    """The symbols of `ofdm_waveform`, by an FFT; what lies outside their band is left out.
+
+    White noise of power N0 a sample becomes N0 / `oversampling` a symbol.
+    Raises InputError if the samples are no whole number of symbols.
+    """
+    samples = waveform.shape[1]
+    if oversampling < 1 or samples % oversampling:
+        raise InputError(f"{samples} samples are no whole number of symbols at oversampling {oversampling}")
+    carriers = samples // oversampling
+    spectrum = torch.fft.fft(waveform, dim=1, norm="forward") * math.sqrt(carriers)
+    return spectrum.roll(carriers // 2, dims=1)[:, :carriers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waveform:
+    """How symbols become samples.
+
+    subcarriers: 0 sends one symbol a sample, one after another. Else OFDM: each image's symbols in order on so
+    many subcarriers an OFDM symbol, lowest frequency first, zeros in what the last one has left, no cyclic prefix.
+    oversampling: samples for each subcarrier of OFDM; 1 without it.
+
+    Raises InputError if a field is out of range.
+    """
+
+    subcarriers: int = 0
+    oversampling: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.subcarriers <= 4096 and 1 <= self.oversampling <= 16):
+            raise InputError(
+                "a waveform has 0 to 4096 subcarriers and 1 to 16 samples for each, got"
+                f" {self.subcarriers} and {self.oversampling}"
+            )
+        if self.oversampling > 1 and not self.subcarriers:
+            raise InputError("only OFDM is oversampled; give it subcarriers")
+
+    def samples(self, payload: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
+        """Samples of an image of so many symbols."""
+        if not self.subcarriers:
+            return payload
+        whole = (payload + self.subcarriers - 1) // self.subcarriers
+        return whole * self.subcarriers * self.oversampling
+
+    def modulate(self, symbols: Complex[Tensor, " payload"]) -> Complex[Tensor, "blocks samples"]:
+        """An image's payload as blocks of which each has a peak: an OFDM symbol a row, or all of it in one."""
+        if not self.subcarriers:
+            return symbols[None]
+        missing = -len(symbols) % self.subcarriers
+        rows = torch.nn.functional.pad(symbols, (0, missing)).unflatten(0, (-1, self.subcarriers))
+        return ofdm_waveform(rows, oversampling=self.oversampling)
+
+    def demodulate(
+        self, blocks: Complex[Tensor, "blocks samples"], payload: int
+    ) -> Complex[Tensor, " payload"]:
+        """The payload of an image from its blocks."""
+        rows = ofdm_symbols(blocks, oversampling=self.oversampling) if self.subcarriers else blocks
+        return rows.flatten()[:payload]
+
+
+SINGLE_CARRIER = Waveform()
+OFDM = Waveform(subcarriers=SUBCARRIERS, oversampling=OVERSAMPLING)
+
+
 def ccdf(ratios: PerImage, threshold_db: Float[Tensor, " levels"]) -> Float[Tensor, " levels"]:
     """Share of the blocks whose PAPR, linear, lies above each level in dB."""
     return (ratios > db_to_linear(threshold_db)[:, None]).to(ratios.dtype).mean(dim=1)
@@ -79,3 +152,78 @@ def clip(symbols: Symbols, payload: Int64[Tensor, " batch"], *, ratio_db: float)
     # The inner `where` keeps the gradient finite where nothing is sent.
     scale = (limit / torch.where(power > limit, power, limit)).sqrt()
     return normalise_power(scale * sent, payload)
+
+
+def clip_waveform(
+    symbols: Symbols, payload: Int64[Tensor, " batch"], waveform: Waveform, *, ratio_db: float
+) -> Symbols:
+    """Symbols whose waveform has been clipped, of mean power 1 per image.
+
+    Without OFDM that is `clip`. OFDM is clipped image by image between the symbols and filtered to its band, as a
+    transmitter's spectral mask asks; peaks grow again a little above the ratio.
+    Raises InputError as `clip` does.
+    """
+    if not waveform.subcarriers:
+        return clip(symbols, payload, ratio_db=ratio_db)
+    clipped = torch.zeros_like(symbols)
+    for row, length in enumerate(payload.tolist()):
+        blocks = waveform.modulate(symbols[row, :length])
+        samples = torch.tensor([blocks.numel()], device=symbols.device)
+        limited = clip(blocks.flatten()[None], samples, ratio_db=ratio_db).unflatten(1, blocks.shape)[0]
+        clipped[row, :length] = waveform.demodulate(limited, length)
+    return normalise_power(clipped, payload)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaprReport:
+    """Peaks of what is sent, in dB over the mean power, beside those of complex Gaussian samples.
+
+    blocks: pieces of which each has a peak, OFDM symbols or images; samples: of all of them.
+    highest_db: largest PAPR of a block, over the mean power of its image.
+    peaks: by level in dB the share of blocks with a higher PAPR, and `gaussian_ccdf` of it, averaged over blocks.
+    power_db: by share of samples the instantaneous power that they exceed, and that of Gaussian samples,
+        -ln(share); None where there are fewer than 10 such samples.
+    """
+
+    blocks: int
+    samples: int
+    highest_db: float
+    peaks: dict[float, tuple[float, float]]
+    power_db: dict[float, tuple[float | None, float]]
+
+
+def papr_report(symbols: Symbols, payload: Int64[Tensor, " batch"], waveform: Waveform) -> PaprReport:
+    """Distribution of the peaks of what is sent: PAPR block by block and instantaneous power sample by sample."""
+    peaks, sizes, power = [], [], []
+    for row, length in enumerate(payload.tolist()):
+        blocks = waveform.modulate(symbols[row, :length])
+        ratio = blocks.real.square() + blocks.imag.square()
+        ratio = ratio / ratio.mean()
+        peaks.append(ratio.amax(dim=1))
+        between = BETWEEN if waveform.oversampling > 1 else 1
+        sizes += [round(between * (waveform.subcarriers or length))] * len(blocks)
+        power.append(ratio.flatten())
+    highest, every = torch.cat(peaks), torch.cat(power).sort(descending=True).values
+    levels = torch.tensor(LEVELS_DB, dtype=highest.dtype)
+    gaussian = torch.stack([gaussian_ccdf(levels, size) for size in sizes]).mean(dim=0)
+    measured = ccdf(highest, levels.to(highest.device))
+    return PaprReport(
+        blocks=len(highest),
+        samples=len(every),
+        highest_db=_db(highest.max()),
+        peaks={
+            level: (share.item(), expected.item())
+            for level, share, expected in zip(LEVELS_DB, measured, gaussian, strict=True)
+        },
+        power_db={
+            share: (
+                _db(every[round(share * len(every))]) if share * len(every) >= 10 else None,
+                _db(torch.tensor(-math.log(share))),
+            )
+            for share in SHARES
+        },
+    )
+
+
+def _db(ratio: Tensor) -> float:
+    return linear_to_db(ratio).item()

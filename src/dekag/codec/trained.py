@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class TrainedRange:
         return [text for text in found if text]
 
 
-def _value(name: str, given: int | float | str, kind: object) -> int | float | bool:
+def _value(name: str, given: int | float | str, kind: object) -> Any:
     """A field's value from a bundle: 1 and 0 for yes and no, whole numbers for counts, numbers for the rest."""
     if kind is bool and isinstance(given, int) and given in (0, 1):
         return bool(given)

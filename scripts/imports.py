@@ -43,7 +43,7 @@ LAYERS = {
     "serving": LINKED,
     "images": NOUNS,
     "output": LINKED | {"images"},
-    "radio": NOUNS | {"output"},
+    "radio": NOUNS | {"channel", "codec", "output"},
     "zoo": NOUNS,
     "data": NOUNS | {"images", "output"},
     "presets": TASKS,
@@ -52,8 +52,9 @@ LAYERS = {
     "adaptation": TASKS | {"presets", "comparison", "distillation"},
     "demo": TASKS | {"presets", "comparison"},
     "commands": SHOWS,
+    "radio_link": TASKS | {"presets"},
     "tables": SHOWS,
-    "cli": SHOWS | {"commands", "tables"},
+    "cli": SHOWS | {"commands", "radio_link", "tables"},
     "__main__": frozenset({"cli"}),
 }
 """Layer -> the layers that it may import."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from dekag import presets, zoo
 from dekag.alignment.bundle import Quantisation
 from dekag.alignment.updates import apply_generation, apply_transmission
-from dekag.channel import FAMILIES, BlockFading
+from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.codec import load_codec
 from dekag.comparison import SPLITS
 from dekag.data.prompts import read_prompts
@@ -25,7 +25,7 @@ from dekag.evaluation.statistics import Mean
 from dekag.evaluation.transmission import TransmissionScores, grid, score_transmission
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.output import staged, write_images, write_json
-from dekag.types import Condition, Delivery, InputError
+from dekag.types import Channel, Condition, Delivery, InputError
 from dekag.units import cbr_to_uses
 
 __all__ = ["transmission_json"]
@@ -89,20 +89,18 @@ def generate(
     return index
 
 
-def link_condition(
-    preset: str,
-    *,
-    uses: int | None,
-    cbr: float | None,
-    snr_db: float,
-    channel: str,
-    blocks: int,
-    correlation: float,
-    pilots: int,
-) -> Condition:
-    """The condition of one image from what a user types; the rate is given as uses or as CBR, not both."""
-    if channel not in FAMILIES:
-        raise InputError(f"unknown channel {channel!r}; known are {', '.join(FAMILIES)}")
+@dataclass(frozen=True, kw_only=True)
+class NamedLink:
+    """The channel that a user named and the condition of one image over it."""
+
+    channel: Channel
+    condition: Condition
+
+
+def named_link(
+    preset: str, settings: ChannelSettings, *, uses: int | None, cbr: float | None, snr_db: float
+) -> NamedLink:
+    """Channel and condition from what a user types; the rate is given as uses or as CBR, not both."""
     if uses is not None and cbr is not None:
         raise InputError("give the rate as --uses or as --cbr, not as both")
     if cbr is not None:
@@ -110,26 +108,23 @@ def link_condition(
             raise InputError(f"the channel bandwidth ratio must be a positive number, got {cbr}")
         side = presets.preset(preset).pixels
         uses = int(cbr_to_uses(torch.tensor(cbr, dtype=torch.float64), side, side))
-    return Condition(
-        uses=int(presets.preset(preset).nominal.uses) if uses is None else uses,
-        snr_db=snr_db,
-        rayleigh=FAMILIES[channel],
-        blocks=blocks,
-        correlation=correlation,
-        pilots=pilots,
-    )
+    elif uses is None:
+        uses = int(presets.preset(preset).nominal.uses)
+    named = named_channel(settings)
+    return NamedLink(channel=named.channel, condition=named.condition(uses, snr_db))
 
 
 def deliver(
-    preset: str, prompts: list[str], condition: Condition, out: Path, *, ka: bool, seed: int, on_stage: Stage
+    preset: str, prompts: list[str], chosen: NamedLink, out: Path, *, ka: bool, seed: int, on_stage: Stage
 ) -> dict[str, Any]:
     """Deliver prompts, write the received images and report.json; returns the report."""
     on_stage("load")
     system = presets.load(preset, align=ka)
+    system = replace(system, link=replace(system.link, channel=chosen.channel))
     with staged(out) as folder:
         on_stage("send")
         seeds = [seed + number for number in range(len(prompts))]
-        delivery = system.deliver(prompts, condition, seeds=seeds, channel_seed=seed)
+        delivery = system.deliver(prompts, chosen.condition, seeds=seeds, channel_seed=seed)
         names = [f"{number:04d}_seed{s}.png" for number, s in enumerate(seeds)]
         write_images(folder, names, delivery.image)
         report = delivery_json(delivery, names)
@@ -143,9 +138,9 @@ def delivery_json(delivery: Delivery, names: Sequence[str]) -> dict[str, Any]:
     ledger = delivery.ledger
     return {
         "images": [
-            {"file": name, "prompt": prompt, "seed": seed, "psnr_db": round(value, 3)}
-            for name, prompt, seed, value in zip(
-                names, delivery.prompts, delivery.seeds, quality, strict=True
+            {"file": name, "prompt": prompt, "seed": seed, "psnr_db": round(value, 3), "erased_uses": erased}
+            for name, prompt, seed, value, erased in zip(
+                names, delivery.prompts, delivery.seeds, quality, delivery.erased_uses.tolist(), strict=True
             )
         ],
         "bundles": delivery.bundles,

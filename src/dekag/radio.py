@@ -1,22 +1,27 @@
 """Symbols as SigMF recordings, so that a delivery can leave the program, cross a radio, and come back.
 
 A recording is two files, `NAME.sigmf-data` with complex float32 samples and `NAME.sigmf-meta` with JSON
-(Signal Metadata Format 1.2). One sample is one payload symbol; images follow one another without the padding
-of a batch, and an annotation marks each. What both ends know is in the namespace `dekag`: the condition, the
-seed, and the number of columns of the batch.
+(Signal Metadata Format 1.2). Images follow one another without the padding of a batch, and an annotation marks
+each; a sample is one payload symbol, or one of an OFDM waveform. What both ends know is in the namespace `dekag`:
+the condition, the seed, the number of columns of the batch, the waveform, and where the sender named them
+its preset, the ids of its updates and the channel that it reckons with.
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
+from jaxtyping import Complex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
 
+from dekag.channel import ChannelSettings
+from dekag.codec.papr import SINGLE_CARRIER, Waveform
 from dekag.output import staged
 from dekag.types import Condition, InputError, Symbols
 from dekag.version import __version__
@@ -35,6 +40,7 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Ints = Annotated[list[_Int], Field(min_length=1)]
 _Numbers = Annotated[list[_Number], Field(min_length=1)]
 _Bools = Annotated[list[bool], Field(min_length=1)]
+_Text = Annotated[str, Field(pattern="^[ -~]{1,200}$")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +50,43 @@ class Recording:
     symbols: complex64 [batch, uses], 0 beyond each image's payload.
     condition: that of each image.
     seed: of the delivery, any integer of 64 bits with a sign.
-    sample_rate_hz: symbols per second on the air, if that is settled.
+    sample_rate_hz: samples per second on the air, if that is settled.
+    waveform: how symbols became samples. clip_db: the ratio that the sender clipped at, if it did.
+    preset: name of the sender's system. bundles: ids of its updates by kind, None if it says nothing of them.
+    channel: the channel that the condition was made for, by name.
     """
 
     symbols: Symbols
     condition: Condition
     seed: int
     sample_rate_hz: float | None = None
+    waveform: Waveform = SINGLE_CARRIER
+    clip_db: float | None = None
+    preset: str | None = None
+    bundles: dict[str, str] | None = None
+    channel: ChannelSettings | None = None
+
+
+class _Waveform(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    subcarriers: _Int
+    oversampling: _Int
+
+
+class _Channel(BaseModel):
+    """The fields of `ChannelSettings`; what is left out is None."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: _Text
+    blocks: _Int | None = None
+    correlation: _Number | None = None
+    pilots: _Int | None = None
+    delay_spread_ns: _Number | None = None
+    speed_m_s: _Number | None = None
+    antennas: _Text | None = None
+    estimation: _Text | None = None
 
 
 class _Extension(BaseModel):
@@ -67,6 +103,12 @@ class _Extension(BaseModel):
     correlation: _Numbers
     phase: _Numbers
     pilots: _Ints
+    order: Literal["images, symbols", "images, OFDM symbols, samples"] | None = None
+    waveform: _Waveform | None = None
+    clip_db: _Number | None = None
+    preset: _Text | None = None
+    bundles: Annotated[dict[_Text, _Text], Field(max_length=8)] | None = None
+    channel: _Channel | None = None
 
 
 def write_recording(path: Path, recording: Recording) -> None:
@@ -74,22 +116,27 @@ def write_recording(path: Path, recording: Recording) -> None:
 
     Raises InputError if the recording breaks its contract, or either file exists.
     """
-    sigmf, (meta, data) = _library(), _pair(path)
+    sigmf, (meta, _) = _library(), recording_files(path)
     _check(recording)
-    for file in (meta, data):
-        if file.exists():
-            raise InputError(f"{file} exists and is kept; choose another name")
-    used = _used(recording.condition, recording.symbols.shape[1])
-    samples = recording.symbols.cpu()[used].numpy().astype("<c8")
+    require_free(path)
+    samples = _modulate(recording)
     file = sigmf.SigMFFile(global_info=_global_info(recording))
     file.add_capture(0)
     start = 0
-    for image, length in enumerate(recording.condition.payload.tolist()):
+    for image, length in enumerate(recording.waveform.samples(recording.condition.payload.cpu()).tolist()):
         file.add_annotation(start, length=length, metadata={"core:label": f"image {image}"})
         start += length
-    file.set_data_file(data_buffer=BytesIO(samples.tobytes()))
+    file.set_data_file(data_buffer=BytesIO(samples.numpy().astype("<c8").tobytes()))
     with staged(meta.parent) as stage:
         file.tofile(stage / meta.name)
+
+
+def require_free(path: Path) -> None:
+    """InputError if a file of the recording exists, or the radio package is missing: before work is done for it."""
+    _library()
+    for file in recording_files(path):
+        if file.exists():
+            raise InputError(f"{file} exists and is kept; choose another name")
 
 
 def read_recording(path: Path) -> Recording:
@@ -98,7 +145,7 @@ def read_recording(path: Path) -> Recording:
     A checksum is compared where there is one. Samples are returned as they are, NaN included.
     Raises InputError, one line, if the files are missing, damaged, truncated or not of this namespace.
     """
-    sigmf, (meta, data) = _library(), _pair(path)
+    sigmf, (meta, data) = _library(), recording_files(path)
     metadata = _metadata(sigmf, meta)
     extension = _extension(meta, metadata["global"])
     condition = Condition(**{f.name: torch.tensor(getattr(extension, f.name)) for f in fields(Condition)})
@@ -107,21 +154,49 @@ def read_recording(path: Path) -> Recording:
         raise InputError(
             f"{meta}: {columns} columns do not fit {len(condition)} images of up to {int(payload.max())} symbols"
         )
-    _check_size(data, int(payload.sum()))
+    waveform = SINGLE_CARRIER if extension.waveform is None else Waveform(**extension.waveform.model_dump())
+    _check_size(data, int(waveform.samples(payload).sum()), "samples" if waveform.subcarriers else "symbols")
     try:
         file = sigmf.SigMFFile(metadata=metadata, data_file=data)
     except sigmf.error.SigMFFileError as error:
         raise InputError(
             f"{data}: the samples do not have the sha512 of {meta.name}; copy both again"
         ) from error
-    symbols = torch.zeros(len(condition), columns, dtype=torch.complex64)
-    symbols[_used(condition, columns)] = torch.from_numpy(file.read_samples().copy())
     return Recording(
-        symbols=symbols,
+        symbols=_demodulate(torch.from_numpy(file.read_samples().copy()), condition, columns, waveform),
         condition=condition,
         seed=extension.seed,
         sample_rate_hz=metadata["global"].get("core:sample_rate"),
+        waveform=waveform,
+        clip_db=extension.clip_db,
+        preset=extension.preset,
+        bundles=extension.bundles,
+        channel=None if extension.channel is None else ChannelSettings(**extension.channel.model_dump()),
     )
+
+
+def _modulate(recording: Recording) -> Complex[Tensor, " samples"]:
+    """The samples of all images, one after another."""
+    symbols, waveform = recording.symbols.cpu(), recording.waveform
+    lengths = recording.condition.payload.tolist()
+    if not waveform.subcarriers:
+        return symbols[_used(recording.condition, symbols.shape[1])]
+    return torch.cat([waveform.modulate(row[:n]).flatten() for row, n in zip(symbols, lengths, strict=True)])
+
+
+def _demodulate(
+    samples: Complex[Tensor, " samples"], condition: Condition, columns: int, waveform: Waveform
+) -> Symbols:
+    """Symbols of a batch from the samples of all images; a sample that is no number spoils its OFDM symbol."""
+    symbols = torch.zeros(len(condition), columns, dtype=torch.complex64)
+    if not waveform.subcarriers:
+        symbols[_used(condition, columns)] = samples
+        return symbols
+    pieces = samples.split(waveform.samples(condition.payload).tolist())
+    for row, length in enumerate(condition.payload.tolist()):
+        blocks = pieces[row].unflatten(0, (-1, waveform.subcarriers * waveform.oversampling))
+        symbols[row, :length] = waveform.demodulate(blocks, length)
+    return symbols
 
 
 def _library() -> ModuleType:
@@ -131,8 +206,8 @@ def _library() -> ModuleType:
         raise InputError('radio files need the sigmf package: pip install "dekag[radio]"') from error
 
 
-def _pair(path: Path) -> tuple[Path, Path]:
-    """Metadata and data file of a recording."""
+def recording_files(path: Path) -> tuple[Path, Path]:
+    """Metadata and data file of a recording, named with or without a suffix; InputError if it is no name."""
     if not path.name:
         raise InputError(f"{path} is a folder; give the name of a recording in it")
     if path.suffix == ".sigmf":
@@ -168,11 +243,17 @@ def _check(recording: Recording) -> None:
 
 
 def _global_info(recording: Recording) -> dict[str, Any]:
-    condition = recording.condition
+    condition, waveform = recording.condition, recording.waveform
     extension = _Extension(
         seed=recording.seed,
         columns=recording.symbols.shape[1],
         **{f.name: getattr(condition, f.name).tolist() for f in fields(Condition)},
+        order="images, OFDM symbols, samples" if waveform.subcarriers else "images, symbols",
+        waveform=_Waveform(**asdict(waveform)),
+        clip_db=recording.clip_db,
+        preset=recording.preset,
+        bundles=recording.bundles,
+        channel=None if recording.channel is None else _Channel(**asdict(recording.channel)),
     )
     rate = {} if recording.sample_rate_hz is None else {"core:sample_rate": recording.sample_rate_hz}
     return {
@@ -181,7 +262,7 @@ def _global_info(recording: Recording) -> dict[str, Any]:
         # the samples can be read without the namespace
         "core:extensions": [{"name": NAMESPACE, "version": VERSION, "optional": True}],
         **rate,
-        **{f"{NAMESPACE}:{name}": value for name, value in extension.model_dump().items()},
+        **{f"{NAMESPACE}:{name}": value for name, value in extension.model_dump(exclude_none=True).items()},
     }
 
 
@@ -238,13 +319,13 @@ def _extension(meta: Path, facts: dict[str, Any]) -> _Extension:
         raise InputError(f"{meta}: {prefix}{_plain(where)} is wrong: {_plain(first['msg'])}") from error
 
 
-def _check_size(data: Path, samples: int) -> None:
+def _check_size(data: Path, samples: int, noun: str) -> None:
     if not data.is_file():
         raise InputError(f"{data} is no file; a recording is a .sigmf-meta and a .sigmf-data file")
     size, expected = data.stat().st_size, SAMPLE_BYTES * samples
     if size != expected:
         fault = "truncated" if size < expected else "too long"
-        raise InputError(f"{data} is {fault}: {size} bytes, but {samples} symbols are {expected}")
+        raise InputError(f"{data} is {fault}: {size} bytes, but {samples} {noun} are {expected}")
 
 
 def _plain(text: object) -> str:

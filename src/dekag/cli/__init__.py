@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dekag.cli import align, bundle, evaluate, system
+from dekag.cli import align, bundle, evaluate, radio, system
 from dekag.cli.console import complain, quiet_libraries
 from dekag.version import __version__
 
@@ -15,6 +15,7 @@ app.add_typer(system.app)
 app.add_typer(align.app, name="align")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(radio.app, name="radio")
 
 
 def main() -> None:

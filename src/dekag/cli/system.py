@@ -6,7 +6,28 @@ from typing import Annotated
 import typer
 
 from dekag.cli.console import print_json, print_tables, working
-from dekag.cli.options import Count, Device, Json, Model, Out, PresetName, Seed
+from dekag.cli.options import (
+    Antennas,
+    Blocks,
+    Cbr,
+    ChannelName,
+    Correlation,
+    Count,
+    DelaySpread,
+    Device,
+    Estimation,
+    Json,
+    Ka,
+    Model,
+    Out,
+    Pilots,
+    PresetName,
+    Prompts,
+    Seed,
+    SnrDb,
+    Speed,
+    Uses,
+)
 
 app = typer.Typer()
 
@@ -85,42 +106,50 @@ def generate(
 
 @app.command()
 def deliver(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw and send.")],
+    prompts: Prompts,
     out: Out,
-    snr_db: Annotated[float, typer.Option(help="SNR per complex channel use.")] = 10.0,
-    uses: Annotated[int | None, typer.Option(help="Channel uses an image.")] = None,
-    cbr: Annotated[
-        float | None, typer.Option(help="Instead of --uses: channel uses per pixel value.")
-    ] = None,
-    channel: Annotated[str, typer.Option(help="awgn or rayleigh.")] = "awgn",
-    blocks: Annotated[int, typer.Option(help="Fading blocks of an image.")] = 1,
-    correlation: Annotated[float, typer.Option(help="Correlation of neighbouring blocks, 0 to 1.")] = 0.0,
-    pilots: Annotated[int, typer.Option(help="Pilots a block; 0: the receiver knows the gain.")] = 0,
-    ka: Annotated[bool, typer.Option("--ka/--no-ka", help="With or without both alignments.")] = True,
+    snr_db: SnrDb = 10.0,
+    uses: Uses = None,
+    cbr: Cbr = None,
+    channel: ChannelName = "awgn",
+    blocks: Blocks = None,
+    correlation: Correlation = None,
+    pilots: Pilots = None,
+    delay_spread: DelaySpread = None,
+    speed: Speed = None,
+    antennas: Antennas = None,
+    estimation: Estimation = None,
+    ka: Ka = True,
     preset: PresetName = "emoji",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Draw prompts at the edge, send them over the air, and write what the user sees and what it cost."""
     from dekag import commands
+    from dekag.channel import ChannelSettings
 
-    chosen = commands.link_condition(
-        preset,
-        uses=uses,
-        cbr=cbr,
-        snr_db=snr_db,
-        channel=channel,
+    settings = ChannelSettings(
+        name=channel,
         blocks=blocks,
         correlation=correlation,
         pilots=pilots,
+        delay_spread_ns=delay_spread,
+        speed_m_s=speed,
+        antennas=antennas,
+        estimation=estimation,
     )
     with working("deliver") as stage:
+        chosen = commands.named_link(preset, settings, uses=uses, cbr=cbr, snr_db=snr_db)
         report = commands.deliver(preset, prompts, chosen, out, ka=ka, seed=seed, on_stage=stage)
     if as_json:
         print_json(report)
         return
     for row in report["images"]:
-        print(f"{row['psnr_db']:6.2f} dB  {row['prompt']}")
+        erased = f"  ({row['erased_uses']} uses erased)" if row["erased_uses"] else ""
+        print(f"{row['psnr_db']:6.2f} dB  {row['prompt']}{erased}")
     ledger = report["ledger"]
-    print(f"core link {ledger['core_link_bytes']} bytes, air {ledger['channel_uses']} channel uses")
+    uses_text = f"{ledger['payload_uses']} payload and {ledger['pilot_uses']} pilots"
+    print(
+        f"core link {ledger['core_link_bytes']} bytes, air {ledger['channel_uses']} channel uses, {uses_text}"
+    )
     print(f"as PNG files {ledger['image_bytes']} bytes; wrote {out}")

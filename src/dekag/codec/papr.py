@@ -69,7 +69,8 @@ def ofdm_symbols(
         raise InputError(f"{samples} samples are no whole number of symbols at oversampling {oversampling}")
     carriers = samples // oversampling
     spectrum = torch.fft.fft(waveform, dim=1, norm="forward") * math.sqrt(carriers)
-    return spectrum.roll(carriers // 2, dims=1)[:, :carriers]
+    symbols: Tensor = spectrum.roll(carriers // 2, dims=1)[:, :carriers]
+    return symbols
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,221 @@
+"""A delivery in two halves with a recording between them: what the radio commands do."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dekag import link, presets
+from dekag.alignment.cala import CalaCodec
+from dekag.channel import BlockFading, ChannelSettings, named_channel
+from dekag.channel.fading import used
+from dekag.codec import JsccCodec
+from dekag.codec.papr import OFDM, SINGLE_CARRIER, PaprReport, Waveform, clip_waveform, papr_report
+from dekag.output import staged, write_images, write_json
+from dekag.radio import Recording, read_recording, recording_files, require_free, write_recording
+from dekag.types import ChannelState, Condition, InputError, Received
+from dekag.units import snr_db_to_noise_power
+
+Stage = Callable[[str], None]
+
+BATCH = 64
+"""Images that are decoded at a time; a recording may hold any number."""
+
+
+def waveform_of(ofdm: bool, subcarriers: int | None) -> Waveform:
+    """The waveform that a user asks for."""
+    if subcarriers is not None and not ofdm:
+        raise InputError("--subcarriers is of the OFDM waveform; add --ofdm")
+    if not ofdm:
+        return SINGLE_CARRIER
+    return OFDM if subcarriers is None else replace(OFDM, subcarriers=subcarriers)
+
+
+def send(
+    preset: str,
+    prompts: list[str],
+    condition: Condition,
+    channel: ChannelSettings,
+    out: Path,
+    *,
+    ka: bool,
+    seed: int,
+    waveform: Waveform,
+    clip_db: float | None,
+    sample_rate_hz: float | None,
+    drawn: Path | None,
+    on_stage: Stage,
+) -> dict[str, Any]:
+    """Draw prompts at the edge and record what it sends; returns the recording's numbers.
+
+    With `drawn`, the pictures go to that folder, by the names that `receive` gives them.
+    """
+    require_free(out)
+    on_stage("load")
+    system = presets.load(preset, align=ka)
+    whole = condition.expand(len(prompts))
+    link.warn_outside(system.link, whole)
+    on_stage("draw and encode")
+    sent = link.send(system.link, prompts, whole, seeds=[seed + number for number in range(len(prompts))])
+    symbols = sent.symbols
+    if clip_db is not None:
+        symbols = clip_waveform(symbols, whole.payload, waveform, ratio_db=clip_db)
+    recording = Recording(
+        symbols=symbols,
+        condition=whole,
+        seed=seed,
+        sample_rate_hz=sample_rate_hz,
+        waveform=waveform,
+        clip_db=clip_db,
+        preset=preset,
+        bundles=dict(system.link.bundles),
+        channel=channel,
+    )
+    on_stage("write")
+    with nullcontext() if drawn is None else staged(drawn) as folder:
+        if folder is not None:
+            names = _names(len(prompts))
+            write_images(folder, names, link.picture(system.link, sent.latent))
+            images = [{"file": name, "prompt": text} for name, text in zip(names, prompts, strict=True)]
+            write_json(folder / "index.json", {"images": images})
+        write_recording(out, recording)
+    return {"files": [str(file) for file in recording_files(out)], **_sent_json(recording)}
+
+
+def receive(
+    path: Path, out: Path, *, preset: str | None, channel_seed: int | None, on_stage: Stage
+) -> dict[str, Any]:
+    """Decode a recording to a folder of pictures; returns what index.json says.
+
+    With `channel_seed`, the channel that the metadata names lies between. Without it, the samples are taken
+    as they are, at unit gain and the SNR of the condition: what carrier, timing and gain recovery leave.
+    """
+    recording = read_recording(path)
+    on_stage("load")
+    name = recording.preset if preset is None else preset
+    if name is None:
+        raise InputError(f"{path} does not name the preset that sent it; give --preset")
+    # a recording that says nothing of updates is taken to come from the system as it ships
+    system = presets.load(name, align=recording.bundles != {})
+    _check_fits(path, recording, system.link)
+    link.warn_outside(system.link, recording.condition)
+    with staged(out) as folder:
+        on_stage("decode")
+        received = _received(recording, channel_seed)
+        images, names = [], _names(len(recording.condition))
+        for first in range(0, len(names), BATCH):
+            rows = slice(first, first + BATCH)
+            arrived = link.receive(system.link, _rows(received, rows), recording.condition[rows])
+            write_images(folder, names[rows], arrived.image)
+            images += _images_json(names[rows], recording.condition[rows], arrived.erased_uses)
+        index = {
+            "recording": path.name,
+            "preset": name,
+            "bundles": dict(system.link.bundles),
+            "channel": None if channel_seed is None else _channel_json(recording.channel),
+            "channel_seed": channel_seed,
+            "images": images,
+        }
+        write_json(folder / "index.json", index)
+    return index
+
+
+def papr(path: Path) -> dict[str, Any]:
+    """The peaks of a recording's samples."""
+    recording = read_recording(path)
+    if not bool(recording.symbols.isfinite().all()):
+        raise InputError(f"{path} holds samples that are no numbers; their peaks cannot be told")
+    return papr_json(papr_report(recording.symbols, recording.condition.payload, recording.waveform))
+
+
+def papr_json(report: PaprReport) -> dict[str, Any]:
+    """A report of peaks as JSON values."""
+    return {
+        "blocks": report.blocks,
+        "samples": report.samples,
+        "highest_db": round(report.highest_db, 3),
+        "ccdf": [
+            {"level_db": level, "share": share, "gaussian": gaussian}
+            for level, (share, gaussian) in report.peaks.items()
+        ],
+        "power": [
+            {
+                "share": share,
+                "level_db": level if level is None else round(level, 3),
+                "gaussian_db": round(db, 3),
+            }
+            for share, (level, db) in report.power_db.items()
+        ],
+    }
+
+
+def _names(count: int) -> list[str]:
+    return [f"{number:04d}.png" for number in range(count)]
+
+
+def _sent_json(recording: Recording) -> dict[str, Any]:
+    condition = recording.condition
+    payload = condition.payload
+    return {
+        "images": len(condition),
+        "samples": int(recording.waveform.samples(payload).sum()),
+        "payload_uses": int(payload.sum()),
+        "pilot_uses": int((condition.uses - payload).sum()),
+        "waveform": asdict(recording.waveform),
+        "clip_db": recording.clip_db,
+        "bundles": recording.bundles,
+        "channel": _channel_json(recording.channel),
+        "papr": papr_json(papr_report(recording.symbols, payload, recording.waveform)),
+    }
+
+
+def _channel_json(channel: ChannelSettings | None) -> dict[str, Any]:
+    return {"name": "rayleigh or awgn as the condition says"} if channel is None else channel.given()
+
+
+def _images_json(names: list[str], condition: Condition, erased: torch.Tensor) -> list[dict[str, Any]]:
+    columns = (condition.uses, condition.payload, condition.snr_db, erased)
+    rows = zip(names, *(column.tolist() for column in columns), strict=True)
+    return [
+        {"file": name, "uses": uses, "payload_uses": payload, "snr_db": round(snr, 3), "erased_uses": lost}
+        for name, uses, payload, snr, lost in rows
+    ]
+
+
+def _check_fits(path: Path, recording: Recording, chosen: link.Link) -> None:
+    """InputError if the receiver's codec cannot decode the recording."""
+    theirs = None if recording.bundles is None else recording.bundles.get("transmission")
+    ours = chosen.bundles.get("transmission")
+    if theirs is not None and theirs != ours:
+        here = "none" if ours is None else ours[:12]
+        raise InputError(
+            f"{path} was encoded with the transmission update {theirs[:12]}, and here is {here}; use the sender's"
+        )
+    codec = chosen.codec.codec if isinstance(chosen.codec, CalaCodec) else chosen.codec
+    assert isinstance(codec, JsccCodec)
+    most, longest = codec.config.max_uses, int(recording.condition.payload.max())
+    if longest > most:
+        raise InputError(f"{path} has images of {longest} symbols, and the codec decodes at most {most}")
+
+
+@torch.no_grad()
+def _received(recording: Recording, channel_seed: int | None) -> Received:
+    """The recorded symbols as they are, or over the channel that the sender named."""
+    symbols, condition = recording.symbols, recording.condition
+    if channel_seed is None:
+        gain = used(condition, symbols.shape[1]).to(symbols.dtype)
+        state = ChannelState(gain=gain, noise_power=snr_db_to_noise_power(condition.snr_db))
+        return Received(symbols=symbols, state=state)
+    channel = BlockFading() if recording.channel is None else named_channel(recording.channel).channel
+    return channel(symbols, condition, rng=torch.Generator().manual_seed(channel_seed))
+
+
+def _rows(received: Received, rows: slice) -> Received:
+    state = received.state
+    return Received(
+        symbols=received.symbols[rows],
+        state=ChannelState(gain=state.gain[rows], noise_power=state.noise_power[rows]),
+    )

@@ -8,7 +8,19 @@ import torch
 from scipy.special import erfc
 
 from dekag.codec.constellation import CONSTELLATIONS
-from dekag.codec.papr import ccdf, clip, gaussian_ccdf, ofdm_waveform, papr
+from dekag.codec.papr import (
+    OFDM,
+    SINGLE_CARRIER,
+    Waveform,
+    ccdf,
+    clip,
+    clip_waveform,
+    gaussian_ccdf,
+    ofdm_symbols,
+    ofdm_waveform,
+    papr,
+    papr_report,
+)
 from dekag.types import InputError
 from dekag.units import db_to_linear
 
@@ -184,3 +196,86 @@ def test_wrong_input_is_one_clear_line() -> None:
         ofdm_waveform(symbols, oversampling=0)
     with pytest.raises(InputError, match=r"^a payload must be between 1 and the 8 symbols, got 9$"):
         papr(symbols, torch.tensor([8, 9]))
+
+
+@pytest.mark.parametrize("carriers", [1, 11, 12])
+@pytest.mark.parametrize("oversampling", [1, 3, 4])
+def test_symbols_come_back_from_the_waveform(carriers: int, oversampling: int) -> None:
+    symbols = complex_normal(3, carriers).to(torch.complex128)
+    waveform = ofdm_waveform(symbols, oversampling=oversampling)
+    torch.testing.assert_close(ofdm_symbols(waveform, oversampling=oversampling), symbols)
+
+
+def test_noise_of_samples_and_of_symbols() -> None:
+    """White noise of power 1 a sample is 1 / 4 a symbol at four samples each; 2^16 symbols, 5 sigma = 0.005."""
+    noise = complex_normal(2**10, 4 * 64)
+    assert ofdm_symbols(noise, oversampling=4).abs().square().mean().item() == pytest.approx(0.25, abs=0.005)
+
+
+@pytest.mark.parametrize("waveform", [SINGLE_CARRIER, OFDM, Waveform(subcarriers=5, oversampling=2)])
+@pytest.mark.parametrize("payload", [1, 71, 72, 73, 300])
+def test_a_payload_comes_back_from_its_blocks(waveform: Waveform, payload: int) -> None:
+    symbols = complex_normal(1, payload)[0].to(torch.complex128)
+    blocks = waveform.modulate(symbols)
+    assert blocks.numel() == int(waveform.samples(torch.tensor([payload])))
+    torch.testing.assert_close(waveform.demodulate(blocks, payload), symbols)
+
+
+def test_report_of_complex_gaussian_samples() -> None:
+    """Blocks and samples both follow what stands beside them, within 5 sigma; 4096 images of 256 samples."""
+    report = papr_report(complex_normal(BLOCKS, 256), torch.full((BLOCKS,), 256), SINGLE_CARRIER)
+    assert (report.blocks, report.samples) == (BLOCKS, 256 * BLOCKS)
+    for share, gaussian in report.peaks.values():
+        # the mean power of an image is measured, not known: a relative error of 1 / sqrt(256) at most blurs the level
+        assert share == pytest.approx(gaussian, abs=0.03)
+    for share, (level_db, gaussian_db) in report.power_db.items():
+        assert gaussian_db == pytest.approx(10 * math.log10(-math.log(share)))
+        # the level moves by the relative error of the share over ln(1 / share), times 10 / ln(10) dB
+        room = 5 * 4.35 / math.sqrt(share * report.samples) / -math.log(share) + 0.02
+        assert level_db == pytest.approx(gaussian_db, abs=room)
+
+
+def test_report_of_ofdm_comes_near_gaussian_samples() -> None:
+    """2.8 independent samples a subcarrier: within 0.25 dB of level at every share, on 256-QAM and 72 carriers."""
+    points = CONSTELLATIONS["256qam"].points
+    symbols = points[torch.randint(256, (50, 72 * 50), generator=torch.Generator().manual_seed(3))]
+    report = papr_report(symbols, whole(symbols), OFDM)
+    assert report.blocks == 2500
+    levels = torch.tensor(list(report.peaks))
+    for moved, sign in ((-0.35, 1), (0.35, -1)):
+        bound = gaussian_ccdf(levels + moved, round(2.8 * 72))
+        room = 5 * (bound * (1 - bound) / report.blocks).sqrt()
+        measured = torch.tensor([share for share, _ in report.peaks.values()])
+        assert bool((sign * (bound - measured) + room >= 0).all())
+
+
+def test_few_samples_tell_nothing_of_rare_peaks() -> None:
+    report = papr_report(complex_normal(1, 500), torch.tensor([500]), SINGLE_CARRIER)
+    assert [level is None for level, _ in report.power_db.values()] == [False, True, True, True]
+
+
+def test_clipped_and_filtered_ofdm() -> None:
+    """Peaks fall below those of the same symbols, power 1 per image is kept, and so is silence beyond a payload."""
+    symbols = complex_normal(6, 720)
+    payload = torch.tensor([720, 720, 360, 100, 72, 720])
+    clipped = clip_waveform(symbols, payload, OFDM, ratio_db=4.0)
+    before, after = (papr_report(s, payload, OFDM) for s in (symbols, clipped))
+    assert 4 < after.highest_db < 7.5 < before.highest_db
+    for row, length in enumerate(payload.tolist()):
+        assert clipped[row, :length].abs().square().mean().item() == pytest.approx(1, abs=1e-5)
+        assert torch.count_nonzero(clipped[row, length:]) == 0
+        alone = clip_waveform(symbols[row : row + 1], payload[row : row + 1], OFDM, ratio_db=4.0)
+        assert torch.equal(alone[0], clipped[row])
+    plain = clip_waveform(symbols, payload, SINGLE_CARRIER, ratio_db=4.0)
+    assert torch.equal(plain, clip(symbols, payload, ratio_db=4.0))
+
+
+def test_waveforms_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="0 to 4096 subcarriers and 1 to 16 samples for each, got -1 and 1"):
+        Waveform(subcarriers=-1)
+    with pytest.raises(InputError, match="1 to 16 samples for each, got 8 and 0"):
+        Waveform(subcarriers=8, oversampling=0)
+    with pytest.raises(InputError, match="only OFDM is oversampled"):
+        Waveform(oversampling=2)
+    with pytest.raises(InputError, match="10 samples are no whole number of symbols at oversampling 4"):
+        ofdm_symbols(torch.zeros(1, 10, dtype=torch.complex64), oversampling=4)

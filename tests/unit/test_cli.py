@@ -24,6 +24,9 @@ HELP = [
     ["evaluate", "transmission"],
     ["evaluate", "accuracy"],
     ["bundle", "inspect"],
+    ["radio", "send"],
+    ["radio", "receive"],
+    ["radio", "papr"],
 ]
 
 
@@ -117,6 +120,16 @@ BAD = {
     "both rates": ((*DELIVER, "--uses", 64, "--cbr", 0.01), "not as both"),
     "negative cbr": ((*DELIVER, "--cbr", -1), "positive number"),
     "unknown channel": ((*DELIVER, "--channel", "rician"), "known are awgn, rayleigh"),
+    "blocks of awgn": ((*DELIVER, "--blocks", 4), "--blocks is not for awgn: it describes rayleigh"),
+    "blocks of tdl": ((*DELIVER, "--channel", "tdl-c", "--blocks", 4), "--blocks is not for tdl-c"),
+    "speed of rayleigh": (
+        (*DELIVER, "--channel", "rayleigh", "--speed", 3),
+        "--speed is not for rayleigh: it describes the channels tdl-a to tdl-e and cdl-a to cdl-e",
+    ),
+    "more streams than antennas": (
+        (*DELIVER, "--channel", "tdl-c", "--antennas", "2x1"),
+        "use 1x2 or 2x2",
+    ),
     "too many blocks": (
         (*DELIVER, "--channel", "rayleigh", "--uses", 8, "--blocks", 9),
         "cannot hold 9 blocks",

@@ -28,12 +28,12 @@ class TrainedRange:
 
     uses_min: int
     uses_max: int
-    snr_db_min: float
-    snr_db_max: float
+    snr_db_min: float | int
+    snr_db_max: float | int
     fading: bool
     blocks_min: int = 1
     blocks_max: int = 1
-    correlation_max: float = 0.0
+    correlation_max: float | int = 0.0
     pilots_max: int = 0
 
     def __post_init__(self) -> None:
@@ -98,13 +98,13 @@ def _value(name: str, given: int | float | str, kind: object) -> Any:
         return bool(given)
     if kind is int and isinstance(given, int):
         return given
-    if kind is float and isinstance(given, int | float):
+    if kind not in (bool, int) and isinstance(given, int | float):
         return float(given)
     needed = "1 or 0" if kind is bool else "a whole number" if kind is int else "a number"
     raise InputError(f"the bundle's {PREFIX}{name} must be {needed}, got {given!r}")
 
 
-def _outside(name: str, values: Tensor, low: float, high: float) -> str:
+def _outside(name: str, values: Tensor, low: float | int, high: float | int) -> str:
     """What to say of values that are not all from `low` to `high`; empty if they are."""
     # a step of float32 in which a condition is kept
     room = 1e-6 * max(abs(low), abs(high))

@@ -44,20 +44,11 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def trip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recording of two pictures over AWGN, made once; with the pictures as they were drawn."""
     folder = tmp_path_factory.mktemp("radio")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
-        words = (
-            "radio",
-            "send",
-            *PROMPTS,
-            "--snr-db",
-            15,
-            "--out",
-            folder / "trip",
-            "--drawn",
-            folder / "drawn",
-        )
-        patch.setattr(sys, "argv", ["dekag", *map(str, words)])
-        main()
+    files = ("--out", folder / "trip", "--drawn", folder / "drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["dekag", *map(str, ("radio", "send", *PROMPTS, "--snr-db", 15, *files))])
+        with pytest.raises(SystemExit) as exit_:
+            main()
     assert not exit_.value.code
     return folder / "trip"
 

@@ -1,5 +1,6 @@
 """The range that an update was trained for travels with its bundle, and a condition outside it is a warning."""
 
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from dekag import presets, zoo
 from dekag.alignment.cala import CalaCodec, CalaConfig
 from dekag.alignment.updates import apply_transmission, save_transmission, trained_range
+from dekag.cli import main
 from dekag.codec import TrainedRange, load_codec
 from dekag.types import Condition, ConditionWarning, InputError
 
@@ -137,3 +139,24 @@ def test_a_bundle_that_says_nothing_warns_of_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         system.deliver(["a red apple"], Condition(uses=8, snr_db=90.0))
+
+
+def test_every_command_says_it_in_one_line_and_goes_on(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(presets.PRESETS, "emoji", lambda: replace(presets.emoji(), cala=str(bundle)))
+    outside = ("a red apple", "--snr-db", 35, "--uses", 100, "--channel", "rayleigh", "--pilots", 5)
+    commands: list[tuple[object, ...]] = [
+        ("deliver", *outside, "--out", tmp_path / "out"),
+        ("radio", "send", *outside, "--out", tmp_path / "trip"),
+        ("radio", "receive", tmp_path / "trip", "--out", tmp_path / "got"),
+    ]
+    for words in commands:
+        monkeypatch.setattr(sys, "argv", ["dekag", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert not exit_.value.code
+        assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
+            "dekag: warning: the update of the codec was not trained for this condition: snr_db is 35 (trained for"
+            " -5 to 20); pilots is 5 (trained for 0 to 4)"
+        ]

@@ -27,7 +27,7 @@ TASKS = LINKED | {
     "radio",
     "zoo",
 }
-SHOWS = TASKS | {"presets", "comparison", "distillation", "adaptation", "demo"}
+SHOWS = TASKS | {"presets", "comparison", "distillation", "adaptation", "demo", "sweep"}
 LAYERS = {
     "version": frozenset[str](),
     "types": frozenset[str](),
@@ -51,6 +51,7 @@ LAYERS = {
     "distillation": TASKS | {"presets", "comparison"},
     "adaptation": TASKS | {"presets", "comparison", "distillation"},
     "demo": TASKS | {"presets", "comparison"},
+    "sweep": TASKS | {"presets", "comparison", "distillation"},
     "commands": SHOWS,
     "radio_link": TASKS | {"presets"},
     "tables": SHOWS,

@@ -10,25 +10,19 @@ import torch
 
 from dekag import presets, zoo
 from dekag.alignment.bundle import Quantisation
-from dekag.alignment.updates import apply_generation, apply_transmission
-from dekag.channel import BlockFading, ChannelSettings, named_channel
-from dekag.codec import load_codec
-from dekag.comparison import SPLITS
+from dekag.alignment.updates import apply_generation
+from dekag.channel import ChannelSettings, named_channel
 from dekag.data.prompts import read_prompts
-from dekag.demo import transmission_json
 from dekag.evaluation.accuracy import score_accuracy
 from dekag.evaluation.figures import contact_sheet, save_figure
 from dekag.evaluation.generation import EDGE_SEED, draw
 from dekag.evaluation.judges import load_clip
 from dekag.evaluation.metrics import psnr_db
 from dekag.evaluation.statistics import Mean
-from dekag.evaluation.transmission import TransmissionScores, grid, score_transmission
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.output import staged, write_images, write_json
 from dekag.types import Channel, Condition, Delivery, InputError
 from dekag.units import cbr_to_uses
-
-__all__ = ["transmission_json"]
 
 Stage = Callable[[str], None]
 
@@ -150,23 +144,6 @@ def delivery_json(delivery: Delivery, names: Sequence[str]) -> dict[str, Any]:
             "channel_uses": ledger.payload_uses + ledger.pilot_uses + ledger.side_uses,
         },
     }
-
-
-def evaluate_transmission(
-    preset: str, bundle: str | None, *, images: int, seed: int, on_stage: Stage
-) -> TransmissionScores:
-    """PSNR over the grid, without and with a bundle, of what the aligned edge draws for held-out prompts."""
-    chosen = presets.preset(preset)
-    on_stage("draw")
-    edge, _ = apply_generation(presets.edge(chosen), presets.folder(chosen.makd, "bundle"))
-    texts = [text for split in SPLITS for text in _prompts(chosen, split)[:images]]
-    latents = edge(texts, seeds=[EDGE_SEED + seed + i for i in range(len(texts))])
-    codec = load_codec(presets.folder(chosen.codec, "codec"))
-    adapted, _ = apply_transmission(codec, presets.folder(bundle or chosen.cala, "bundle"))
-    on_stage("send")
-    return score_transmission(
-        {"no_ka": codec, "cala": adapted}, BlockFading(), edge, latents, grid(), seed=seed
-    )
 
 
 def evaluate_accuracy(

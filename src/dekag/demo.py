@@ -19,8 +19,9 @@ from dekag.channel import BlockFading
 from dekag.codec import load_codec
 from dekag.comparison import SPLITS, arms, compare, judges, scores_json
 from dekag.evaluation.generation import Drawn, GenerationScores, score_generation
+from dekag.evaluation.grid import SMALL
 from dekag.evaluation.statistics import Mean, mean_interval
-from dekag.evaluation.transmission import TransmissionScores, grid, score_transmission, transmit
+from dekag.evaluation.transmission import TransmissionScores, score_transmission, transmit
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.images import png_bytes
 from dekag.presets import Preset
@@ -102,7 +103,8 @@ def run_demo(chosen: Preset, config: DemoConfig, *, on_stage: Callable[[str], No
         adapted, t_bundle = apply_transmission(codec, presets.folder(chosen.cala, "bundle"))
         codecs: dict[str, Codec] = {"no_ka": codec, "cala": adapted}
         sent = torch.cat([latents[split][: config.sent] for split in SPLITS])
-        transmission = score_transmission(codecs, BlockFading(), edge, sent, grid(), seed=config.seed)
+        conditions = {point.name: point.condition for point in SMALL.points()}
+        transmission = score_transmission(codecs, BlockFading(), edge, sent, conditions, seed=config.seed)
     rows, columns = _picture(drawn, latents, texts, codecs, edge, config)
     return Demo(
         generation=generation,
@@ -133,11 +135,12 @@ def curves(scores: TransmissionScores) -> dict[str, tuple[list[float], list[Mean
     """PSNR against SNR for each codec at the picture's rate, over AWGN and fading."""
     names = {"no_ka": "without T-KA", "cala": "with T-KA"}
     lines: dict[str, tuple[list[float], list[Mean]]] = {}
-    for family, label in (("awgn", "AWGN"), ("rayleigh", "Rayleigh")):
-        cells = {c: k for c, k in grid().items() if c.startswith(f"{family} {int(SHOWN.uses)} ")}
-        snrs = [float(condition.snr_db) for condition in cells.values()]
+    for channel, label in (("awgn", "AWGN"), ("rayleigh-4", "Rayleigh")):
+        points = [p for p in SMALL.points() if p.channel == channel and p.uses == int(SHOWN.uses)]
+        snrs = [point.snr_db for point in points]
         for codec, text in names.items():
-            lines[f"{label}, {text}"] = (snrs, [scores.by_condition[cell][codec] for cell in cells])
+            means = [scores.by_condition[point.name][codec] for point in points]
+            lines[f"{label}, {text}"] = (snrs, means)
     return lines
 
 

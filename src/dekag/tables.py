@@ -9,6 +9,8 @@ from dekag.demo import Demo
 from dekag.evaluation.generation import GenerationScores
 from dekag.evaluation.statistics import Mean
 from dekag.evaluation.transmission import TransmissionScores
+from dekag.sweep import Summary
+from dekag.sweep.summary import LOW_SNR_DB
 
 NAMES = {
     "floor": "floor (other prompts)",
@@ -23,6 +25,17 @@ NAMES = {
     "makd_few_steps": "MAKD as shipped, few steps",
     "ceiling": "ceiling (cloud, other seed)",
 }
+METRICS = {
+    "psnr_db": ("PSNR (dB)", 2),
+    "weighted_snr_db": ("latent SNR (dB)", 2),
+    "latent_nmse": ("latent NMSE", 3),
+    "ssim": ("SSIM", 3),
+    "dino": ("dino", 3),
+    "clip": ("clip", 3),
+    "lpips": ("LPIPS", 3),
+    "arrived": ("arrived", 2),
+}
+"""Metrics of a received image, their headings and digits."""
 
 
 def interval(mean: Mean, digits: int = 3) -> str:
@@ -69,6 +82,80 @@ def transmission_table(scores: TransmissionScores) -> Table:
         table.add_row(cell, interval(by_codec["no_ka"], 2), interval(by_codec["cala"], 2))
     table.add_section()
     table.add_row("mean over the grid", *(interval(scores.overall[codec], 2) for codec in ("no_ka", "cala")))
+    return table
+
+
+def sweep_tables(summary: Summary) -> list[Table]:
+    """Means over the grid, gains by channel and uses, and distances to the bound."""
+    tables = [_means(summary)]
+    if any(method.gains is not None for method in summary.methods.values()):
+        tables.append(_gains(summary))
+    if any(method.to_bound for method in summary.methods.values()):
+        tables.append(_to_bound(summary))
+    return tables
+
+
+def sweep_lines(summary: Summary) -> list[str]:
+    """Worst cells, what arrived of the digital methods, and the duels below 10 dB, a line each."""
+    lines = []
+    for label, method in summary.methods.items():
+        if method.gains is not None:
+            cell, gain_db = method.gains.worst
+            lines.append(f"{label}: least gain over no_ka {gain_db:+.2f} dB, at {cell}")
+        if method.received is not None:
+            sent, arrived, images = method.received
+            lines.append(
+                f"{label}: {arrived} of {sent} sent images arrived, {images - sent} could not be sent;"
+                f" nothing can be sent in {method.silent} cells"
+            )
+    for duel in summary.duels:
+        share = f"{duel.won} of {duel.cells} cells below {LOW_SNR_DB:g} dB"
+        lines.append(f"{duel.method} beats {duel.rival} in {share} ({100 * duel.won / duel.cells:.0f} %)")
+        lines += [f"  behind by {-loss:.2f} dB at {cell}" for cell, loss in duel.losses.items()]
+    return lines
+
+
+def _means(summary: Summary) -> Table:
+    table = Table(title=f"Mean over the grid, {summary.images} images, {summary.cells} cells")
+    metrics = [name for name in METRICS if any(name in m.metrics for m in summary.methods.values())]
+    columns = ["", *(METRICS[name][0] for name in metrics), "gain over no_ka (dB)"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "" else "right")
+    for label, method in summary.methods.items():
+        row = [
+            interval(method.metrics[name], METRICS[name][1]) if name in method.metrics else ""
+            for name in metrics
+        ]
+        table.add_row(label, *row, "" if method.gains is None else interval(method.gains.overall, 2))
+    return table
+
+
+def _gains(summary: Summary) -> Table:
+    table = Table(title="Gain over no_ka in dB of PSNR, by channel, uses and split")
+    found = {label: method.gains for label, method in summary.methods.items() if method.gains is not None}
+    table.add_column("")
+    for label in found:
+        table.add_column(label, justify="right")
+    first = next(iter(found.values()))
+    for group, unit in (("by_family", ""), ("by_uses", " uses"), ("by_split", "")):
+        for name in getattr(first, group):
+            table.add_row(f"{name}{unit}", *(interval(getattr(g, group)[name], 2) for g in found.values()))
+        table.add_section()
+    return table
+
+
+def _to_bound(summary: Summary) -> Table:
+    caption = (
+        f"spectrum of {summary.draws} latents; with few the first number is too high, the second too low"
+    )
+    table = Table(title="Distance to the bound in dB of weighted latent SNR, by SNR", caption=caption)
+    found = {label: method.to_bound for label, method in summary.methods.items() if method.to_bound}
+    table.add_column("SNR (dB)", justify="right")
+    for label in found:
+        table.add_column(label, justify="right")
+    for snr in next(iter(found.values())):
+        gaps = (by_snr[snr] for by_snr in found.values())
+        table.add_row(snr, *(f"{gap.measured_db:.2f} / {gap.held_out_db:.2f}" for gap in gaps))
     return table
 
 

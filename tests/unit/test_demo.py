@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from dekag import demo, presets
 from dekag.cli import app
-from dekag.evaluation.transmission import grid
+from dekag.evaluation import grid
 
 SMALL = demo.DemoConfig(prompts=4, seeds=1, sent=2)
 
@@ -52,7 +52,7 @@ def test_report_has_everything(reports: list[Path]) -> None:
         for arm in part.values():
             assert arm["consistency"].keys() == {"dino", "clip"}
     for codec in ("no_ka", "cala"):
-        assert report["transmission"][codec]["by_condition"].keys() == grid().keys()
+        assert report["transmission"][codec]["by_condition"].keys() == {p.name for p in grid.SMALL.points()}
     assert report["traffic"].keys() == {"image_bytes", "prompt_bytes", "bundle_bytes", "channel_uses"}
     for mean in means(report):
         assert mean.keys() == {"mean", "low", "high", "n"}

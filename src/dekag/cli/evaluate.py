@@ -56,22 +56,82 @@ def evaluate_generation(
 
 @app.command("transmission")
 def evaluate_transmission(
+    out: Annotated[
+        Path, typer.Option(help="Folder of the results; an interrupted run goes on from what it holds.")
+    ] = Path("transmission"),
     preset: PresetName = "emoji",
-    bundle: Annotated[str | None, typer.Option(help="T-KA bundle; default: the preset's.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="Of no_ka, cala, digital, jpeg, webp, avif, separated by commas.")
+    ] = "no_ka,cala",
+    codec: Annotated[
+        list[str] | None, typer.Option(help="NAME=DIRECTORY: a further codec or T-KA bundle; repeatable.")
+    ] = None,
+    bundle: Annotated[str | None, typer.Option(help="T-KA bundle of cala; default: the preset's.")] = None,
+    grid: Annotated[str, typer.Option(help="held-out, full or small.")] = "held-out",
+    uses: Annotated[str | None, typer.Option(help="Instead of the grid's: channel uses, as 64,128.")] = None,
+    snrs: Annotated[str | None, typer.Option(help="Instead of the grid's: SNRs in dB, as 0,8.7.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Instead of the grid's: awgn, rayleigh-1, rayleigh-uses, ...")
+    ] = None,
+    constellations: Annotated[
+        str | None, typer.Option(help="For every codec: qpsk, 16qam, 64qam, 256qam, analogue.")
+    ] = None,
     images: Annotated[int, typer.Option(min=2, help="Held-out pictures of each split.")] = 48,
+    draws: Annotated[
+        int, typer.Option(min=0, help="Latents for the bound and the digital methods; 0: no bound.")
+    ] = 4096,
+    lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS as well.")] = False,
+    thresholds: Annotated[
+        Path | None, typer.Option(help="Block error rates of `python -m dekag.baseline`.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="inline, processes, ray or slurm.")] = "inline",
+    workers: Annotated[int, typer.Option(min=1, help="Processes, tasks or jobs at a time.")] = 1,
+    ray_address: Annotated[str, typer.Option(help="Of a Ray cluster that runs.")] = "auto",
+    slurm_partition: Annotated[str | None, typer.Option(help="Default: the cluster's.")] = None,
+    slurm_minutes: Annotated[int, typer.Option(min=1, help="Limit of a job.")] = 240,
+    device: Device = "cpu",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """PSNR of received images over the grid of rates, SNRs and fading."""
-    from dekag import commands
-    from dekag.tables import transmission_table
+    """Every method over a grid of rates, SNRs and channels: tables, figures, and the values of every image."""
+    from dekag import sweep
+    from dekag.evaluation.grid import read_grid
+    from dekag.training.processes import device_of
 
+    config = sweep.SweepConfig(
+        grid=read_grid(grid, uses=uses, snrs=snrs, channels=channels, constellations=constellations),
+        preset=preset,
+        methods=tuple(methods.split(",")) if methods else (),
+        codecs=tuple(codec or ()),
+        bundle=bundle,
+        images=images,
+        draws=draws,
+        seed=seed,
+        lpips=lpips,
+        thresholds=thresholds,
+        device=str(device_of(device)),
+    )
+    chosen = sweep.engine_named(
+        engine,
+        workers=workers,
+        folder=out.absolute() / "jobs",
+        minutes=slurm_minutes,
+        partition=slurm_partition,
+        address=ray_address,
+    )
     with working("evaluate transmission") as stage:
-        scores = commands.evaluate_transmission(preset, bundle, images=images, seed=seed, on_stage=stage)
+        outcome = sweep.sweep(config, out, chosen, on_stage=stage)
+        stage("write")
+        summary, written = sweep.write(outcome, out)
     if as_json:
-        print_json(commands.transmission_json(scores))
+        print_json(summary.to_json())
         return
-    print_tables(transmission_table(scores))
+    from dekag.tables import sweep_lines, sweep_tables
+
+    print_tables(*sweep_tables(summary))
+    for line in sweep_lines(summary):
+        print(line)
+    print("wrote " + ", ".join(str(path) for path in written))
 
 
 @app.command("accuracy")

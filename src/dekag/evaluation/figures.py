@@ -46,13 +46,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sheet:
+class Sheet:
     """A white page of WIDTH x `height`."""
 
     figure: "Figure"
     height: float
 
     def axes(self, left: float, top: float, width: float, height: float) -> "Axes":
+        """Axes in a rectangle."""
         below = self.height - top - height
         box = (left / WIDTH, below / self.height, width / WIDTH, height / self.height)
         return self.figure.add_axes(box)
@@ -93,8 +94,8 @@ def report_figure(
     captions = [_wrap(caption, side, SMALL, most=4) for caption in columns]
     top = 2 * MARGIN + max(len(lines) for lines in captions) * SMALL * LINE
     panel = top + len(rows) * (side + GAP) + 3 * MARGIN
-    with _default_style():
-        sheet = _blank(panel + PANEL_HEIGHT)
+    with default_style():
+        sheet = blank_sheet(panel + PANEL_HEIGHT)
         for column, lines in enumerate(captions):
             left = MARGIN + LABEL_WIDTH + column * (side + GAP)
             base = top - MARGIN / 2 - len(lines) * SMALL * LINE
@@ -123,8 +124,8 @@ def contact_sheet(images: Pictures, captions: Sequence[str], columns: int = 8) -
     side = (WIDTH - 2 * MARGIN) / columns - 2 * GAP
     wrapped = [_wrap(caption, side + GAP, SMALL - 1, most=3) for caption in captions]
     pitch = side + 2 * GAP + max(len(lines) for lines in wrapped) * (SMALL - 1) * LINE + MARGIN
-    with _default_style():
-        sheet = _blank(MARGIN + pitch * -(-len(images) // columns))
+    with default_style():
+        sheet = blank_sheet(MARGIN + pitch * -(-len(images) // columns))
         for number, (image, lines) in enumerate(zip(images, wrapped, strict=True)):
             left = MARGIN + GAP + number % columns * (side + 2 * GAP)
             top = MARGIN + number // columns * pitch
@@ -144,14 +145,14 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with _default_style():
+        with default_style():
             figure.savefig(unfinished, format="png", dpi="figure", metadata={"Software": None})
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _panel(sheet: _Sheet, curves: Mapping[str, tuple[Sequence[float], Sequence[Mean]]], top: float) -> None:
+def _panel(sheet: Sheet, curves: Mapping[str, tuple[Sequence[float], Sequence[Mean]]], top: float) -> None:
     """PSNR against SNR, with the legend to the right."""
     if not curves:
         return
@@ -181,7 +182,7 @@ def _panel(sheet: _Sheet, curves: Mapping[str, tuple[Sequence[float], Sequence[M
     )
 
 
-def _summary(sheet: _Sheet, summary: Sequence[str], top: float) -> None:
+def _summary(sheet: Sheet, summary: Sequence[str], top: float) -> None:
     """Paragraphs to the right of the panel."""
     for text in summary:
         lines = _wrap(text, WIDTH - 5.8 - MARGIN, NORMAL - 0.5)
@@ -189,16 +190,18 @@ def _summary(sheet: _Sheet, summary: Sequence[str], top: float) -> None:
         top += len(lines) * (NORMAL - 0.5) * LINE + MARGIN / 2
 
 
-def _blank(height: float) -> _Sheet:
+def blank_sheet(height: float) -> Sheet:
+    """A page without anything on it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    return _Sheet(figure=figure, height=height)
+    return Sheet(figure=figure, height=height)
 
 
-def _default_style() -> contextlib.AbstractContextManager[None]:
+def default_style() -> contextlib.AbstractContextManager[None]:
+    """Within, matplotlib's own style, whatever the user's is."""
     from matplotlib import style
 
     return style.context("default")

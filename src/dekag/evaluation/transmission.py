@@ -1,6 +1,6 @@
-"""T-KA measured: PSNR of received images over a grid of rates, SNRs and fading."""
+"""T-KA measured in memory: PSNR of received images under a few conditions. `dekag.sweep` measures at scale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +9,6 @@ from dekag.channel import mmse_equalise
 from dekag.evaluation.metrics import psnr_db
 from dekag.evaluation.statistics import Mean, mean_interval
 from dekag.types import Channel, Codec, Condition, Generator, Image, Latent, PerImage
-
-USES = (128, 256, 512)
-SNRS_DB = (0.0, 5.0, 10.0, 15.0)
-BLOCKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +22,6 @@ class TransmissionScores:
     by_condition: dict[str, dict[str, Mean]]
     overall: dict[str, Mean]
     gain_db: dict[str, Mean]
-
-
-def grid(
-    uses: Sequence[int] = USES, snrs_db: Sequence[float] = SNRS_DB, blocks: int = BLOCKS
-) -> dict[str, Condition]:
-    """Conditions by name, as `awgn 256 uses 10 dB`: AWGN and Rayleigh fading of `blocks` blocks."""
-    return {
-        f"{family} {count} uses {snr_db:g} dB": Condition(
-            uses=count,
-            snr_db=snr_db,
-            rayleigh=family == "rayleigh",
-            blocks=blocks if family == "rayleigh" else 1,
-        )
-        for family in ("awgn", "rayleigh")
-        for count in uses
-        for snr_db in snrs_db
-    }
 
 
 @torch.no_grad()

@@ -1,0 +1,277 @@
+"""A sweep: latents drawn once, every method under every condition, and files that an interrupted run goes on from.
+
+```
+OUT/latents/   what the edge drew, and what was fitted to it       OUT/cells/  one file for each finished cell
+OUT/results.jsonl, results.parquet, transmission*.png, summary.json            written once all cells are there
+```
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dekag import presets, zoo
+from dekag.alignment.updates import apply_generation, pipeline_digest
+from dekag.baseline import Thresholds, read_thresholds, shipped_thresholds
+from dekag.baseline.pictures import FORMATS
+from dekag.channel import BlockFading
+from dekag.comparison import SPLITS
+from dekag.distillation import DISTIL_SEEDS
+from dekag.evaluation.bounds import bound
+from dekag.evaluation.generation import EDGE_SEED
+from dekag.evaluation.grid import Grid, Point
+from dekag.sweep.bench import BenchSpec, bench_digest, importance, load_bench, load_lpips, weighted_power
+from dekag.sweep.cells import Cell, Result, channel_seed, path_of, read_result, write_result
+from dekag.sweep.draws import Drawer, Spectra, fitted_source, keep_latents, mean_picture, spectra
+from dekag.sweep.engines import Engine
+from dekag.sweep.methods import (
+    CodecMethod,
+    LatentDigital,
+    Method,
+    PictureDigital,
+    best_scheme,
+    check_codec,
+    further_codec,
+)
+from dekag.sweep.results import BoundRow, Outcome, bound_row
+from dekag.types import InputError, Latent
+
+SHIPPED = ("no_ka", "cala")
+DIGITAL = ("digital", *FORMATS)
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What is measured.
+
+    methods: of no_ka, cala, digital, jpeg, webp and avif. codecs: further ones, each as NAME=DIRECTORY.
+    bundle: T-KA bundle of `cala`, the preset's if None. images: held-out pictures of each split.
+    draws: latents of the distillation prompts, for the bound and the digital methods; 0 leaves the bound out.
+    thresholds: file of measured block error rates, the shipped one if None.
+    Raises InputError for an unknown method, or digital methods without draws.
+    """
+
+    grid: Grid
+    preset: str = "emoji"
+    methods: tuple[str, ...] = SHIPPED
+    codecs: tuple[str, ...] = ()
+    bundle: str | None = None
+    images: int = 48
+    draws: int = 4096
+    seed: int = 0
+    lpips: bool = False
+    thresholds: Path | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        names = [*self.methods, *(text.partition("=")[0] for text in self.codecs)]
+        unknown = [name for name in self.methods if name not in (*SHIPPED, *DIGITAL)]
+        if unknown:
+            raise InputError(f"unknown method {unknown[0]!r}; known are {', '.join((*SHIPPED, *DIGITAL))}")
+        if not names or len(set(names)) != len(names):
+            raise InputError(f"methods need distinct names, at least one, got {', '.join(names)}")
+        if "bound" in names:
+            raise InputError("no method can be called bound")
+        if self.images < 2 or self.draws < 0:
+            raise InputError("a sweep needs at least 2 images of each split and no negative draws")
+        if self.draws < 8 and self.digital:
+            raise InputError("digital methods are fitted to at least 8 draws of the distillation prompts")
+
+    @property
+    def digital(self) -> tuple[str, ...]:
+        """The digital methods among them."""
+        return tuple(name for name in self.methods if name in DIGITAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Computes one cell; this travels to the process that does it."""
+
+    spec: BenchSpec
+    methods: tuple[Method, ...]
+    folder: Path
+
+    def __call__(self, cell: Cell) -> str:
+        """Send, measure, write the result, and return the cell's key."""
+        with _one_thread(), torch.no_grad():
+            bench = load_bench(self.spec)
+            (method,) = (method for method in self.methods if method.name == cell.method)
+            rng = torch.Generator().manual_seed(cell.channel_seed)
+            arrival = method.send(bench, cell.point, cell.constellation, rng=rng)
+            values = {**bench.measure(arrival.latents, arrival.images), **arrival.further}
+        write_result(self.folder, cell, {name: value.tolist() for name, value in values.items()})
+        return cell.key
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Plan:
+    """Everything that is known before the first cell is computed."""
+
+    cells: list[Cell]
+    work: Work
+    prompts: list[tuple[str, str]]
+    bounds: list[BoundRow]
+
+
+def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: Stage) -> Outcome:
+    """Compute what `out` lacks of the sweep's cells; returns all of them with the bounds.
+
+    Raises InputError for wrong input, before anything is computed as far as that can be told, and for a
+    damaged file of an earlier run.
+    """
+    points = config.grid.points()
+    thresholds = _thresholds(config, points)
+    if config.lpips:
+        load_lpips(config.device)
+    plan = _plan(config, points, thresholds, out.absolute(), on_stage)
+    folder, images = plan.work.folder, len(plan.prompts)
+    missing = [cell for cell in plan.cells if not path_of(folder, cell).exists()]
+    known = {cell.key for cell in missing}
+    kept = [read_result(folder, cell, images=images) for cell in plan.cells if cell.key not in known]
+    on_stage(f"{len(missing)} cells to compute, {len(kept)} are there")
+    step = max(1, len(missing) // 20)
+    for number, _ in enumerate(engine(plan.work, missing), start=1):
+        if number % step == 0 or number == len(missing):
+            on_stage(f"{number} of {len(missing)} cells")
+    fresh = {cell.key: read_result(folder, cell, images=images) for cell in missing}
+    whole: dict[str, Result] = {**{result.cell.key: result for result in kept}, **fresh}
+    return Outcome(
+        results=[whole[cell.key] for cell in plan.cells],
+        bounds=plan.bounds,
+        prompts=plan.prompts,
+        draws=config.draws,
+        computed=len(missing),
+    )
+
+
+def _plan(
+    config: SweepConfig, points: list[Point], thresholds: Thresholds, out: Path, on_stage: Stage
+) -> _Plan:
+    chosen = presets.preset(config.preset)
+    weight = importance(chosen)
+    codecs = _codecs(config, chosen)
+    on_stage("load")
+    plain = presets.edge(chosen, device=config.device)
+    edge, bundle = apply_generation(plain, presets.folder(chosen.makd, "bundle"))
+    folder = out / "latents"
+    draw = Drawer(edge=edge, model=pipeline_digest(plain), bundle=bundle.id, folder=folder)
+    prompts, sent = _held_out(config, chosen, draw, on_stage)
+    for method in codecs:
+        check_codec(method, sent, points, config.grid.constellations)
+    distilled = _distilled(config, chosen, draw, on_stage) if config.draws else None
+    methods: list[Method] = [*codecs]
+    for name in config.digital:
+        assert distilled is not None
+        if name == "digital":
+            methods.append(LatentDigital(name=name, source=fitted_source(distilled, weight, folder)))
+        else:
+            picture = mean_picture(distilled, edge.decode, folder)
+            methods.append(PictureDigital(name=name, concealment=picture))
+    order = [*config.methods, *(text.partition("=")[0] for text in config.codecs)]
+    methods.sort(key=lambda method: order.index(method.name))
+    path, digest = keep_latents(sent, folder)
+    spec = BenchSpec(preset=config.preset, latents=path, device=config.device, lpips=config.lpips)
+    bench = bench_digest(spec, edge.pipeline.vae)
+    cells = _cells(config, points, methods, thresholds, latents=digest, bench=bench)
+    bounds = []
+    if distilled is not None and len(distilled) > 8:
+        on_stage(f"bound from {len(distilled)} latents")
+        bounds = _bounds(points, spectra(distilled, weight), float(weighted_power(sent, weight)), config.seed)
+    work = Work(spec=spec, methods=tuple(methods), folder=out / "cells")
+    return _Plan(cells=cells, work=work, prompts=prompts, bounds=bounds)
+
+
+def _codecs(config: SweepConfig, chosen: presets.Preset) -> list[CodecMethod]:
+    base = presets.folder(chosen.codec, "codec").absolute()
+    shipped = {
+        "no_ka": lambda: CodecMethod(name="no_ka", codec=base),
+        "cala": lambda: CodecMethod(
+            name="cala", codec=base, bundle=presets.folder(config.bundle or chosen.cala, "bundle").absolute()
+        ),
+    }
+    named = [shipped[name]() for name in config.methods if name in shipped]
+    return [*named, *(further_codec(text, base) for text in config.codecs)]
+
+
+def _held_out(
+    config: SweepConfig, chosen: presets.Preset, draw: Drawer, on_stage: Stage
+) -> tuple[list[tuple[str, str]], Latent]:
+    """Split and prompt of each image, and its latent."""
+    world = presets.named(chosen.world, "world")
+    prompts = [(split, text) for split in SPLITS for text in zoo.prompts(world, split)[: config.images]]
+    seeds = [EDGE_SEED + config.seed + number for number in range(len(prompts))]
+    return prompts, draw([text for _, text in prompts], seeds, on_stage=on_stage)
+
+
+def _distilled(config: SweepConfig, chosen: presets.Preset, draw: Drawer, on_stage: Stage) -> Latent:
+    known = zoo.prompts(presets.named(chosen.world, "world"), "distill")
+    prompts = [known[number % len(known)] for number in range(config.draws)]
+    return draw(prompts, [DISTIL_SEEDS + config.seed + n for n in range(config.draws)], on_stage=on_stage)
+
+
+def _thresholds(config: SweepConfig, points: list[Point]) -> Thresholds:
+    """Measured block error rates; InputError if a digital method needs some that were not measured."""
+    table = shipped_thresholds() if config.thresholds is None else read_thresholds(config.thresholds)
+    if config.digital:
+        for point in points:
+            best_scheme(table, point)
+    return table
+
+
+def _cells(
+    config: SweepConfig,
+    points: list[Point],
+    methods: list[Method],
+    thresholds: Thresholds,
+    *,
+    latents: str,
+    bench: str,
+) -> list[Cell]:
+    """Method by method, so that a process meets what it has in memory."""
+    wanted = config.grid.constellations
+    digests = {method.name: method.digest for method in methods}
+    several = len(wanted) > 1
+    return [
+        Cell(
+            point=point,
+            method=method.name,
+            label=f"{method.name} {scheme}" if several and isinstance(method, CodecMethod) else method.name,
+            method_digest=digests[method.name],
+            constellation=scheme,
+            latents=latents,
+            bench=bench,
+            channel_seed=channel_seed(config.seed, point),
+        )
+        for method in methods
+        for point in points
+        for scheme in method.schemes(point, wanted, thresholds)
+    ]
+
+
+def _bounds(points: list[Point], known: Spectra, power: float, seed: int) -> list[BoundRow]:
+    rows = []
+    for point in points:
+        # the bound is that of block fading
+        if not isinstance(point.medium, BlockFading):
+            continue
+        pair = [
+            bound(spectrum, point.condition, rng=torch.Generator().manual_seed(seed))
+            for spectrum in (known.measured, known.held_out)
+        ]
+        rows.append(bound_row(point, *pair, power=power, draws=known.draws))
+    return rows
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of torch within: sums of several threads come out in other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -137,6 +137,11 @@ class Grid:
         ]
 
 
+def _check_distinct(what: str, values: Sequence[object]) -> None:
+    if not values or len(set(values)) != len(values):
+        raise InputError(f"a grid needs distinct {what}, at least one, got {', '.join(map(str, values))}")
+
+
 def _channels(*names: str) -> tuple[NamedChannel, ...]:
     return tuple(CHANNELS[name] for name in names)
 
@@ -189,8 +194,3 @@ def _parsed(text: str, kind: Callable[[str], T], rule: str, example: str) -> tup
         return tuple(kind(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"{rule} separated by commas, as {example}, got {text!r}") from error
-
-
-def _check_distinct(what: str, values: Sequence[object]) -> None:
-    if not values or len(set(values)) != len(values):
-        raise InputError(f"a grid needs distinct {what}, at least one, got {', '.join(map(str, values))}")

@@ -1,6 +1,5 @@
 """Ways to send a latent, each with a name, a digest, and a recipe by which any process can make it again."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -49,9 +48,7 @@ class Method(Protocol):
     @property
     def digest(self) -> str: ...
 
-    def schemes(
-        self, point: Point, wanted: tuple[str, ...], thresholds: Callable[[], Thresholds]
-    ) -> tuple[str, ...]: ...
+    def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]: ...
 
     def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival: ...
 
@@ -69,9 +66,7 @@ class CodecMethod:
         """Of the files."""
         return _codec_digest(self.codec, self.bundle)
 
-    def schemes(
-        self, point: Point, wanted: tuple[str, ...], thresholds: Callable[[], Thresholds]
-    ) -> tuple[str, ...]:
+    def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
         """The constellations wanted, or the codec's own."""
         return wanted or (_plain_codec(self.codec).config.constellation,)
 
@@ -94,11 +89,9 @@ class LatentDigital:
         """Of the source code; the scheme is chosen outside."""
         return digest_json(["latent", digest_file(self.source)])
 
-    def schemes(
-        self, point: Point, wanted: tuple[str, ...], thresholds: Callable[[], Thresholds]
-    ) -> tuple[str, ...]:
+    def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
         """The best scheme that holds."""
-        return (best_scheme(thresholds(), point),)
+        return (best_scheme(thresholds, point),)
 
     def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival:
         """Through the digital link; the mean latent stands for one that is lost."""
@@ -121,11 +114,9 @@ class PictureDigital:
         """Of format and concealment; the scheme is chosen outside."""
         return digest_json([self.name, digest_file(self.concealment)])
 
-    def schemes(
-        self, point: Point, wanted: tuple[str, ...], thresholds: Callable[[], Thresholds]
-    ) -> tuple[str, ...]:
+    def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
         """The best scheme that holds."""
-        return (best_scheme(thresholds(), point),)
+        return (best_scheme(thresholds, point),)
 
     def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival:
         """Through the digital link, without a latent."""

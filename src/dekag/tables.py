@@ -117,16 +117,19 @@ def sweep_lines(summary: Summary) -> list[str]:
 
 def _means(summary: Summary) -> Table:
     table = Table(title=f"Mean over the grid, {summary.images} images, {summary.cells} cells")
-    metrics = [name for name in METRICS if any(name in m.metrics for m in summary.methods.values())]
-    columns = ["", *(METRICS[name][0] for name in metrics), "gain over no_ka (dB)"]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "" else "right")
-    for label, method in summary.methods.items():
-        row = [
-            interval(method.metrics[name], METRICS[name][1]) if name in method.metrics else ""
-            for name in metrics
-        ]
-        table.add_row(label, *row, "" if method.gains is None else interval(method.gains.overall, 2))
+    methods = summary.methods
+    table.add_column("")
+    for label in methods:
+        table.add_column(label, justify="right")
+    for name, (heading, digits) in METRICS.items():
+        found = [method.metrics.get(name) for method in methods.values()]
+        if any(found):
+            table.add_row(heading, *("" if mean is None else interval(mean, digits) for mean in found))
+    gains = [method.gains for method in methods.values()]
+    if any(gains):
+        table.add_section()
+        row = ("" if gain is None else interval(gain.overall, 2) for gain in gains)
+        table.add_row("gain over no_ka (dB)", *row)
     return table
 
 

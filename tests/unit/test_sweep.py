@@ -78,6 +78,7 @@ def copied(folder: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     """SIGKILL after the first cells: the second run repeats none of them and ends in the same files."""
     words = ["evaluate", "transmission", "--out", tmp_path, "--images", 2, "--draws", 16, "--uses", 64]
@@ -105,6 +106,7 @@ ENGINES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_gives_the_same_bytes(name: str, folder: Path, tmp_path: Path) -> None:
     """Slurm's jobs are local processes here, which submitit starts as it would start those of a cluster."""
@@ -137,6 +139,7 @@ def test_ray_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     assert contents(out) == expected
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = (
         "import time, sys\n"

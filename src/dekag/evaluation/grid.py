@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from dekag.channel import BlockFading
 from dekag.codec.constellation import constellation_named
@@ -11,6 +11,7 @@ from dekag.types import Channel, Condition, InputError
 T = TypeVar("T")
 
 
+@runtime_checkable
 class NamedChannel(Protocol):
     """A channel with its statistics, of which only uses and SNR are still open.
 

@@ -50,7 +50,7 @@ class Bench:
     weight: Float[Tensor, " channels"]
     decode: Callable[[Latent], Image]
     judges: dict[str, Judge]
-    embeddings: dict[str, Float[Tensor, "batch width"]]
+    embeddings: dict[str, Float[Tensor, "_ _"]]
     lpips: Callable[[Image, Image], PerImage] | None
 
     def measure(self, latents: Latent | None, images: Image) -> dict[str, PerImage]:

@@ -7,6 +7,7 @@ and uses one thread of torch, so that the bytes do not depend on the engine.
 import importlib
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dekag.sweep.cells import Cell
 from dekag.types import InputError
@@ -23,6 +24,7 @@ Work = Callable[[Cell], str]
 """Computes a cell, writes its result, and returns its key."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Yields the key of every cell as it is finished, in any order; the first error ends the run."""
 
@@ -50,7 +52,9 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
             try:
-                for done in as_completed([pool.submit(work, cell) for cell in cells]):
+                for done in as_completed(
+                    [pool.submit(_unpacked, work, pickle.dumps(cell)) for cell in cells]
+                ):
                     yield done.result()
             except BrokenProcessPool as error:
                 raise ChildProcessError(
@@ -158,6 +162,11 @@ def _unwrap(outcome: str | InputError) -> str:
     if isinstance(outcome, InputError):
         raise outcome
     return outcome
+
+
+def _unpacked(work: Work, cell: bytes) -> str:
+    """For a pool, whose own pickling would put each of a cell's tensors into shared memory."""
+    return work(pickle.loads(cell))
 
 
 def _end_with_parent() -> None:

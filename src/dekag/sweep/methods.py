@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Arrival:
     further: dict[str, PerImage] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Method(Protocol):
     """A column of the comparison.
 

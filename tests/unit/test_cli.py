@@ -152,6 +152,12 @@ BAD = {
     "bad seeds": (("generate", "--prompts-file", "PROMPTS", "--seeds", "0,x"), "whole numbers"),
     "unknown device": (("generate", "--prompts-file", "PROMPTS", "--device", "tpu"), "auto, cpu, cuda or"),
     "missing device": (("generate", "--prompts-file", "PROMPTS", "--device", "cuda:99"), "no device cuda:99"),
+    "unknown grid": (("evaluate", "transmission", "--grid", "tiny"), "known are held-out, full, small"),
+    "unknown engine": (("evaluate", "transmission", "--engine", "cloud"), "known are inline, processes"),
+    "uses without thresholds": (
+        ("evaluate", "transmission", "--methods", "no_ka,digital", "--uses", 65, "--channels", "awgn"),
+        "no block error rates were measured for 'awgn 65 uses'",
+    ),
     "no prompt file": (("generate", "--prompts-file", "/no/such.txt"), "does not exist"),
 }
 

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from dekag import sweep, zoo
 from dekag.channel import BlockFading
+from dekag.cli import app
 from dekag.evaluation.grid import CHANNELS, Grid, read_grid
 from dekag.evaluation.statistics import mean_interval
 from dekag.sweep.cells import Cell, channel_seed, read_result
@@ -61,6 +63,25 @@ def test_a_finished_sweep_computes_nothing(folder: Path, outcome: sweep.Outcome,
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
+WORDS = [
+    *("evaluate", "transmission", "--images", "2", "--draws", "16", "--uses", "64", "--snrs=-5,14"),
+    *("--channels", "awgn", "--methods", "no_ka,cala,digital,jpeg"),
+]
+"""The command that is CONFIG."""
+
+
+def test_the_command_prints_the_summary(folder: Path, tmp_path: Path) -> None:
+    out = copied(folder, tmp_path)
+    told = CliRunner().invoke(app, [*WORDS, "--out", str(out), "--json"])
+    assert told.exit_code == 0
+    assert json.loads(told.stdout) == json.loads((folder / "summary.json").read_text())
+    printed = CliRunner().invoke(app, [*WORDS, "--out", str(out)])
+    for text in ("Mean over the grid, 4 images, 8 cells", "Distance to the bound", "cala beats digital in"):
+        assert text in printed.stdout
+    for name in FILES:
+        assert (out / name).read_bytes() == (folder / name).read_bytes()
+
+
 def test_a_larger_sweep_computes_what_is_new(folder: Path, tmp_path: Path) -> None:
     out = copied(folder, tmp_path)
     before = contents(out)
@@ -81,9 +102,7 @@ def copied(folder: Path, out: Path) -> Path:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     """SIGKILL after the first cells: the second run repeats none of them and ends in the same files."""
-    words = ["evaluate", "transmission", "--out", tmp_path, "--images", 2, "--draws", 16, "--uses", 64]
-    words += ["--snrs=-5,14", "--channels", "awgn", "--methods", "no_ka,cala,digital,jpeg"]
-    command = [sys.executable, "-m", "dekag", *map(str, words)]
+    command = [sys.executable, "-m", "dekag", *WORDS, "--out", str(tmp_path)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 500
     while len(contents(tmp_path)) < 3 and first.poll() is None and time.monotonic() < deadline:
@@ -129,12 +148,9 @@ def test_ray_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
         "import sys, ray; ray.init(num_cpus=2, include_dashboard=False, _node_ip_address='127.0.0.1');"
         "from dekag.cli import main; main()"
     )
-    words = ["evaluate", "transmission", "--out", out, "--images", 2, "--draws", 16, "--uses", 64]
-    words += ["--snrs=-5,14", "--channels", "awgn", "--methods", "no_ka,cala,digital,jpeg"]
-    words += ["--engine", "ray", "--workers", 2]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
-    )
+    words = [*WORDS, "--out", str(out), "--engine", "ray", "--workers", "2"]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert contents(out) == expected
 
@@ -196,14 +212,38 @@ def test_a_damaged_cell_is_named(case: str, folder: Path, outcome: sweep.Outcome
     assert "\n" not in str(caught.value)
 
 
-def test_all_methods_meet_the_same_gains_and_noise(outcome: sweep.Outcome) -> None:
-    """What the channel adds to each method's symbols, in the cells of one condition."""
+@dataclass(frozen=True)
+class Watched:
+    """Block fading that notes what it adds to the symbols, and under which gains."""
+
+    def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received:
+        received = BlockFading()(symbols, condition, rng=rng)
+        SEEN.append((received.state.gain, received.symbols - received.state.gain * symbols))
+        return received
+
+
+SEEN: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+
+def test_all_methods_meet_the_same_gains_and_noise(folder: Path, tmp_path: Path) -> None:
+    SEEN.clear()
+    watched = replace(CHANNELS["awgn"], name="watched", channel=Watched())  # type: ignore[type-var]
+    grid = replace(TINY, channels=(watched,), snrs_db=(14.0,))
+    run(replace(CONFIG, grid=grid), copied(folder, tmp_path))
+    assert len(SEEN) == 4
+    for gain, noise in SEEN[1:]:
+        assert torch.equal(gain, SEEN[0][0])
+        assert torch.allclose(noise, SEEN[0][1], atol=1e-5)
+    assert SEEN[0][1].abs().mean() > 0.1
+
+
+def test_every_condition_has_a_seed_of_its_own(outcome: sweep.Outcome) -> None:
     seeds: dict[str, set[int]] = {}
     for result in outcome.results:
         seeds.setdefault(result.cell.point.name, set()).add(result.cell.channel_seed)
     assert all(len(found) == 1 for found in seeds.values())
     assert len(set.union(*seeds.values())) == len(seeds)
-    point = Grid(uses=(64,), snrs_db=(3.0,), channels=(CHANNELS["rayleigh-4"],)).points()[0]
+    point = outcome.results[0].cell.point
     assert channel_seed(0, point) != channel_seed(1, point)
 
 

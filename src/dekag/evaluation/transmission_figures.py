@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEFT, PANEL, GAP, AXIS = 0.62, 1.35, 0.16, 0.5
+LEFT, PANEL, GAP, AXIS = 0.62, 1.35, 0.16, 0.36
 """Room for the label of the rows, height of a panel, space between panels, and room for the SNR below."""
 SILENT = "cannot send"
 
@@ -61,7 +61,7 @@ def grid_figure(panels: Panels, *, quantity: str) -> "Figure":
         raise InputError("a figure needs at least one curve")
     per_line = 5
     legend = 0.22 * -(-(len(labels) + 1) // per_line)
-    top = 2 * MARGIN + legend + NORMAL * LINE
+    top = 3 * MARGIN + legend + NORMAL * LINE
     width = (WIDTH - LEFT - MARGIN - GAP * (len(columns) - 1)) / len(columns)
     with default_style():
         sheet = blank_sheet(top + len(rows) * (PANEL + GAP) + AXIS)

@@ -101,7 +101,12 @@ def copied(folder: Path, out: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
-    """SIGKILL after the first cells: the second run repeats none of them and ends in the same files."""
+    """SIGKILL after the first cells: the second run repeats none of them and ends in the same files.
+
+    What the edge drew is given, since a sum of other threads than the first run's would have other last bits.
+    """
+    for path in (copied(folder, tmp_path) / "cells").iterdir():
+        path.unlink()
     command = [sys.executable, "-m", "dekag", *WORDS, "--out", str(tmp_path)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 500
@@ -153,6 +158,11 @@ def test_ray_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert contents(out) == expected
+    alone = subprocess.run(
+        [sys.executable, "-m", "dekag", *words], capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 2
+    assert "dekag: there is no Ray at 'auto': ray start --head starts one" in alone.stderr
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dekag import presets, zoo
 from dekag.alignment.updates import apply_generation, pipeline_digest
@@ -23,6 +24,7 @@ from dekag.distillation import DISTIL_SEEDS
 from dekag.evaluation.bounds import bound
 from dekag.evaluation.generation import EDGE_SEED
 from dekag.evaluation.grid import Grid, Point
+from dekag.generation.diffusers import DiffusersGenerator
 from dekag.sweep.bench import BenchSpec, bench_digest, importance, load_bench, load_lpips, weighted_power
 from dekag.sweep.cells import Cell, Result, channel_seed, path_of, read_result, write_result
 from dekag.sweep.draws import Drawer, Spectra, fitted_source, keep_latents, mean_picture, spectra
@@ -68,7 +70,7 @@ class SweepConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        names = [*self.methods, *(text.partition("=")[0] for text in self.codecs)]
+        names = self.names
         unknown = [name for name in self.methods if name not in (*SHIPPED, *DIGITAL)]
         if unknown:
             raise InputError(f"unknown method {unknown[0]!r}; known are {', '.join((*SHIPPED, *DIGITAL))}")
@@ -80,6 +82,11 @@ class SweepConfig:
             raise InputError("a sweep needs at least 2 images of each split and no negative draws")
         if self.draws < 8 and self.digital:
             raise InputError("digital methods are fitted to at least 8 draws of the distillation prompts")
+
+    @property
+    def names(self) -> list[str]:
+        """Of all methods, further codecs last."""
+        return [*self.methods, *(text.partition("=")[0] for text in self.codecs)]
 
     @property
     def digital(self) -> tuple[str, ...]:
@@ -163,26 +170,39 @@ def _plan(
     for method in codecs:
         check_codec(method, sent, points, config.grid.constellations)
     distilled = _distilled(config, chosen, draw, on_stage) if config.draws else None
-    methods: list[Method] = [*codecs]
-    for name in config.digital:
-        assert distilled is not None
-        if name == "digital":
-            methods.append(LatentDigital(name=name, source=fitted_source(distilled, weight, folder)))
-        else:
-            picture = mean_picture(distilled, edge.decode, folder)
-            methods.append(PictureDigital(name=name, concealment=picture))
-    order = [*config.methods, *(text.partition("=")[0] for text in config.codecs)]
-    methods.sort(key=lambda method: order.index(method.name))
+    with _one_thread():
+        methods = _methods(config, codecs, distilled, weight, edge, folder)
     path, digest = keep_latents(sent, folder)
     spec = BenchSpec(preset=config.preset, latents=path, device=config.device, lpips=config.lpips)
     bench = bench_digest(spec, edge.pipeline.vae)
     cells = _cells(config, points, methods, thresholds, latents=digest, bench=bench)
-    bounds = []
+    bounds: list[BoundRow] = []
     if distilled is not None and len(distilled) > 8:
         on_stage(f"bound from {len(distilled)} latents")
-        bounds = _bounds(points, spectra(distilled, weight), float(weighted_power(sent, weight)), config.seed)
+        power = float(weighted_power(sent, weight))
+        with _one_thread():
+            bounds = _bounds(points, spectra(distilled, weight), power, config.seed)
     work = Work(spec=spec, methods=tuple(methods), folder=out / "cells")
     return _Plan(cells=cells, work=work, prompts=prompts, bounds=bounds)
+
+
+def _methods(
+    config: SweepConfig,
+    codecs: list[CodecMethod],
+    distilled: Latent | None,
+    weight: Tensor,
+    edge: DiffusersGenerator,
+    folder: Path,
+) -> list[Method]:
+    """All methods in the order that they were asked for; digital ones are fitted to the distilled latents."""
+    made: dict[str, Method] = {method.name: method for method in codecs}
+    for name in config.digital:
+        assert distilled is not None
+        if name == "digital":
+            made[name] = LatentDigital(name=name, source=fitted_source(distilled, weight, folder))
+        else:
+            made[name] = PictureDigital(name=name, concealment=mean_picture(distilled, edge.decode, folder))
+    return [made[name] for name in config.names]
 
 
 def _codecs(config: SweepConfig, chosen: presets.Preset) -> list[CodecMethod]:

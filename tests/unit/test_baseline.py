@@ -5,12 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from dekag.baseline import DigitalDelivery, DigitalLink, LatentSource, PictureSource, Source, Thresholds, send
+from dekag.baseline import (
+    DigitalDelivery,
+    DigitalLink,
+    LatentSource,
+    PictureSource,
+    Source,
+    Thresholds,
+    measuring,
+    send,
+)
 from dekag.baseline.mcs import BY_NAME, TABLE, usable
+from dekag.baseline.measuring import BATCH, Rule, extend_table
 from dekag.baseline.pictures import FORMATS
-from dekag.baseline.source import fit, from_bits, load_source, save_source
-from dekag.baseline.thresholds import Measurement, extend_table, kind, read_thresholds
+from dekag.baseline.source import fit, from_bits, load_source, save_source, to_bits
+from dekag.baseline.thresholds import TARGET, Measurement, kind, merge, read_thresholds, write_thresholds
 from dekag.types import Condition, InputError
 
 SHAPE = (4, 4, 4)
@@ -95,6 +106,30 @@ def test_source_round_trip_is_exact_and_close_to_the_model(source: LatentSource,
         # Witten, Neal and Cleary 1987: below -log2 P + 2; the floor of 2^-24 per level may save some of it
         assert len(bits) - source.header_bits <= source.model_bits(levels, index) + 2
         assert torch.equal(source.decode(bits), source.decode(padded(bits, budget)))
+
+
+def exhaustive(source: LatentSource, item: torch.Tensor, budget: int) -> np.ndarray | None:
+    """Every step from the finest on, each tried by itself, and every length of its code from none on."""
+    law = stats.laplace if source.laplacian else stats.norm
+    for index in reversed(range(2**source.header_bits)):
+        spread = source.scale.numpy() / source.steps[index]
+        levels = np.round(source._transform(item) / source.steps[index]).clip(-1023, 1023).astype(np.int32)
+        reach = np.abs(levels)
+        chance = law.sf(reach - 0.5, scale=spread) - law.sf(reach + 0.5, scale=spread)
+        if source.header_bits - np.log2(np.maximum(chance, 2.0**-24)).sum() <= budget:
+            code = source._compress(levels, index, near=0)
+            if source.header_bits + len(code) <= budget:
+                return np.concatenate([to_bits(index, source.header_bits), code])
+    return None
+
+
+@pytest.mark.parametrize("budget", [6, 20, 60, 200, 600])
+def test_the_search_finds_what_trying_all_steps_finds(source: LatentSource, budget: int) -> None:
+    for fitted, draw in ((source, gaussian), (fit(laplacian(400, 19)), laplacian)):
+        for latent in draw(4, 20):
+            found, expected = fitted.encode(latent, budget), exhaustive(fitted, latent, budget)
+            assert (found is None) == (expected is None)
+            assert found is None or np.array_equal(found, expected)
 
 
 def reverse_water_filling_bits(distortion: float) -> float:
@@ -261,10 +296,8 @@ def test_threshold_lies_between_the_last_failure_and_the_first_success() -> None
 
 def test_an_interrupted_table_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
     """Killed after its second scheme and started again, it ends in the bytes of a table made in one go."""
-    from dekag.baseline import thresholds
-
-    monkeypatch.setattr(thresholds, "usable", lambda uses: TABLE[8:12])
-    monkeypatch.setattr(thresholds, "BLOCKS", 100)
+    monkeypatch.setattr(measuring, "usable", lambda uses: TABLE[8:12])
+    monkeypatch.setattr(measuring, "AWGN", Rule(ratio=2.0, blocks=100, step_db=0.5))
     condition = [Condition(uses=16, snr_db=0)]
     whole, halves = tmp_path / "whole.json", tmp_path / "halves.json"
     lines: list[str] = []
@@ -280,6 +313,54 @@ def test_an_interrupted_table_goes_on_where_it_stopped(tmp_path, monkeypatch) ->
     extend_table(halves, condition, made_by="test", report=lines.append)
     assert whole.read_bytes() == halves.read_bytes()
     assert len(read_thresholds(whole).measured["awgn 16 uses"]) == 4
+
+
+def pass_probability(rule: Rule, error_rate: float) -> float:
+    """By recursion over the batches: the distribution of the lost blocks of those who are still undecided."""
+    batch = stats.binom.pmf(np.arange(BATCH + 1), BATCH, error_rate)
+    alive, sent, passing = np.ones(1), 0, 0.0
+    while alive.any():
+        alive, sent = np.convolve(alive, batch), sent + BATCH
+        done = np.array([rule.decided(sent, errors) for errors in range(len(alive))])
+        passing += alive[done & (np.arange(len(alive)) <= TARGET * sent)].sum()
+        alive = np.where(done, 0, alive)
+    return float(passing)
+
+
+@pytest.mark.parametrize("rule", [measuring.AWGN, measuring.FADING, measuring.SLOW])
+def test_a_verdict_is_seldom_wrong(rule: Rule) -> None:
+    """Exact: under 2 % at the rates that the test is built for, under 0.2 % a factor ratio^0.5 beyond."""
+    assert pass_probability(rule, TARGET * rule.ratio) < 0.02
+    assert pass_probability(rule, TARGET / rule.ratio) > 0.98
+    assert pass_probability(rule, TARGET * rule.ratio**1.5) < 0.002
+    assert pass_probability(rule, TARGET / rule.ratio**1.5) > 0.998
+    assert not rule.decided(0, 0)
+
+
+def test_less_redundancy_than_a_hopeless_scheme_is_not_measured(monkeypatch) -> None:
+    """With the search ending at 0 dB, QPSK 308 fails at its end and everything beyond is left out."""
+    monkeypatch.setattr(measuring, "HIGHEST_DB", 0.0)
+    monkeypatch.setattr(measuring, "usable", lambda uses: TABLE[2:7])
+    found = dict(measuring.measure(Condition(uses=64, snr_db=0), {}))
+    assert [mcs.name for mcs in TABLE[2:7]] == list(found)
+    assert found["qpsk 193"][-1].snr_db < 0
+    hopeless = [name for name, points in found.items() if not any(point.passes for point in points)]
+    assert found[hopeless[0]][-1].snr_db == 0.0
+    assert [found[name] for name in hopeless[1:]] == [()] * (len(hopeless) - 1)
+    thresholds = Thresholds(measured={"awgn 64 uses": found})
+    assert all(math.isinf(thresholds.threshold_db("awgn 64 uses", BY_NAME[name])) for name in hopeless)
+
+
+def test_tables_are_put_together_unless_they_differ(tmp_path) -> None:
+    one, other = table(qpsk_449=0.0), table(qpsk_526=1.0, qpsk_449=0.0)
+    assert merge([one, other]).measured == table(qpsk_449=0.0, qpsk_526=1.0).measured
+    with pytest.raises(InputError, match="two tables differ on 'qpsk 449' for 'awgn 64 uses'"):
+        merge([one, table(qpsk_449=0.5)])
+    write_thresholds(one, tmp_path / "one.json", "test")
+    write_thresholds(other, tmp_path / "other.json", "test")
+    taken = [tmp_path / "one.json", tmp_path / "other.json"]
+    extend_table(tmp_path / "both.json", [], taken=taken, made_by="test", report=str)
+    assert read_thresholds(tmp_path / "both.json").measured == other.measured
 
 
 def test_bad_input_is_one_clear_line(source: LatentSource, tmp_path) -> None:

@@ -1,7 +1,8 @@
 """Measure block error rates: `python -m dekag.baseline --uses 64,128 --out thresholds.json`.
 
 Kinds are all combinations of uses, blocks (0 is AWGN, -1 one block a use), correlations and pilots that exist.
-An interrupted run goes on where it stopped; what the table holds is not measured again.
+An interrupted run goes on where it stopped; what the table holds, or one that is taken over, is not measured
+again. Several processes may measure into tables of their own: `--take a.json,b.json` then puts them together.
 """
 
 import argparse
@@ -10,7 +11,8 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
-from dekag.baseline.thresholds import SHIPPED, extend_table
+from dekag.baseline.measuring import extend_table
+from dekag.baseline.thresholds import SHIPPED
 from dekag.types import Condition, InputError
 from dekag.version import __version__
 
@@ -26,6 +28,7 @@ def main() -> None:
     parser.add_argument("--blocks", default="0,1,4,8,-1")
     parser.add_argument("--correlations", default="0")
     parser.add_argument("--pilots", default="0")
+    parser.add_argument("--take", type=lambda text: [Path(part) for part in text.split(",")], default=[])
     parser.add_argument("--out", type=Path, default=SHIPPED)
     options = parser.parse_args()
     lists = (
@@ -37,7 +40,13 @@ def main() -> None:
     made_by = "python -m dekag.baseline, " + ", ".join(
         f"{name} {number}" for name, number in versions.items()
     )
-    extend_table(options.out, conditions, made_by=made_by, report=lambda line: print(line, flush=True))
+    extend_table(
+        options.out,
+        conditions,
+        taken=options.take,
+        made_by=made_by,
+        report=lambda line: print(line, flush=True),
+    )
 
 
 def _condition(uses: float, blocks: float, correlation: float, pilots: float) -> list[Condition]:

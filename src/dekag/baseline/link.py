@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dekag.baseline.code import block_code
 from dekag.baseline.mcs import CRC_BITS, Mcs
-from dekag.baseline.source import Source
+from dekag.baseline.source import Bits, Source
 from dekag.baseline.thresholds import Thresholds, shipped_thresholds
 from dekag.channel import BlockFading
 from dekag.types import Channel, ChannelState, Condition, InputError, Received
@@ -65,7 +65,7 @@ class _Block:
     """What one image sends: the scheme, the payload with its padding, and how much of it is source."""
 
     mcs: Mcs | None
-    payload: np.ndarray | None
+    payload: Bits | None
     source_bits: int
 
 
@@ -91,7 +91,8 @@ def send(
     condition = condition.expand(len(items))
     blocks = [_pack(link, item, condition[row : row + 1]) for row, item in enumerate(items)]
     received = link.channel(_modulate(blocks, condition), condition, rng=rng)
-    shown = [_show(link, block, received, condition, row) for row, block in enumerate(blocks)]
+    payloads = _demodulate(blocks, received, condition)
+    shown = [None if payload is None else link.source.decode(payload) for payload in payloads]
     arrived = torch.tensor([item is not None for item in shown], dtype=torch.bool)
     images = [link.source.concealment if item is None else item for item in shown]
     ledger = _ledger(link, blocks, condition, arrived)
@@ -113,26 +114,33 @@ def _pack(link: DigitalLink, item: Tensor, condition: Condition) -> _Block:
 
 def _modulate(blocks: list[_Block], condition: Condition) -> Tensor:
     symbols = torch.zeros(len(blocks), int(condition.payload.max()), dtype=torch.complex64)
-    for row, block in enumerate(blocks):
-        if block.mcs is not None and block.payload is not None:
-            uses = int(condition.payload[row])
-            bits = torch.from_numpy(block.payload)[None]
-            symbols[row, :uses] = block_code(uses, block.mcs, "cpu").modulate(bits)[0]
+    for (uses, mcs), rows in _alike(blocks, condition).items():
+        bits = torch.from_numpy(np.stack([blocks[row].payload for row in rows]))
+        symbols[rows, :uses] = block_code(uses, mcs, "cpu").modulate(bits)
     return symbols
 
 
-def _show(
-    link: DigitalLink, block: _Block, received: Received, condition: Condition, row: int
-) -> Tensor | None:
-    """What the user can be shown of an image, or None if it is lost."""
-    if block.mcs is None or block.payload is None:
-        return None
-    uses = int(condition.payload[row])
-    own = slice(row, row + 1)
-    state = ChannelState(gain=received.state.gain[own, :uses], noise_power=received.state.noise_power[own])
-    alone = Received(symbols=received.symbols[own, :uses], state=state)
-    bits, valid = block_code(uses, block.mcs, "cpu").demodulate(alone)
-    return link.source.decode(bits[0].numpy()) if bool(valid) else None
+def _demodulate(blocks: list[_Block], received: Received, condition: Condition) -> list[Bits | None]:
+    """The payload of each image, or None if it is lost."""
+    payloads: list[Bits | None] = [None] * len(blocks)
+    for (uses, mcs), rows in _alike(blocks, condition).items():
+        state = ChannelState(
+            gain=received.state.gain[rows, :uses], noise_power=received.state.noise_power[rows]
+        )
+        own = Received(symbols=received.symbols[rows, :uses], state=state)
+        decoded, valid = block_code(uses, mcs, "cpu").demodulate(own)
+        for row, bits, arrived in zip(rows, decoded.numpy(), valid.tolist(), strict=True):
+            payloads[row] = bits if arrived else None
+    return payloads
+
+
+def _alike(blocks: list[_Block], condition: Condition) -> dict[tuple[int, Mcs], list[int]]:
+    """Rows that send something, by the code that they share: one call for many is faster."""
+    rows: dict[tuple[int, Mcs], list[int]] = {}
+    for row, (block, uses) in enumerate(zip(blocks, condition.payload.tolist(), strict=True)):
+        if block.mcs is not None and block.payload is not None:
+            rows.setdefault((uses, block.mcs), []).append(row)
+    return rows
 
 
 def _ledger(

@@ -9,6 +9,7 @@ of a scalar quantiser (Gish and Pierce 1968): components below it round to zero 
 """
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
 from dekag.types import InputError, Latent
@@ -32,6 +33,7 @@ LIMIT = 1023
 SMALLEST_SCALE = 1e-3
 SCALE_ROWS = 4
 """Every fourth latent gives the scales, the others the bases: a basis flatters the data that made it."""
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 Bits = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
@@ -92,12 +94,12 @@ class LatentSource:
     def encode(self, item: Float[Tensor, "channels rows cols"], budget: int) -> Bits | None:
         """The latent at the finest step whose payload has at most `budget` bits, or None if none has."""
         components = self._transform(item)
-        for index in range(2**HEADER_BITS - 1, -1, -1):
-            levels = _quantise(components, self.steps[index])
-            if HEADER_BITS + self.model_bits(levels, index) <= budget:
-                code = self._compress(levels, index)
-                if HEADER_BITS + len(code) <= budget:
-                    return np.concatenate([to_bits(index, HEADER_BITS), code])
+        levels = _quantise(components, self.steps[:, None])
+        sizes = self.model_bits(levels, np.arange(len(levels)))
+        for index in np.flatnonzero(HEADER_BITS + sizes <= budget)[::-1].tolist():
+            code = self._compress(levels[index], index, near=math.ceil(sizes[index]))
+            if HEADER_BITS + len(code) <= budget:
+                return np.concatenate([to_bits(index, HEADER_BITS), code])
         return None
 
     def decode(self, bits: Bits) -> Float[Tensor, "channels rows cols"] | None:
@@ -110,16 +112,22 @@ class LatentSource:
         values = step * centroids(levels, self._spread(index), laplacian=bool(self.laplacian))
         return self._inverse(values)
 
-    def model_bits(self, levels: NDArray[np.int32], index: int) -> float:
-        """-log2 P of the levels under the model at that step."""
+    def model_bits(self, levels: NDArray[np.int32], index: int | NDArray[np.int_]) -> Numbers:
+        """-log2 P of the levels, [..., coefficients], under the model at the step or steps of that index."""
         spread, reach = self._spread(index), np.abs(levels)
-        law = stats.laplace if self.laplacian else stats.norm
         # both laws are symmetric; upper tails keep their digits
-        inside = law.sf((reach - 0.5) / spread) - law.sf((reach + 0.5) / spread)
-        return float(-np.log2(np.maximum(inside, 2.0**-24)).sum())
+        inside = self._tail((reach - 0.5) / spread) - self._tail((reach + 0.5) / spread)
+        return np.asarray(-np.log2(np.maximum(inside, 2.0**-24)).sum(-1))
 
-    def _spread(self, index: int) -> Numbers:
-        return np.asarray(self.scale.numpy() / self.steps[index])
+    def _tail(self, at: Numbers) -> Numbers:
+        """P(variable of unit scale > at)."""
+        if not self.laplacian:
+            return np.asarray(special.ndtr(-at))
+        half = np.exp(-np.abs(at)) / 2
+        return np.where(at < 0, 1 - half, half)
+
+    def _spread(self, index: int | NDArray[np.int_]) -> Numbers:
+        return np.asarray(self.scale.numpy() / self.steps[index, None])
 
     def _transform(self, item: Tensor) -> Numbers:
         centred = item.double() * self.weight[:, None, None] - self.mean
@@ -131,7 +139,7 @@ class LatentSource:
         latent = (self.channel_basis @ cells).reshape(self.mean.shape) + self.mean
         return (latent / self.weight[:, None, None]).float()
 
-    def _compress(self, levels: NDArray[np.int32], index: int) -> Bits:
+    def _compress(self, levels: NDArray[np.int32], index: int, *, near: int) -> Bits:
         coder = _constriction()
         encoder = coder.stream.queue.RangeEncoder()
         zeros, spread = np.zeros_like(self._spread(index)), self._spread(index)
@@ -143,7 +151,7 @@ class LatentSource:
             decoded = self._decompress(bits, index)
             return decoded is not None and np.array_equal(decoded, levels)
 
-        return _shortest(whole, same)
+        return _shortest(whole, same, near=near)
 
     def _decompress(self, bits: Bits, index: int) -> NDArray[np.int32] | None:
         # two words more than there are: the decoder reads ahead
@@ -232,18 +240,17 @@ def from_bits(digits: Bits) -> int:
 def centroids(levels: NDArray[np.int32], spread: Numbers, *, laplacian: bool) -> Numbers:
     """Mean of a variable of that spread within each level's cell of width 1: the best reconstruction."""
     law = stats.laplace if laplacian else stats.norm
-    nodes, weights = np.polynomial.legendre.leggauss(32)
     reach = np.abs(levels)[:, None]
-    at = reach + nodes / 2
+    at = reach + NODES / 2
     # relative to the near edge, so that a cell far out in the tail does not underflow
     density = np.exp(
         law.logpdf(at / spread[:, None]) - law.logpdf(np.maximum(reach - 0.5, 0) / spread[:, None])
     )
-    mean = (weights * density * at).sum(1) / (weights * density).sum(1)
+    mean = (WEIGHTS * density * at).sum(1) / (WEIGHTS * density).sum(1)
     return np.asarray(np.where(levels == 0, 0.0, np.sign(levels) * mean))
 
 
-def _quantise(components: Numbers, step: float) -> NDArray[np.int32]:
+def _quantise(components: Numbers, step: Numbers) -> NDArray[np.int32]:
     return np.clip(np.round(components / step), -LIMIT, LIMIT).astype(np.int32)
 
 
@@ -252,11 +259,11 @@ def _klt(centred: Latent, channel_basis: Tensor, cell_basis: Tensor) -> Float[Te
     return torch.einsum("nip,ipq->niq", grid, cell_basis).flatten(1)
 
 
-def _shortest(whole: Bits, decodes: Callable[[Bits], bool]) -> Bits:
-    """The shortest bits that still decode, with zeros understood behind them.
+def _shortest(whole: Bits, decodes: Callable[[Bits], bool], *, near: int) -> Bits:
+    """The shortest bits that still decode, with zeros understood behind them; their number is looked for at `near`.
 
     The coder's words name one number in an interval, and any number in it will do: the one with fewest digits.
-    If some number of n digits lies in it, one of n + 1 digits does, so that bisection finds it.
+    If some number of n digits lies in it, one of n + 1 digits does, so that the first to fail ends the search.
     """
     value, size = from_bits(whole), len(whole)
 
@@ -267,12 +274,14 @@ def _shortest(whole: Bits, decodes: Callable[[Bits], bool]) -> Bits:
                 return to_bits(number, length)
         return None
 
-    low, high = 0, size
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if at(middle) is not None else (middle + 1, high)
-    found = at(low)
-    assert found is not None
+    length = min(near, size)
+    found = at(length)
+    while found is None:
+        length += 1
+        assert length <= size
+        found = at(length)
+    while length > 0 and (shorter := at(length - 1)) is not None:
+        length, found = length - 1, shorter
     return found
 
 

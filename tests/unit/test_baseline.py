@@ -23,6 +23,7 @@ from dekag.baseline.pictures import FORMATS
 from dekag.baseline.source import fit, from_bits, load_source, save_source, to_bits
 from dekag.baseline.thresholds import TARGET, Measurement, kind, merge, read_thresholds, write_thresholds
 from dekag.types import Condition, InputError
+from dekag.units import db_to_linear
 
 SHAPE = (4, 4, 4)
 SCALES = 8 * torch.arange(1, 65) ** -0.8
@@ -329,7 +330,7 @@ def pass_probability(rule: Rule, error_rate: float) -> float:
 
 @pytest.mark.parametrize("rule", [measuring.AWGN, measuring.FADING, measuring.SLOW])
 def test_a_verdict_is_seldom_wrong(rule: Rule) -> None:
-    """Exact: under 2 % at the rates that the test is built for, under 0.2 % a factor ratio^0.5 beyond."""
+    """Exact: under 2 % at the rates that the test is built for, under 0.2 % a factor ratio^0.5 further out."""
     assert pass_probability(rule, TARGET * rule.ratio) < 0.02
     assert pass_probability(rule, TARGET / rule.ratio) > 0.98
     assert pass_probability(rule, TARGET * rule.ratio**1.5) < 0.002
@@ -349,6 +350,19 @@ def test_less_redundancy_than_a_hopeless_scheme_is_not_measured(monkeypatch) -> 
     assert [found[name] for name in hopeless[1:]] == [()] * (len(hopeless) - 1)
     thresholds = Thresholds(measured={"awgn 64 uses": found})
     assert all(math.isinf(thresholds.threshold_db("awgn 64 uses", BY_NAME[name])) for name in hopeless)
+
+
+def test_slow_fading_is_met_as_evenly_spread_gains() -> None:
+    """|h|^2 is exponential: 1 - exp(-x) of 1000 gains lie below x, to a block or two, and in every part of them."""
+    condition = Condition(uses=64, snr_db=0, rayleigh=True)
+    batches = [measuring._batch(condition, 10.0, sent) for sent in range(0, 1000, BATCH)]
+    assert not any(bool(batch.rayleigh.any()) for batch in batches)
+    energy = db_to_linear(torch.cat([batch.snr_db for batch in batches]) - 10)
+    assert energy.mean().item() == pytest.approx(1, abs=0.01)
+    for below in (0.005, 0.01, 0.02, 0.5, 2.0):
+        for sent in (300, 500, 1000):
+            expected = -math.expm1(-below) * sent
+            assert abs(int((energy[:sent] < below).sum()) - expected) < 2
 
 
 def test_tables_are_put_together_unless_they_differ(tmp_path) -> None:

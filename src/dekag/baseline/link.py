@@ -114,16 +114,17 @@ def _pack(link: DigitalLink, item: Tensor, condition: Condition) -> _Block:
 
 def _modulate(blocks: list[_Block], condition: Condition) -> Tensor:
     symbols = torch.zeros(len(blocks), int(condition.payload.max()), dtype=torch.complex64)
-    for (uses, mcs), rows in _alike(blocks, condition).items():
-        bits = torch.from_numpy(np.stack([blocks[row].payload for row in rows]))
-        symbols[rows, :uses] = block_code(uses, mcs, "cpu").modulate(bits)
+    for (uses, mcs), payloads in _alike(blocks, condition).items():
+        bits = torch.from_numpy(np.stack(list(payloads.values())))
+        symbols[list(payloads), :uses] = block_code(uses, mcs, "cpu").modulate(bits)
     return symbols
 
 
 def _demodulate(blocks: list[_Block], received: Received, condition: Condition) -> list[Bits | None]:
     """The payload of each image, or None if it is lost."""
     payloads: list[Bits | None] = [None] * len(blocks)
-    for (uses, mcs), rows in _alike(blocks, condition).items():
+    for (uses, mcs), sent in _alike(blocks, condition).items():
+        rows = list(sent)
         state = ChannelState(
             gain=received.state.gain[rows, :uses], noise_power=received.state.noise_power[rows]
         )
@@ -134,13 +135,13 @@ def _demodulate(blocks: list[_Block], received: Received, condition: Condition) 
     return payloads
 
 
-def _alike(blocks: list[_Block], condition: Condition) -> dict[tuple[int, Mcs], list[int]]:
-    """Rows that send something, by the code that they share: one call for many is faster."""
-    rows: dict[tuple[int, Mcs], list[int]] = {}
+def _alike(blocks: list[_Block], condition: Condition) -> dict[tuple[int, Mcs], dict[int, Bits]]:
+    """Payloads by row, under the code that they share: one call for many is faster."""
+    alike: dict[tuple[int, Mcs], dict[int, Bits]] = {}
     for row, (block, uses) in enumerate(zip(blocks, condition.payload.tolist(), strict=True)):
         if block.mcs is not None and block.payload is not None:
-            rows.setdefault((uses, block.mcs), []).append(row)
-    return rows
+            alike.setdefault((uses, block.mcs), {})[row] = block.payload
+    return alike
 
 
 def _ledger(

@@ -29,18 +29,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument(
+        "--plain", action="store_true", help="for comparison: neither the transform's start nor spreading"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    folder = options.runs / "codec"
+    folder = options.runs / ("plain" if options.plain else "codec")
     latents = edge_latents("emoji", draws=options.draws, seed=0, resume=options.runs, on_stage=print)
     preset = presets.emoji()
     some = latents[:: max(1, len(latents) // PROBES)].float()
     importance = channel_importance(presets.edge(preset).decode, some, rng=torch.Generator().manual_seed(0))
 
     torch.manual_seed(5)
-    codec = JsccCodec(JsccConfig())
-    codec.start_from(fit_klt(latents.float(), importance))
+    codec = JsccCodec(JsccConfig(spread=not options.plain))
+    if options.plain:
+        codec.importance.copy_(importance)
+    else:
+        codec.start_from(fit_klt(latents.float(), importance))
     uses, snr_db = int(preset.nominal.uses), float(preset.nominal.snr_db)
     nominal = ConditionRange(uses=(uses,), snrs_db=(snr_db,), blocks=(0,))
     config = TrainConfig(

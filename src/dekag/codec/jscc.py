@@ -41,6 +41,8 @@ class JsccConfig:
     max_uses: int = 512
     """Payload symbols at the highest rate."""
     constellation: str = "256qam"
+    spread: bool = True
+    """Whether every component goes over all uses; if not, symbol k is component k."""
 
     def __post_init__(self) -> None:
         numbers = self.channels * self.rows * self.cols
@@ -209,7 +211,8 @@ class JsccCodec(nn.Module):
         components = self.analysis.analyse(self.encoder(cells)).float()
         pairs = components[:, self.order].unflatten(1, (-1, 2)) * self.gain()[..., None]
         kept = torch.view_as_complex(pairs.contiguous())[:, : int(payload.max())]
-        sent = self.constellation.load * normalise_power(spread(kept, payload), payload)
+        analogue = spread(kept, payload) if self.config.spread else kept
+        sent = self.constellation.load * normalise_power(analogue, payload)
         points = truncate(quantise(sent, self.constellation), payload)
         # the grid as a whole has unit energy, an image's own points have not
         return Encoded(
@@ -220,17 +223,19 @@ class JsccCodec(nn.Module):
         """Equalised symbols, complex [batch, uses], to latents, unit scale."""
         payload, uses = condition.payload.to(received.symbols.device), received.symbols.shape[1]
         sent = torch.arange(uses, device=payload.device) < payload[:, None]
-        reliability = (received.state.reliability.float() * sent).sum(1, keepdim=True) / payload[:, None]
+        known = received.state.reliability.float() * sent
+        overall = known.sum(1, keepdim=True) / payload[:, None]
+        reliability = overall if self.config.spread else known
         power, scale = (gain()[..., :uses] for gain in (self.power, self.scale))
         # The equaliser takes symbols for unit energy; LMMSE with each component's own power instead.
         factor = scale * power / (power * reliability + 1 - reliability)
-        kept = despread(received.symbols, payload) * factor
-        amplitudes = torch.view_as_real(kept).flatten(1)
+        kept = despread(received.symbols, payload) if self.config.spread else received.symbols * sent
+        amplitudes = torch.view_as_real(kept * factor).flatten(1)
         components = amplitudes.new_zeros(len(payload), self.mean.numel())
         components = components.index_copy(1, self.order[: 2 * uses], amplitudes)
         cells = self.synthesis.synthesise(components)
-        known = reliability[:, None, :].expand(-1, cells.shape[1], 1)
-        decoded: Tensor = self.decoder(torch.cat([cells, known], dim=2)).float()
+        fidelity = overall[:, None, :].expand(-1, cells.shape[1], 1)
+        decoded: Tensor = self.decoder(torch.cat([cells, fidelity], dim=2)).float()
         grid: Tensor = decoded.transpose(1, 2).unflatten(2, (self.config.rows, self.config.cols))
         return grid / self.weight[:, None, None] + self.mean
 

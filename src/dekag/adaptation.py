@@ -10,7 +10,7 @@ from dekag.alignment.bundle import Bundle, Quantisation, Setting
 from dekag.alignment.cala import CalaConfig
 from dekag.alignment.codec_rivals import adapted_codec
 from dekag.alignment.updates import apply_generation, save_transmission
-from dekag.codec import JsccCodec, load_codec, save_codec
+from dekag.codec import JsccCodec, TrainedRange, load_codec, save_codec
 from dekag.distillation import DISTIL_SEEDS, kept
 from dekag.training.loop import Progress, TrainConfig
 from dekag.training.processes import from_main
@@ -59,6 +59,22 @@ def transmission_training(method: str, steps: int, seed: int, *, precision: str 
     )
 
 
+def trained_range(conditions: ConditionRange) -> TrainedRange:
+    """The least and the most of every field that training met."""
+    blocks = [max(conditions.uses) if count == FAST else count for count in conditions.blocks if count]
+    return TrainedRange(
+        uses_min=min(conditions.uses),
+        uses_max=max(conditions.uses),
+        snr_db_min=min(conditions.snrs_db),
+        snr_db_max=max(conditions.snrs_db),
+        fading=bool(blocks),
+        blocks_min=min(blocks, default=1),
+        blocks_max=max(blocks, default=1),
+        correlation_max=max(conditions.correlations),
+        pilots_max=max(conditions.pilots),
+    )
+
+
 def align_transmission(
     preset: str,
     latents: Latent,
@@ -101,6 +117,7 @@ def align_transmission(
         "seed": training.seed,
         "learning_rate": training.learning_rate,
         "precision": training.precision,
+        **trained_range(conditions).to_settings(),
     }
     return from_main(
         lambda: save_transmission(out, adapted, codec, settings=settings, quantisation=quantisation)

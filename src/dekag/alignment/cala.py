@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from dekag.training.loop import Progress, TrainConfig
 from dekag.training.transmission import ConditionRange, fit
 from dekag.types import Condition, InputError, Latent, Received, Symbols
 
-GateKind = Literal["soft", "open", "hard", "snr"]
+GATES = ("soft", "open", "hard", "snr")
 LOWEST_SNR_DB, HIGHEST_SNR_DB = -5.0, 20.0
 """What the groups of the `snr` gate divide evenly."""
 
@@ -39,10 +38,10 @@ class CalaConfig:
 
     rank: int = 4
     group: int = 1
-    norm_rank: int = 2
+    norm_rank: int = 1
     gain_rank: int = 4
     biases: bool = True
-    gate: GateKind = "soft"
+    gate: str = "soft"
     gate_width: int = 32
     shared_gate: bool = False
     experts: int = 4
@@ -54,8 +53,8 @@ class CalaConfig:
             )
         if min(self.norm_rank, self.gain_rank) < 0 or min(self.gate_width, self.experts) < 1:
             raise InputError("ranks must be at least 0, gate width and experts at least 1")
-        if self.gate not in ("soft", "open", "hard", "snr"):
-            raise InputError(f"the gate must be soft, open, hard or snr, got {self.gate!r}")
+        if self.gate not in GATES:
+            raise InputError(f"the gate must be {', '.join(GATES)}, got {self.gate!r}")
 
 
 class CalaCodec(nn.Module):

@@ -28,6 +28,7 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="dekag")
     warnings.filterwarnings("always", category=UserWarning, message=r"prompt \d+ has")
+    warnings.filterwarnings("always", category=UserWarning, message="the update of the codec was not trained")
     warnings.showwarning = one_line
 
 

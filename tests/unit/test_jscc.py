@@ -9,7 +9,7 @@ import torch
 
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, load_codec, save_codec
-from dekag.codec.spreading import despread, spread
+from dekag.codec.spreading import despread, rudin_shapiro, spread
 from dekag.types import ChannelState, Condition, InputError, Received
 
 SMALL = JsccConfig(
@@ -205,7 +205,7 @@ def test_spreading_is_unitary_and_its_own_rows_only() -> None:
     sent = spread(rows, payload)
     back = despread(sent, payload)
     for row, out, again, length in zip(rows, sent, back, payload.tolist(), strict=True):
-        expected = np.fft.fft(row[:length].numpy()) / length**0.5
+        expected = np.fft.fft(row[:length].numpy()) / length**0.5 * rudin_shapiro(length).numpy()
         np.testing.assert_allclose(out[:length].numpy(), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(again[:length], row[:length], rtol=1e-4, atol=1e-5)
         assert not out[length:].any()
@@ -223,3 +223,14 @@ def test_spread_symbols_have_equal_power() -> None:
     rows = torch.randn(20000, 64, dtype=torch.complex64, generator=rng) * power.sqrt()
     found = spread(rows, torch.full((20000,), 64)).abs().square().mean(0)
     torch.testing.assert_close(found, power.mean().expand(64), rtol=5 * 20000**-0.5, atol=0)
+
+
+def test_signs_flatten_a_tone() -> None:
+    """Golay 1961: the spectrum of the first 2^m signs is at most twice its mean, at any frequency; so is that of a
+    tone times them. Without them all of its energy would be at one."""
+    for length in (64, 128, 256, 512):
+        tone = torch.zeros(1, length, dtype=torch.complex64)
+        tone[0, 5] = 1.0
+        waveform = torch.fft.ifft(spread(tone, torch.tensor([length])), n=8 * length, norm="ortho")
+        energy = waveform.abs().square()
+        assert (energy.max() / energy.mean()).item() <= 2.0 + 1e-4

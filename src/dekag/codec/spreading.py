@@ -1,13 +1,16 @@
-"""Each component over all uses of a payload: a unitary discrete Fourier transform of its symbols.
+"""Each component over all uses of a payload: a unitary discrete Fourier transform, with signs.
 
 What is worth more power would leave a constellation's grid, and a fade would take some components whole. Spread,
-every use has the same power on average and every component meets the mean of the channel.
+every use has the same power on average and every component meets the mean of the channel. A component becomes a
+pure tone, which OFDM would turn back into one peak: the Rudin-Shapiro signs flatten it, and leave a symmetric
+constellation as it is.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
-from jaxtyping import Complex, Int64
+from jaxtyping import Complex, Float, Int64
 from torch import Tensor
 
 Rows = Complex[Tensor, "batch width"]
@@ -16,12 +19,23 @@ Payload = Int64[Tensor, " batch"]
 
 def spread(components: Rows, payload: Payload) -> Rows:
     """Row i's first `payload[i]` numbers to their transform, zeros beyond them; keeps the energy."""
-    return _by_payload(components, payload, torch.fft.fft)
+    spectrum = _by_payload(components, payload, torch.fft.fft)
+    return spectrum * rudin_shapiro(spectrum.shape[1]).to(spectrum.device)
 
 
 def despread(symbols: Rows, payload: Payload) -> Rows:
     """The inverse of `spread`."""
-    return _by_payload(symbols, payload, torch.fft.ifft)
+    signs = rudin_shapiro(symbols.shape[1]).to(symbols.device)
+    return _by_payload(symbols * signs, payload, torch.fft.ifft)
+
+
+@lru_cache(maxsize=8)
+def rudin_shapiro(length: int) -> Float[Tensor, " length"]:
+    """Signs of which the spectrum is flat within 3 dB: -1 for each pair of ones in k's binary digits.
+
+    Rudin 1959, Proc. Amer. Math. Soc. 10.
+    """
+    return torch.tensor([1.0 - 2.0 * ((k & (k >> 1)).bit_count() % 2) for k in range(length)])
 
 
 def _by_payload(rows: Rows, payload: Payload, transform: Callable[..., Tensor]) -> Rows:

@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=10, help="drawings of each prompt")
-    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="bf16")

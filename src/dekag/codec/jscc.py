@@ -221,15 +221,17 @@ class JsccCodec(nn.Module):
 
     def decode(self, received: Received, condition: Condition) -> Latent:
         """Equalised symbols, complex [batch, uses], to latents, unit scale."""
-        payload, uses = condition.payload.to(received.symbols.device), received.symbols.shape[1]
+        self._check_payload(condition)
+        payload, uses = condition.payload.to(received.symbols.device), int(condition.payload.max())
+        symbols = truncate(received.symbols[:, :uses], payload)
         sent = torch.arange(uses, device=payload.device) < payload[:, None]
-        known = received.state.reliability.float() * sent
+        known = received.state.reliability[:, :uses].float() * sent
         overall = known.sum(1, keepdim=True) / payload[:, None]
         reliability = overall if self.config.spread else known
         power, scale = (gain()[..., :uses] for gain in (self.power, self.scale))
         # The equaliser takes symbols for unit energy; LMMSE with each component's own power instead.
         factor = scale * power / (power * reliability + 1 - reliability)
-        kept = despread(received.symbols, payload) if self.config.spread else received.symbols * sent
+        kept = despread(symbols, payload) if self.config.spread else symbols
         amplitudes = torch.view_as_real(kept * factor).flatten(1)
         components = amplitudes.new_zeros(len(payload), self.mean.numel())
         components = components.index_copy(1, self.order[: 2 * uses], amplitudes)
@@ -246,6 +248,11 @@ class JsccCodec(nn.Module):
             raise InputError(f"the codec takes latents {expected}, got {list(latent.shape)}")
         if len(condition) != len(latent):
             raise InputError(f"the condition describes {len(condition)} images, but there are {len(latent)}")
+        self._check_payload(condition)
+
+    def _check_payload(self, condition: Condition) -> None:
         most = int(condition.payload.max())
-        if most > config.max_uses:
-            raise InputError(f"the codec sends at most {config.max_uses} payload uses an image, got {most}")
+        if most > self.config.max_uses:
+            raise InputError(
+                f"the codec sends at most {self.config.max_uses} payload uses an image, got {most}"
+            )

@@ -71,7 +71,7 @@ def trained_range(conditions: ConditionRange) -> TrainedRange:
         blocks_min=min(blocks, default=1),
         blocks_max=max(blocks, default=1),
         correlation_max=max(conditions.correlations),
-        pilots_max=max(conditions.pilots),
+        estimated=max(conditions.pilots) > 0,
     )
 
 

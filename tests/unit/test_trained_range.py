@@ -25,7 +25,7 @@ RANGE = TrainedRange(
     blocks_min=1,
     blocks_max=16,
     correlation_max=0.9,
-    pilots_max=4,
+    estimated=True,
 )
 INSIDE = {"uses": 256, "snr_db": 10.0, "rayleigh": True, "blocks": 4, "correlation": 0.5, "pilots": 2}
 
@@ -53,7 +53,7 @@ def test_settings_and_back() -> None:
         ({"trained_snr_db_max": -6}, "range of snr_db must have its least value first, got -5.0 to -6"),
         ({"trained_blocks_min": 0}, "blocks_min of a trained range must be at least 1, got 0"),
         ({"trained_correlation_max": 1.5}, "correlation_max of a trained range must be at most 1"),
-        ({"trained_pilots_max": -1}, "pilots_max of a trained range must be at least 0, got -1"),
+        ({"trained_estimated": 2}, "trained_estimated must be 1 or 0, got 2"),
     ],
 )
 def test_a_broken_range_is_one_line(change: dict[str, Any], says: str) -> None:
@@ -75,7 +75,7 @@ def test_a_broken_range_is_one_line(change: dict[str, Any], says: str) -> None:
         ({"snr_db": -6.0}, ["snr_db is -6 (trained for -5 to 20)"]),
         ({"blocks": 17}, ["blocks is 17 (trained for 1 to 16)"]),
         ({"correlation": 0.95}, ["correlation is 0.95 (trained for 0 to 0.9)"]),
-        ({"pilots": 5}, ["pilots is 5 (trained for 0 to 4)"]),
+        ({"pilots": 5}, []),
         ({"rayleigh": False, "blocks": 99, "pilots": 9, "correlation": 1.0}, []),
         (
             {"uses": torch.tensor([600, 70, 900]), "snr_db": torch.tensor([0.0, -9.0, 21.0])},
@@ -141,6 +141,15 @@ def test_a_bundle_that_says_nothing_warns_of_nothing(tmp_path: Path) -> None:
         system.deliver(["a red apple"], Condition(uses=8, snr_db=90.0))
 
 
+def test_estimated_gains_are_another_matter_than_known_ones() -> None:
+    known = replace(RANGE, estimated=False)
+    assert known.outside(Condition(**INSIDE)) == [
+        "the gain is estimated from pilots (trained with known gains)"
+    ]
+    assert not known.outside(Condition(**{**INSIDE, "pilots": 0}))
+    assert not known.outside(Condition(**{**INSIDE, "rayleigh": False}))
+
+
 def test_every_command_says_it_in_one_line_and_goes_on(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,5 +167,5 @@ def test_every_command_says_it_in_one_line_and_goes_on(
         assert not exit_.value.code
         assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
             "dekag: warning: the update of the codec was not trained for this condition: snr_db is 35 (trained for"
-            " -5 to 20); pilots is 5 (trained for 0 to 4)"
+            " -5 to 20)"
         ]

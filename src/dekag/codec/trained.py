@@ -21,7 +21,7 @@ class TrainedRange:
     uses_min, uses_max: channel uses of an image, pilots included. snr_db_min, snr_db_max: in dB.
     fading: whether Rayleigh fading was met; the fields below count under fading alone.
     blocks_min, blocks_max: resource blocks of an image. correlation_max: of neighbouring blocks.
-    pilots_max: pilots of a block; 0 if the receiver always knew the gain.
+    estimated: whether the receiver met gains that it estimated from pilots.
 
     Raises InputError if a range is empty or no condition could lie in it.
     """
@@ -34,7 +34,7 @@ class TrainedRange:
     blocks_min: int = 1
     blocks_max: int = 1
     correlation_max: float | int = 0.0
-    pilots_max: int = 0
+    estimated: bool = False
 
     def __post_init__(self) -> None:
         for name in ("uses", "snr_db", "blocks"):
@@ -43,7 +43,7 @@ class TrainedRange:
                 raise InputError(
                     f"the trained range of {name} must have its least value first, got {low} to {high}"
                 )
-        for name, least in (("uses_min", 1), ("blocks_min", 1), ("correlation_max", 0), ("pilots_max", 0)):
+        for name, least in (("uses_min", 1), ("blocks_min", 1), ("correlation_max", 0)):
             if not getattr(self, name) >= least:
                 raise InputError(
                     f"{name} of a trained range must be at least {least}, got {getattr(self, name)}"
@@ -87,8 +87,9 @@ class TrainedRange:
             found += [
                 _outside("blocks", faded.blocks, self.blocks_min, self.blocks_max),
                 _outside("correlation", faded.correlation, 0, self.correlation_max),
-                _outside("pilots", faded.pilots, 0, self.pilots_max),
             ]
+            if bool((faded.pilots > 0).any()) and not self.estimated:
+                found.append("the gain is estimated from pilots (trained with known gains)")
         return [text for text in found if text]
 
 

@@ -27,8 +27,10 @@ class GatedLinear(nn.Module):
         out: Tensor = self.base(x)
         if self.opening is None:
             return out
-        update: Tensor = self.lora_B(self.lora_A(x) * self.opening[:, None, :])
-        return out + update
+        low = (self.lora_A(x) * self.opening[:, None, :]).flatten(0, -2).to(out.dtype)
+        # added in place, within the product: a pass over the outputs costs as much as the product itself
+        out.flatten(0, -2).addmm_(low, self.lora_B.weight.T.to(out.dtype))
+        return out
 
     def merged(self, opening: Tensor) -> nn.Linear:
         """The linear layer for that opening."""
@@ -53,8 +55,7 @@ class GatedNorm(nn.Module):
         out: Tensor = self.base(x)
         if self.opening is None:
             return out
-        factor: Tensor = 1 + self.lora_B(self.opening)[:, None, :]
-        return out * factor
+        return out.mul_(1 + self.lora_B(self.opening)[:, None, :])
 
     def merged(self, opening: Tensor) -> nn.LayerNorm:
         """The norm for that opening."""

@@ -72,3 +72,13 @@ def test_the_same_bytes_twice_and_intervals_without_bound(tmp_path: Path) -> Non
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(InputError, match="at least one curve"):
         grid_figure({}, quantity="PSNR (dB)")
+
+
+def test_every_curve_lies_within_the_shared_axes() -> None:
+    """Also those that are higher than all of the first panel."""
+    low, high = curve(20.0), curve(60.0)
+    panels = {("awgn", "64 uses"): {"cala": low}, ("awgn", "512 uses"): {"cala": high}}
+    for axes in grid_figure(panels, quantity="PSNR (dB)").axes:
+        bottom, top = axes.get_ylim()
+        assert bottom < 20.0 - 5 - 1
+        assert top > 60.0 + 10 + 1

@@ -71,12 +71,12 @@ def grid_figure(panels: Panels, *, quantity: str) -> "Figure":
             for column, column_name in enumerate(columns):
                 left = LEFT + column * (width + GAP)
                 axes = sheet.axes(left, top + row * (PANEL + GAP), width, PANEL)
-                _draw(axes, panels.get((row_name, column_name), {}), styles)
                 if first is None:
                     first = axes
-                else:
+                else:  # before anything is drawn: limits then grow with every panel
                     axes.sharex(first)
                     axes.sharey(first)
+                _draw(axes, panels.get((row_name, column_name), {}), styles)
                 axes.tick_params(labelleft=column == 0, labelbottom=row == len(rows) - 1)
                 if row == 0:
                     axes.set_title(column_name, size=NORMAL, color=INK, pad=3)

@@ -82,9 +82,9 @@ def deliver(
     Raises InputError for unusable prompts, seeds or conditions.
     """
     condition = condition.expand(len(prompts))
-    warn_outside(link, condition)
     clock: Clock = {}
     sent = send(link, prompts, condition, seeds=seeds)
+    warn_outside(link, condition)  # of what can be sent at all
     with _timed(clock, "channel"), torch.no_grad():
         received = link.channel(sent.symbols, condition, rng=rng)
     arrived = receive(link, received, condition)

@@ -57,9 +57,9 @@ def send(
     on_stage("load")
     system = presets.load(preset, align=ka)
     whole = condition.expand(len(prompts))
-    link.warn_outside(system.link, whole)
     on_stage("draw and encode")
     sent = link.send(system.link, prompts, whole, seeds=[seed + number for number in range(len(prompts))])
+    link.warn_outside(system.link, whole)  # of what can be sent at all
     symbols = sent.symbols
     if clip_db is not None:
         symbols = clip_waveform(symbols, whole.payload, waveform, ratio_db=clip_db)

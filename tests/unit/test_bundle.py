@@ -43,7 +43,7 @@ from dekag.alignment.container import (
     QUANTISED,
 )
 from dekag.alignment.digest import canonical_json, digest_file, digest_json, digest_tensors
-from dekag.alignment.quantise import Bits, quantise
+from dekag.alignment.quantise import Bits, dequantise, quantise
 from dekag.types import InputError
 from dekag.zoo import locate
 
@@ -794,10 +794,11 @@ def test_quantised_files(tmp_path: Path, quantisation: str) -> None:
     """LoRA goes by its other name, with its metadata, in the form of `quantise`; all else is fp16."""
     given = complete()
     bundle = save_bundle(tmp_path / "b", **given, quantisation=quantisation)
-    assert bundle.tensors.keys() == {*QUANTISED.values(), EMBEDDING, NOISE_MAP}
+    assert bundle.tensors.keys() == {CODED, QUANTISED[FEW_STEP], EMBEDDING, NOISE_MAP}
     assert bundle.metadata[CODED] == given["metadata"][LORA]
     assert {t.dtype for f in (EMBEDDING, NOISE_MAP) for t in bundle.tensors[f].values()} == {torch.float16}
-    for plain, coded in QUANTISED.items():
+    for plain in (LORA, FEW_STEP):
+        coded = QUANTISED[plain]
         expected = quantise(given["tensors"][plain], bits=BITS[quantisation])
         assert bundle.tensors[coded].keys() == expected.keys()
         assert all(torch.equal(bundle.tensors[coded][name], value) for name, value in expected.items())
@@ -966,11 +967,20 @@ def test_forms_that_cannot_be_saved(tmp_path: Path, changes: dict[str, Any], rea
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cala_is_not_quantised(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantisation", ["fp16", "int8", "int4"])
+def test_an_update_of_a_codec_goes_in_every_form(tmp_path: Path, quantisation: str) -> None:
+    """As the low-rank files of a generator do: by its other name in whole numbers, and back."""
     given = transmission()
-    with pytest.raises(InputError, match=f"{CALA} cannot be encoded in int8"):
-        save_bundle(tmp_path / "t", **given, quantisation="int8")
-    assert save_bundle(tmp_path / "t", **given, quantisation="fp16").manifest.quantisation == "fp16"
+    bundle = save_bundle(tmp_path / "t", **given, quantisation=quantisation)
+    assert bundle.manifest.quantisation == quantisation
+    assert bundle.tensors.keys() == {CALA if quantisation == "fp16" else QUANTISED[CALA]}
+    expected = given["tensors"][CALA]
+    if quantisation != "fp16":
+        expected = dequantise(quantise(expected, bits=BITS[quantisation]))
+    found = load_bundle(tmp_path / "t").cala()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor.half().float(), rtol=1e-3, atol=1e-6)
 
 
 def test_unknown_forms(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An update of the shipped codec, not trained, that says what it was trained for."""
     codec = load_codec(zoo.shipped("emoji/codec"))
     with torch.random.fork_rng():
-        adapted = CalaCodec(codec, CalaConfig(rank=8, groups=8))
+        adapted = CalaCodec(codec, CalaConfig())
     folder = tmp_path_factory.mktemp("cala") / "bundle"
     save_transmission(folder, adapted, codec, settings={"steps": 0, **RANGE.to_settings()})
     return folder
@@ -132,7 +132,7 @@ def test_a_delivery_outside_warns_and_goes_on(bundle: Path) -> None:
 def test_a_bundle_that_says_nothing_warns_of_nothing(tmp_path: Path) -> None:
     codec = load_codec(zoo.shipped("emoji/codec"))
     with torch.random.fork_rng():
-        adapted = CalaCodec(codec, CalaConfig(rank=8, groups=8))
+        adapted = CalaCodec(codec, CalaConfig())
     saved = save_transmission(tmp_path / "bundle", adapted, codec, settings={"steps": 0})
     assert trained_range(saved) is None
     system = presets.build(replace(presets.emoji(), cala=str(tmp_path / "bundle")))

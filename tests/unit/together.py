@@ -97,6 +97,7 @@ def main() -> None:
         torch.save(norm.state_dict(), folder / f"norm-{rank}.pt")
         net = model(seed=rank)
         run("broken", net, killed_at(16, loss_of(net)), folder / "state.pt")
+    PartialState().wait_for_everyone()
     PartialState().destroy_process_group()
 
 

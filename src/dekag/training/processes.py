@@ -57,6 +57,7 @@ def joined(name: str) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     processes = processes_on(device)
     yield device
+    processes.wait_for_everyone()  # nobody leaves while another still talks to it
     processes.destroy_process_group()
 
 

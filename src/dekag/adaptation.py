@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from dekag import presets, zoo
 from dekag.alignment.bundle import Bundle, Quantisation, Setting
 from dekag.alignment.cala import CalaConfig
-from dekag.alignment.codec_rivals import adapted_codec
+from dekag.alignment.codec_rivals import adapt
 from dekag.alignment.updates import apply_generation, save_transmission
 from dekag.codec import JsccCodec, TrainedRange, load_codec, save_codec
 from dekag.distillation import DISTIL_SEEDS, kept
 from dekag.training.loop import Progress, TrainConfig
 from dekag.training.processes import from_main
-from dekag.training.transmission import FAST, ConditionRange, fit
+from dekag.training.transmission import FAST, ConditionRange
 from dekag.types import Latent
 
 CALA_RANGE = ConditionRange(
@@ -94,16 +92,14 @@ def align_transmission(
     Writes a bundle, or for `full`, which is no update, a codec.
     """
     codec = load_codec(presets.folder(presets.preset(preset).codec, "codec"))
-    with torch.random.fork_rng():
-        torch.manual_seed(training.seed)
-        adapted = adapted_codec(method, codec, size)
-    fit(
-        adapted,
-        codec.importance,
+    adapted = adapt(
+        method,
+        codec,
         latents,
         conditions,
+        size,
         training,
-        batch,
+        batch=batch,
         checkpoint=None if resume is None else resume / f"{method}.pt",
         on_step=lambda progress: on_step(method, progress),
     )

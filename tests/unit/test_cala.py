@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag.alignment.cala import CalaCodec, CalaConfig, adapt
+from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.codec_rivals import adapt
 from dekag.alignment.gated import GatedGain, GatedLinear, GatedNorm
 from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise
@@ -98,7 +99,7 @@ def test_training_moves_only_the_update_and_lowers_the_loss() -> None:
     before = {name: t.clone() for name, t in codec.state_dict().items()}
     data = torch.randn(256, 8, 4, 4, generator=torch.Generator().manual_seed(4))
     training = TrainConfig(steps=250, learning_rate=5e-3, ema_decay=0.9, warmup_steps=10)
-    adapted = adapt(codec, data, RANGE, CALA, training, batch=32)
+    adapted = adapt("cala", codec, data, RANGE, CALA, training, batch=32)
 
     def held_out(one: JsccCodec | CalaCodec) -> float:
         rng = torch.Generator().manual_seed(10**6)

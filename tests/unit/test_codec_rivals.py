@@ -126,6 +126,7 @@ def test_every_update_survives_its_bundle(tmp_path: Path, method: str) -> None:
     save_transmission(tmp_path / "b", adapted, codec, settings=trained_range(CALA_RANGE).to_settings())
     loaded, bundle = apply_transmission(codec, tmp_path / "b")
     assert type(loaded) is type(adapted)
+    assert bundle.manifest.kind == "transmission"
     assert bundle.manifest.quantisation == "int8"
     for name, tensor in update_tensors(adapted).items():
         error = (update_tensors(loaded)[name] - tensor).norm() / tensor.norm()

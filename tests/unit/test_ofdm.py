@@ -189,20 +189,20 @@ def test_what_cannot_be_sent_is_refused() -> None:
 def test_codec_and_cala_run_unchanged_and_gain() -> None:
     """The shipped codec over TDL-C: CALA lifts the mean PSNR over no KA, and the ledger counts the pilots.
 
-    The gain is more than 2 standard errors over 12 pictures.
+    The gain is more than 5 standard errors over 12 pictures.
     """
     channel = OfdmChannel(delay_spread_s=300e-9, speed_m_s=3.0)
-    condition = channel.condition(uses=256, snr_db=5.0)
+    condition = channel.condition(uses=128, snr_db=5.0)
     system = presets.load("emoji")
     link = replace(system.link, channel=channel)
     things = ("red apple", "dog", "pizza", "car", "rose", "cat")
     prompts = [f"a {thing} on a {colour} background" for thing in things for colour in ("blue", "white")]
     delivery = deliver(link, prompts, condition, seeds=range(12), rng=seeded(1))
     assert delivery.ledger.pilot_uses == 12 * (int(condition.uses) - int(condition.payload))
-    assert delivery.ledger.payload_uses + delivery.ledger.pilot_uses <= 12 * 256
+    assert delivery.ledger.payload_uses + delivery.ledger.pilot_uses <= 12 * 128
     base = load_codec(shipped("emoji/codec"))
     arrived = transmit(base, channel, delivery.latent_sent, condition, rng=seeded(1))
     gain = psnr_db(delivery.drawn, delivery.image) - psnr_db(
         delivery.drawn, link.generator.decode(arrived).detach()
     )
-    assert gain.mean() > 2 * gain.std() / 12**0.5
+    assert gain.mean() > 5 * gain.std() / 12**0.5

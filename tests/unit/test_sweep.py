@@ -17,7 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from dekag import sweep, zoo
-from dekag.channel import BlockFading
+from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.cli import app
 from dekag.evaluation.grid import CHANNELS, Grid, read_grid
 from dekag.evaluation.statistics import mean_interval
@@ -426,3 +426,14 @@ def test_further_codecs_and_constellations(folder: Path, tmp_path: Path) -> None
     assert further_codec(f"copy={tmp_path / 'copy'}", base) == CodecMethod(
         name="copy", codec=tmp_path / "copy"
     )
+
+
+def test_a_grid_knows_ofdm_profiles_by_name() -> None:
+    """As `dekag deliver` does: the same channel, and a condition that pays for the pilots."""
+    (point,) = read_grid("small", uses="128", snrs="5", channels="tdl-c").points()
+    named = named_channel(ChannelSettings(name="tdl-c"))
+    assert (point.medium, point.family) == (named.channel, "ofdm")
+    assert point.physics()["pilots"] == int(named.condition(128, 5.0).pilots) > 0
+    assert int(point.condition.uses) <= 128
+    with pytest.raises(InputError, match=r"known are awgn.*tdl-a.*cdl-e"):
+        read_grid("small", channels="tdl-z")

@@ -7,9 +7,7 @@ norms and gains of the symbols. For one condition the update merges into `W` and
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +15,6 @@ from torch import Tensor, nn
 from dekag.alignment.gated import Gated, GatedGain, GatedLinear, GatedNorm
 from dekag.alignment.gates import HardGate, OpenGate, SnrGroupGate, SoftGate
 from dekag.codec.jscc import Encoded, Gain, JsccCodec
-from dekag.training.loop import Progress, TrainConfig
-from dekag.training.transmission import ConditionRange, fit
 from dekag.types import Condition, InputError, Latent, Received, Symbols
 
 GATES = ("soft", "open", "hard", "snr")
@@ -138,34 +134,3 @@ def _gate(config: CalaConfig, ranks: list[int]) -> nn.Module:
         step = (HIGHEST_SNR_DB - LOWEST_SNR_DB) / config.experts
         return SnrGroupGate(ranks, [(LOWEST_SNR_DB + step * k) / 10 for k in range(1, config.experts)])
     return SoftGate(features, ranks, width=config.gate_width, group=config.group, shared=config.shared_gate)
-
-
-def adapt(
-    codec: JsccCodec,
-    latents: Latent,
-    conditions: ConditionRange,
-    config: CalaConfig,
-    training: TrainConfig,
-    *,
-    batch: int = 32,
-    checkpoint: Path | None = None,
-    on_step: Callable[[Progress], None] | None = None,
-) -> CalaCodec:
-    """Train an update of the codec on latents, unit scale, over a range of conditions.
-
-    The codec is left as it was. With `checkpoint`, an interrupted run goes on where it was.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(training.seed)
-        adapted = CalaCodec(codec, config)
-    fit(
-        adapted,
-        codec.importance,
-        latents,
-        conditions,
-        training,
-        batch,
-        checkpoint=checkpoint,
-        on_step=on_step,
-    )
-    return adapted

@@ -7,12 +7,17 @@ of low rank have at most the numbers of CALA's update.
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 from dekag.alignment.attention import SnrAttentionCodec
 from dekag.alignment.cala import CalaCodec, CalaConfig
 from dekag.alignment.codec_update import update_size
 from dekag.codec import JsccCodec
-from dekag.types import InputError
+from dekag.training.loop import Progress, TrainConfig
+from dekag.training.transmission import ConditionRange, fit
+from dekag.types import InputError, Latent
 
 AdaptedCodec = CalaCodec | SnrAttentionCodec | JsccCodec
 Method = Callable[[JsccCodec, CalaConfig], AdaptedCodec]
@@ -72,3 +77,36 @@ def adapted_codec(name: str, codec: JsccCodec, size: CalaConfig) -> AdaptedCodec
     if name not in METHODS:
         raise InputError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
     return METHODS[name](codec, size)
+
+
+def adapt(
+    method: str,
+    codec: JsccCodec,
+    latents: Latent,
+    conditions: ConditionRange,
+    size: CalaConfig,
+    training: TrainConfig,
+    *,
+    batch: int = 32,
+    checkpoint: Path | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> AdaptedCodec:
+    """Train a method's update of the codec on latents, unit scale, over a range of conditions.
+
+    The codec is left as it was. With `checkpoint`, an interrupted run goes on where it was.
+    Raises InputError for an unknown method.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        adapted = adapted_codec(method, codec, size)
+    fit(
+        adapted,
+        codec.importance,
+        latents,
+        conditions,
+        training,
+        batch,
+        checkpoint=checkpoint,
+        on_step=on_step,
+    )
+    return adapted

@@ -21,15 +21,7 @@ class MisjudgedSnr:
     channel: Channel = field(default_factory=BlockFading)
 
     def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received:
-        true = Condition(
-            uses=condition.uses,
-            snr_db=condition.snr_db - self.overrated_db,
-            rayleigh=condition.rayleigh,
-            blocks=condition.blocks,
-            correlation=condition.correlation,
-            phase=condition.phase,
-            pilots=condition.pilots,
-        )
+        true = replace(condition, snr_db=condition.snr_db - self.overrated_db)
         received = self.channel(symbols, true, rng=rng)
         believed = received.state.noise_power / db_to_linear(torch.tensor(float(self.overrated_db)))
         return replace(received, state=replace(received.state, noise_power=believed))

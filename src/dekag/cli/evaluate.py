@@ -71,7 +71,7 @@ def evaluate_transmission(
     uses: Annotated[str | None, typer.Option(help="Instead of the grid's: channel uses, as 64,128.")] = None,
     snrs: Annotated[str | None, typer.Option(help="Instead of the grid's: SNRs in dB, as 0,8.7.")] = None,
     channels: Annotated[
-        str | None, typer.Option(help="Instead of the grid's: awgn, rayleigh-1, rayleigh-uses, ...")
+        str | None, typer.Option(help="Instead of the grid's: awgn, rayleigh-1, tdl-c, ...")
     ] = None,
     constellations: Annotated[
         str | None, typer.Option(help="For every codec: qpsk, 16qam, 64qam, 256qam, analogue.")

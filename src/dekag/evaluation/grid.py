@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
-from dekag.channel import BlockFading
+from dekag.channel import BlockFading, ChannelSettings, named_channel
+from dekag.channel.named import PROFILES
 from dekag.codec.constellation import constellation_named
 from dekag.types import Channel, Condition, InputError
 
@@ -12,7 +13,7 @@ T = TypeVar("T")
 
 
 @runtime_checkable
-class NamedChannel(Protocol):
+class GridChannel(Protocol):
     """A channel with its statistics, of which only uses and SNR are still open.
 
     family: what gains are summed up by. channel: a dataclass, whose `repr` says everything about it.
@@ -32,7 +33,7 @@ class NamedChannel(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FlatChannel:
-    """Implements `NamedChannel` with `BlockFading`; `blocks` is None for fast fading, one block a use."""
+    """Implements `GridChannel` with `BlockFading`; `blocks` is None for fast fading, one block a use."""
 
     name: str
     family: str
@@ -54,7 +55,24 @@ class FlatChannel:
         )
 
 
-CHANNELS: dict[str, NamedChannel] = {
+@dataclass(frozen=True, kw_only=True)
+class OfdmProfile:
+    """Implements `GridChannel` with OFDM over a TDL or CDL profile as `channel.named_channel` has it."""
+
+    name: str
+    family: str = "ofdm"
+
+    @property
+    def channel(self) -> Channel:
+        """The profile with its defaults."""
+        return named_channel(ChannelSettings(name=self.name)).channel
+
+    def condition(self, *, uses: int, snr_db: float) -> Condition:
+        """The condition of one image; pilots are paid for out of the uses."""
+        return named_channel(ChannelSettings(name=self.name)).condition(uses, snr_db)
+
+
+CHANNELS: dict[str, GridChannel] = {
     channel.name: channel
     for channel in (
         FlatChannel(name="awgn", family="awgn", rayleigh=False),
@@ -66,7 +84,7 @@ CHANNELS: dict[str, NamedChannel] = {
         FlatChannel(name="estimated", family="estimated", blocks=4, pilots=2),
     )
 }
-"""Channels by the name that a user types."""
+"""Channels of the full grid by the name that a user types; `PROFILES` are known besides."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,7 +122,7 @@ class Grid:
 
     uses: tuple[int, ...]
     snrs_db: tuple[float, ...]
-    channels: tuple[NamedChannel, ...]
+    channels: tuple[GridChannel, ...]
     constellations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -143,7 +161,7 @@ def _check_distinct(what: str, values: Sequence[object]) -> None:
         raise InputError(f"a grid needs distinct {what}, at least one, got {', '.join(map(str, values))}")
 
 
-def _channels(*names: str) -> tuple[NamedChannel, ...]:
+def _channels(*names: str) -> tuple[GridChannel, ...]:
     return tuple(CHANNELS[name] for name in names)
 
 
@@ -184,9 +202,11 @@ def read_grid(
     )
 
 
-def _channel(name: str) -> NamedChannel:
+def _channel(name: str) -> GridChannel:
+    if name in PROFILES:
+        return OfdmProfile(name=name)
     if name not in CHANNELS:
-        raise InputError(f"unknown channel {name!r}; known are {', '.join(CHANNELS)}")
+        raise InputError(f"unknown channel {name!r}; known are {', '.join((*CHANNELS, *PROFILES))}")
     return CHANNELS[name]
 
 

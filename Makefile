@@ -1,4 +1,5 @@
-# One command each: `make demo`, `make test`, `make check`, `make clean`. Everything goes into .venv.
+# One command each: `make demo`, `make test`, `make test-slow`, `make check`, `make clean`. Everything goes into .venv,
+# but for `make packages`, which asks Debian, as root, for a browser and PostgreSQL to test with.
 #
 # PYTHON       the interpreter that .venv is made with, 3.11 or newer
 # TORCH        the PyTorch to install; another version also needs its line in constraints.txt
@@ -17,7 +18,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test check clean
+.PHONY: demo test test-slow check packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.dekag
@@ -27,6 +28,15 @@ demo: $(VENV)/.dekag
 test: $(VENV)/.dekag-dev
 	@echo "Running the tests"
 	@scripts/test
+
+test-slow: $(VENV)/.dekag-dev
+	@echo "Running the long tests"
+	@scripts/test -m slow
+
+# What the tests of the web page and of PostgreSQL run on Debian; the product needs neither.
+packages:
+	@command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	    { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium postgresql; }
 
 check: $(VENV)/.dekag-dev
 	@echo "Checking format, lint, types and imports"

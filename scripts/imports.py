@@ -20,11 +20,12 @@ TASKS = LINKED | {
     "training",
     "alignment",
     "evaluation",
-    "serving",
     "data",
     "images",
     "output",
     "radio",
+    "frame",
+    "registry",
     "zoo",
 }
 SHOWS = TASKS | {"presets", "comparison", "distillation", "adaptation", "demo", "sweep"}
@@ -40,10 +41,11 @@ LAYERS = {
     "training": LINKED,
     "alignment": LINKED | {"training"},
     "evaluation": LINKED,
-    "serving": LINKED,
     "images": NOUNS,
     "output": LINKED | {"images"},
     "radio": NOUNS | {"channel", "codec", "output"},
+    "frame": NOUNS | {"channel", "codec", "output"},
+    "registry": LINKED | {"alignment", "output"},
     "zoo": NOUNS,
     "data": NOUNS | {"images", "output"},
     "presets": TASKS,
@@ -55,7 +57,8 @@ LAYERS = {
     "commands": SHOWS,
     "radio_link": TASKS | {"presets"},
     "tables": SHOWS,
-    "cli": SHOWS | {"commands", "radio_link", "tables"},
+    "serving": SHOWS | {"commands", "radio_link"},
+    "cli": SHOWS | {"commands", "radio_link", "serving", "tables"},
     "__main__": frozenset({"cli"}),
 }
 """Layer -> the layers that it may import."""

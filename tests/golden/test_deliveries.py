@@ -2,13 +2,11 @@
 
 import json
 
-import pytest
 from deliveries import CONDITIONS, KEPT, measured
 
 TOLERANCE_DB = 0.01
 
 
-@pytest.mark.slow
 def test_deliveries_are_what_they_were() -> None:
     """Every PSNR of a fixed set of deliveries to 0.01 dB: another torch, model or update that moves it fails."""
     kept, now = json.loads(KEPT.read_text()), measured()

@@ -21,8 +21,6 @@ from dekag.training.loop import Progress, train
 from dekag.training.processes import joined
 from dekag.types import InputError
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -187,7 +187,6 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
     return images, json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # PEFT's, of a second adapter
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of SDXL's pipeline and numpy
 @pytest.mark.parametrize(
@@ -217,7 +216,6 @@ def test_diffusers_alone_draws_the_same_picture(
     assert difference < tolerance
 
 
-@pytest.mark.slow
 def test_diffusers_refuses_a_lora_file_that_holds_a_metaword(
     strangers: tuple[dict[str, Tensor], dict[str, str]],
 ) -> None:

@@ -99,7 +99,6 @@ def copied(folder: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     """SIGKILL after the first cells: the second run repeats none of them and ends in the same files.
 
@@ -130,7 +129,6 @@ ENGINES: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_gives_the_same_bytes(name: str, folder: Path, tmp_path: Path) -> None:
     """Slurm's jobs are local processes here, which submitit starts as it would start those of a cluster."""
@@ -142,7 +140,6 @@ def test_every_engine_gives_the_same_bytes(name: str, folder: Path, tmp_path: Pa
     assert contents(out) == expected
 
 
-@pytest.mark.slow
 def test_ray_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """On a cluster of this machine alone, in a process of its own: Ray leaves threads and sockets behind."""
     out = copied(folder, tmp_path)
@@ -167,7 +164,6 @@ def test_ray_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     assert "dekag: there is no Ray at 'auto': ray start --head starts one" in alone.stderr
 
 
-@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = (
         "import time, sys\n"

@@ -1,0 +1,1 @@
+"""Cloud, edge and user as services. Needs the packages of `dekag[serve]`."""

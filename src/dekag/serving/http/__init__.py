@@ -1,0 +1,1 @@
+"""What every service has: settings, errors, limits, authentication, logs, metrics, and the server."""

@@ -1,0 +1,76 @@
+"""Settings that every service has: from its options, else from the environment."""
+
+import ipaddress
+from typing import Any, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dekag.types import InputError
+
+Settings = TypeVar("Settings", bound="ServiceSettings")
+
+
+class ServiceSettings(BaseSettings):
+    """Where a service listens, who may call it, and what it bears.
+
+    A subclass sets `env_prefix`: with DEKAG_EDGE_, the variable of `port` is DEKAG_EDGE_PORT. Lists are JSON.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="DEKAG_", extra="ignore", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    tokens: list[SecretStr] = []
+    """Bearer tokens, any of which is right; to rotate, list the old and the new one. None and no file: open."""
+    tokens_file: str | None = None
+    """File with a token a line, read again when it changes."""
+    max_body_bytes: int = Field(default=2**20, ge=1)
+    header_seconds: float = Field(default=10.0, gt=0)
+    """For the head of a request, and for a connection to be idle."""
+    body_seconds: float = Field(default=10.0, gt=0)
+    """For the whole body."""
+    max_in_flight: int = Field(default=256, ge=1)
+    """Requests at a time, those of probes apart; more are told to come back."""
+    max_connections: int = Field(default=4096, ge=1)
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    allowed_origins: list[str] = []
+    """Origins of other hosts' pages that may call, as https://page.example; none is needed for the own page."""
+
+    @property
+    def guarded(self) -> bool:
+        """Whether callers need a token."""
+        return bool(self.tokens) or self.tokens_file is not None
+
+    def require_safe(self) -> None:
+        """Raise InputError for an address that others reach, without tokens."""
+        if not self.guarded and not is_loopback(self.host):
+            prefix = self.model_config.get("env_prefix", "")
+            raise InputError(
+                f"{self.host} can be reached from other machines: set {prefix}TOKENS or {prefix}TOKENS_FILE,"
+                " or listen on 127.0.0.1"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine and no other can reach it."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def load_settings(kind: type[Settings], **given: Any) -> Settings:
+    """Settings from what is given and is not None, else from the environment.
+
+    Raises InputError, one line without the values, for the first that is wrong.
+    """
+    try:
+        return kind(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        variable = f"{kind.model_config.get('env_prefix', '')}{name}".upper()
+        raise InputError(f"{name} ({variable}) is wrong: {first['msg']}") from None
+    except ValueError as error:  # a list that is no JSON
+        raise InputError(f'{error}; lists are JSON, as ["one", "two"]') from None

@@ -1,0 +1,90 @@
+"""What a channel lists: the bundles that its edges should use, at most one of each kind, base and name."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from dekag.alignment.bundle import Digest, Kind
+from dekag.alignment.container import plain_text
+from dekag.alignment.digest import canonical_json
+from dekag.registry.faults import RegistryError
+
+MAX_CHANNEL_BYTES: Final = 1 << 20
+ChannelName = Annotated[str, Field(pattern="^[a-z][a-z0-9-]{0,31}$")]
+BundleName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """One bundle of a channel."""
+
+    id: Digest
+    kind: Kind
+    base_digest: Digest
+    name: BundleName
+
+    @property
+    def slot(self) -> tuple[str, str, str]:
+        """What it is the one bundle of."""
+        return (self.kind, self.base_digest, self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing(Listed):
+    """One bundle of a channel, with what its signed entry says of the file.
+
+    bytes, sha256: of the packed bundle. canary: whether a canary is published with it.
+    """
+
+    channel: str
+    version: int
+    bytes: int
+    sha256: str
+    canary: bool
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Channel:
+    """The file of a channel; its version grows by one with every change."""
+
+    schema: Literal[1] = 1
+    channel: ChannelName
+    version: Annotated[int, Field(ge=0)]
+    bundles: Annotated[tuple[Listed, ...], Field(max_length=4096)]
+
+    def to_json(self) -> bytes:
+        """The bytes that are published."""
+        fields: dict[str, Any] = _CHANNEL.dump_python(self, mode="json")
+        return canonical_json(fields) + b"\n"
+
+    @staticmethod
+    def from_json(raw: bytes, *, channel: str) -> "Channel":
+        """Read the file of a channel. Raises RegistryError if it is none, or another's."""
+        try:
+            read: Channel = _CHANNEL.validate_json(raw)
+        except ValidationError as error:
+            detail = error.errors(include_url=False, include_input=False)[0]
+            said = f"{'.'.join(map(str, detail['loc'])) or 'text'}: {detail['msg']}"
+            raise RegistryError("damaged", f"channel {channel} is refused: {plain_text(said)}") from error
+        if read.channel != channel or len({listed.slot for listed in read.bundles}) != len(read.bundles):
+            raise RegistryError(
+                "damaged", f"channel {channel} is refused: it is another's, or lists a slot twice"
+            )
+        return read
+
+    def with_bundle(self, bundle: Listed) -> "Channel":
+        """The channel with this bundle in its slot."""
+        others = tuple(listed for listed in self.bundles if listed.slot != bundle.slot)
+        return Channel(channel=self.channel, version=self.version + 1, bundles=(*others, bundle))
+
+    def without(self, bundle_id: str) -> "Channel":
+        """The channel without this bundle."""
+        others = tuple(listed for listed in self.bundles if listed.id != bundle_id)
+        return Channel(channel=self.channel, version=self.version + 1, bundles=others)
+
+
+_CHANNEL = TypeAdapter(Channel)

@@ -1,0 +1,303 @@
+"""The edge's bundles on its disk: which there are, which is active, which were before, which failed.
+
+FOLDER/<id>.tar             a packed bundle, named by the digest of its contents
+FOLDER/<id>.canary.json     its canary, if it was published with one
+FOLDER/state.json           all else; it is replaced as a whole, so that a kill leaves the old state or the new one
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from dekag.alignment.bundle import Digest, Kind, load_bundle
+from dekag.alignment.digest import canonical_json
+from dekag.registry.canary import Canary
+from dekag.registry.durable import locked, place, sweep, sync_file, write_whole
+from dekag.types import InputError
+
+STATE = "state.json"
+LOCK = ".lock"
+MAX_NOTES: Final = 256
+"""Longest history of a kind, and most failures that are remembered."""
+_ID = re.compile("[0-9a-f]{64}")
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the state says of one bundle.
+
+    name: as its channel names it; the head of its id if it came another way.
+    """
+
+    id: Digest
+    kind: Kind
+    base_digest: Digest
+    name: str
+    bytes: Annotated[int, Field(ge=1)]
+    pinned: bool = False
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What state.json says.
+
+    bundles: oldest first. history: for each kind those that were active, the active one last. bad: why bundles
+    failed, by id; also of those that are gone, so that the next pull does not take them for new ones.
+    """
+
+    schema: Literal[1] = 1
+    bundles: tuple[Entry, ...] = ()
+    history: dict[Kind, tuple[Digest, ...]] = field(default_factory=dict)
+    bad: dict[Digest, str] = field(default_factory=dict)
+
+    def active(self, kind: Kind) -> str | None:
+        """The active bundle of a kind."""
+        return self.history.get(kind, (None,))[-1]
+
+    def entry(self, bundle_id: str) -> Entry:
+        """What is known of a bundle. Raises InputError if it is not on the shelf."""
+        for entry in self.bundles:
+            if entry.id == bundle_id:
+                return entry
+        raise InputError(f"bundle {bundle_id[:12]} is not on the shelf; pull it first")
+
+    def with_entry(self, entry: Entry) -> "State":
+        """The state with one bundle's entry changed, or a new one at the end."""
+        if all(other.id != entry.id for other in self.bundles):
+            return replace(self, bundles=(*self.bundles, entry))
+        return replace(self, bundles=tuple(entry if e.id == entry.id else e for e in self.bundles))
+
+    def with_history(self, kind: Kind, ids: tuple[str, ...]) -> "State":
+        """The state with other bundles of a kind having been active, the last of them now."""
+        others = {k: v for k, v in self.history.items() if k != kind}
+        return replace(self, history={**others, kind: ids[-MAX_NOTES:]} if ids else others)
+
+    def with_bad(self, bundle_id: str, reason: str) -> "State":
+        """The state with a bundle noted as bad."""
+        notes = [*self.bad.items(), (bundle_id, reason)]
+        return replace(self, bad=dict(notes[-MAX_NOTES:]))
+
+    def without(self, bundle_ids: set[str]) -> "State":
+        """The state without some bundles."""
+        gone = bundle_ids | self.bad.keys()
+        kept = {kind: tuple(i for i in ids if i not in gone) for kind, ids in self.history.items()}
+        return replace(
+            self,
+            bundles=tuple(entry for entry in self.bundles if entry.id not in bundle_ids),
+            history={kind: ids for kind, ids in kept.items() if ids},
+        )
+
+
+_STATE = TypeAdapter(State)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelved(Entry):
+    """A bundle on the shelf, whether it is the active one of its kind, and why it failed if it did."""
+
+    active: bool
+    bad: str | None
+
+
+class Shelf:
+    """The bundles of an edge. Several processes may use one folder; each change is whole and on the disk at once.
+
+    keep: how many bundles of a kind `prune` leaves beside those that are pinned, active or next to roll back to.
+    Raises InputError if state.json is not one.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 3) -> None:
+        self.folder = folder
+        self.keep = keep
+        with self._changing():
+            pass  # what a kill left behind is put right under the lock
+
+    def bundles(self) -> list[Shelved]:
+        """All bundles, oldest first."""
+        state = self._read()
+        return [
+            Shelved(**vars(e), active=state.active(e.kind) == e.id, bad=state.bad.get(e.id))
+            for e in state.bundles
+        ]
+
+    def active(self, kind: Kind) -> str | None:
+        """Id of the active bundle of a kind."""
+        return self._read().active(kind)
+
+    def path(self, bundle_id: str) -> Path:
+        """The packed bundle. Raises InputError if it is not on the shelf."""
+        return self._tar(self._read().entry(bundle_id).id)
+
+    def canary(self, bundle_id: str) -> Canary | None:
+        """The canary that came with a bundle. Raises InputError if there is no such bundle or it is damaged."""
+        path = self._canary(self._read().entry(bundle_id).id)
+        return Canary.from_json(path.read_bytes()) if path.exists() else None
+
+    def put(self, tar: Path, *, name: str, canary: bytes | None = None) -> str:
+        """Move a packed bundle onto the shelf, once all of it is found sound; returns its id.
+
+        The file must be on the shelf's disk. A bundle of the same id is replaced.
+        Raises InputError if it is no bundle or the canary is none.
+        """
+        bundle = load_bundle(tar)
+        if canary is not None:
+            Canary.from_json(canary)
+        sync_file(tar)
+        entry = Entry(
+            id=bundle.id,
+            kind=bundle.manifest.kind,
+            base_digest=bundle.manifest.base_digest,
+            name=name,
+            bytes=tar.stat().st_size,
+        )
+        with self._changing() as state:
+            if canary is not None:
+                write_whole(self._canary(entry.id), canary)
+            place(tar, self._tar(entry.id))
+            pinned = any(e.pinned for e in state.bundles if e.id == entry.id)
+            self._write(state.with_entry(replace(entry, pinned=pinned)))
+        return entry.id
+
+    def activate(self, bundle_id: str) -> None:
+        """Make a bundle the active one of its kind. Raises InputError if it is not there or failed its test."""
+        with self._changing() as state:
+            entry = state.entry(bundle_id)
+            if entry.id in state.bad:
+                raise InputError(
+                    f"bundle {bundle_id[:12]} failed its test ({state.bad[entry.id]}); publish another one"
+                )
+            earlier = tuple(i for i in state.history.get(entry.kind, ()) if i != entry.id)
+            self._write(state.with_history(entry.kind, (*earlier, entry.id)))
+
+    def roll_back(self, kind: Kind) -> str | None:
+        """Make the one before the active bundle active, of those that did not fail; None if there is none."""
+        with self._changing() as state:
+            earlier = tuple(i for i in state.history.get(kind, ())[:-1] if i not in state.bad)
+            self._write(state.with_history(kind, earlier))
+        return earlier[-1] if earlier else None
+
+    def pin(self, bundle_id: str) -> None:
+        """Keep a bundle from being removed."""
+        with self._changing() as state:
+            self._write(state.with_entry(replace(state.entry(bundle_id), pinned=True)))
+
+    def unpin(self, bundle_id: str) -> None:
+        """Let a bundle be removed again."""
+        with self._changing() as state:
+            self._write(state.with_entry(replace(state.entry(bundle_id), pinned=False)))
+
+    def mark_bad(self, bundle_id: str, reason: str) -> None:
+        """Note that a bundle failed its test: it cannot become active, even if it is pulled again."""
+        with self._changing() as state:
+            self._write(state.with_bad(state.entry(bundle_id).id, reason))
+
+    def remove(self, bundle_id: str) -> None:
+        """Delete a bundle. Raises InputError if it is active or pinned."""
+        with self._changing() as state:
+            entry = state.entry(bundle_id)
+            if entry.pinned or state.active(entry.kind) == entry.id:
+                raise InputError(
+                    f"bundle {bundle_id[:12]} is {'pinned; unpin it' if entry.pinned else 'active; activate another'}"
+                    " before it is removed"
+                )
+            self._drop(state, {entry.id})
+
+    def prune(self) -> list[str]:
+        """Delete old bundles; returns their ids."""
+        with self._changing() as state:
+            kept = {i for ids in state.history.values() for i in ids[-2:]}
+            kept |= {entry.id for entry in state.bundles if entry.pinned}
+            for kind in {entry.kind for entry in state.bundles}:
+                recent = [entry.id for entry in state.bundles if entry.kind == kind]
+                kept |= set(recent[max(0, len(recent) - self.keep) :])
+            old = [entry.id for entry in state.bundles if entry.id not in kept]
+            self._drop(state, set(old))
+        return old
+
+    def verify(self) -> list[str]:
+        """Read every bundle and delete those that the disk has damaged; returns their ids.
+
+        Where the active one was damaged, the one before it is active afterwards.
+        """
+        with self._changing() as state:
+            lost = [entry.id for entry in state.bundles if self._examine(entry.id) is None]
+            self._drop(state, set(lost))
+        return lost
+
+    def _drop(self, state: State, bundle_ids: set[str]) -> None:
+        """Delete the files of bundles, then forget them: what a kill between leaves is forgotten by the next change."""
+        for bundle_id in bundle_ids:
+            self._tar(bundle_id).unlink(missing_ok=True)
+            self._canary(bundle_id).unlink(missing_ok=True)
+        if bundle_ids:
+            self._write(state.without(bundle_ids))
+
+    @contextmanager
+    def _changing(self) -> Iterator[State]:
+        """The state under the lock, after what a kill left behind is put right."""
+        with locked(self.folder / LOCK):
+            sweep(self.folder)
+            yield self._recovered(self._read())
+
+    def _recovered(self, state: State) -> State:
+        """The state of the files that are there: lost ones are forgotten, sound ones that no one noted are taken up."""
+        known = {entry.id for entry in state.bundles}
+        found = {path.stem for path in self.folder.glob("*.tar") if _ID.fullmatch(path.stem)}
+        if found == known:
+            return state
+        state = state.without(known - found)
+        for bundle_id in sorted(found - known):
+            entry = self._examine(bundle_id)
+            if entry is None:
+                self._tar(bundle_id).unlink()
+            else:
+                state = state.with_entry(entry)
+        self._write(state)
+        return state
+
+    def _examine(self, bundle_id: str) -> Entry | None:
+        """An entry for a file that no one noted, if it is the bundle that its name says."""
+        tar = self._tar(bundle_id)
+        try:
+            bundle = load_bundle(tar)
+        except InputError:
+            return None
+        if bundle.id != bundle_id:
+            return None
+        return Entry(
+            id=bundle_id,
+            kind=bundle.manifest.kind,
+            base_digest=bundle.manifest.base_digest,
+            name=bundle_id[:12],
+            bytes=tar.stat().st_size,
+        )
+
+    def _read(self) -> State:
+        path = self.folder / STATE
+        if not path.exists():
+            return State()
+        try:
+            state: State = _STATE.validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise InputError(
+                f"{path} is damaged; delete it, and the shelf starts anew with the bundles beside it"
+            ) from error
+        return state
+
+    def _write(self, state: State) -> None:
+        fields = _STATE.dump_python(state, mode="json")
+        write_whole(self.folder / STATE, canonical_json(fields) + b"\n")
+
+    def _tar(self, bundle_id: str) -> Path:
+        return self.folder / f"{bundle_id}.tar"
+
+    def _canary(self, bundle_id: str) -> Path:
+        return self.folder / f"{bundle_id}.canary.json"

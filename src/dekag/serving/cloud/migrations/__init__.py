@@ -1,0 +1,1 @@
+"""Every schema that the cloud's database has had, as Alembic's revisions."""

@@ -1,0 +1,218 @@
+"""The jobs in the database: submitted, claimed by one worker at a time, watched, ended.
+
+A claim is a job and the number of the attempt. All that a worker writes is for its claim: once the job was
+cancelled, or given to another worker because this one seemed dead, it is refused and the worker ends.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, Engine, func, select, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from dekag.serving.cloud.models import FINAL, Job, JobEvent, State
+
+DEAD_SECONDS = 30.0
+"""A worker that was not heard of for so long is dead."""
+MOST_FAILURES = 3
+PUBLISHING = "publish"
+"""The last stage; a job in it can no longer be cancelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's right to a job."""
+
+    job: str
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """How far a job is; steps are those of all its stages."""
+
+    stage: str
+    step: int
+    steps: int
+    loss: float | None = None
+
+
+class UnknownJobError(LookupError):
+    """There is no job of that id."""
+
+
+class JobConflictError(RuntimeError):
+    """The job's state does not allow what was asked for."""
+
+
+class QueueFullError(RuntimeError):
+    """As many jobs wait as may wait."""
+
+
+class JobStore:
+    """Jobs and their events; safe to use from several threads and processes."""
+
+    def __init__(self, engine: Engine, *, now: Callable[[], float] = time.time) -> None:
+        self._session = sessionmaker(engine, expire_on_commit=False)
+        self._now = now
+
+    def submit(self, spec: dict[str, Any], *, most: int) -> Job:
+        """Queue a job; QueueFullError if `most` are waiting."""
+        with self._session.begin() as session:
+            job = Job(id=uuid.uuid4().hex, spec=spec, created=self._now())
+            session.add(job)
+            session.flush()
+            waiting = select(func.count()).select_from(Job).where(Job.state == State.QUEUED)
+            if session.scalars(waiting).one() > most:
+                raise QueueFullError(f"{most} jobs are waiting; come back when one is done")
+            self._tell(session, job.id, "queued")
+        return job
+
+    def claim(self, worker: str) -> Job | None:
+        """The job that has waited longest, now this worker's; None if none waits."""
+        first = select(Job.number).where(Job.state == State.QUEUED).order_by(Job.number).limit(1)
+        # SQLite lets one writer in at a time and knows no such clause
+        chosen = first.with_for_update(skip_locked=True).scalar_subquery()
+        now = self._now()
+        with self._session.begin() as session:
+            job = session.scalar(
+                update(Job)
+                .where(Job.number == chosen, Job.state == State.QUEUED)
+                .values(
+                    state=State.RUNNING,
+                    worker=worker,
+                    heartbeat=now,
+                    attempt=Job.attempt + 1,
+                    started=func.coalesce(Job.started, now),
+                )
+                .returning(Job)
+            )
+            if job is not None:
+                self._tell(session, job.id, "running", attempt=job.attempt)
+        return job
+
+    def beat(self, claim: Claim) -> bool:
+        """Say that the worker lives; False if the job is no longer its own."""
+        with self._session.begin() as session:
+            return self._write(session, claim, heartbeat=self._now())
+
+    def reach(self, claim: Claim, reached: Reached, *, tell: bool = True) -> bool:
+        """Note how far the job is; as `beat`."""
+        with self._session.begin() as session:
+            own = self._write(
+                session,
+                claim,
+                heartbeat=self._now(),
+                stage=reached.stage,
+                step=reached.step,
+                steps=reached.steps,
+                loss=reached.loss,
+            )
+            if own and tell:
+                told = {"stage": reached.stage, "step": reached.step, "steps": reached.steps}
+                self._tell(session, claim.job, "progress", **told, loss=reached.loss)
+            return own
+
+    def finish(self, claim: Claim, bundle: str) -> bool:
+        """The job is done; as `beat`."""
+        return self._end(claim, State.DONE, bundle=bundle, message="")
+
+    def fail(self, claim: Claim, message: str) -> bool:
+        """The job cannot be done; as `beat`."""
+        return self._end(claim, State.FAILED, message=message)
+
+    def crash(self, claim: Claim, message: str) -> bool:
+        """The worker broke down: another attempt, unless there were MOST_FAILURES; as `beat`."""
+        with self._session.begin() as session:
+            if not self._write(session, claim, failures=Job.failures + 1, message=message):
+                return False
+            failures = session.scalars(select(Job.failures).where(Job.id == claim.job)).one()
+            if failures < MOST_FAILURES:
+                self._write(session, claim, state=State.QUEUED, worker=None, stage="")
+                self._tell(session, claim.job, "queued", message=message)
+            else:
+                self._write(session, claim, state=State.FAILED, worker=None, finished=self._now())
+                self._tell(session, claim.job, "failed", message=message)
+            return True
+
+    def give_back(self, claim: Claim) -> bool:
+        """The worker ends for a reason of its own, so the attempt does not count as a failure; as `beat`."""
+        with self._session.begin() as session:
+            own = self._write(session, claim, state=State.QUEUED, worker=None, stage="")
+            if own:
+                self._tell(session, claim.job, "queued")
+            return own
+
+    def cancel(self, job_id: str) -> Job:
+        """End a job that is not yet done; its worker ends by itself.
+
+        Raises UnknownJobError, or JobConflictError if it has ended or is being published.
+        """
+        with self._session.begin() as session:
+            job: Job | None = session.scalar(
+                update(Job)
+                .where(Job.id == job_id, Job.state.not_in(FINAL), Job.stage != PUBLISHING)
+                .values(state=State.CANCELLED, finished=self._now(), worker=None)
+                .returning(Job)
+            )
+            if job is not None:
+                self._tell(session, job_id, "cancelled")
+                return job
+        job = self.get(job_id)
+        what = "is being published" if job.state == State.RUNNING else f"is {job.state} already"
+        raise JobConflictError(f"job {job_id} {what}")
+
+    def dead(self, gone: Callable[[str], bool]) -> list[Claim]:
+        """Claims whose worker was not heard of for long, or is gone by what the caller knows of it."""
+        with self._session() as session:
+            jobs = session.scalars(select(Job).where(Job.state == State.RUNNING)).all()
+        late = self._now() - DEAD_SECONDS
+        return [
+            Claim(job=job.id, attempt=job.attempt)
+            for job in jobs
+            if (job.heartbeat or 0.0) < late or gone(job.worker or "")
+        ]
+
+    def get(self, job_id: str) -> Job:
+        """A job as it is; UnknownJobError if there is none."""
+        with self._session() as session:
+            job = session.scalar(select(Job).where(Job.id == job_id))
+        if job is None:
+            raise UnknownJobError(f"there is no job {job_id}")
+        return job
+
+    def page(self, *, limit: int, after: str | None = None, state: State | None = None) -> Sequence[Job]:
+        """Jobs, the newest first, those after a job of an earlier page."""
+        chosen = select(Job).order_by(Job.number.desc()).limit(limit)
+        if after is not None:
+            chosen = chosen.where(Job.number < self.get(after).number)
+        if state is not None:
+            chosen = chosen.where(Job.state == state)
+        with self._session() as session:
+            return session.scalars(chosen).all()
+
+    def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
+        """What happened to a job after the event of that number."""
+        chosen = select(JobEvent).where(JobEvent.job == job_id, JobEvent.number > after)
+        with self._session() as session:
+            return session.scalars(chosen.order_by(JobEvent.number).limit(limit)).all()
+
+    def _end(self, claim: Claim, state: State, **values: Any) -> bool:
+        with self._session.begin() as session:
+            own = self._write(session, claim, state=state, worker=None, finished=self._now(), **values)
+            if own:
+                self._tell(session, claim.job, str(state), **values)
+            return own
+
+    def _write(self, session: Session, claim: Claim, **values: Any) -> bool:
+        """Change a job that is still this claim's; whether it is."""
+        mine = Job.id == claim.job, Job.attempt == claim.attempt, Job.state == State.RUNNING
+        statement = update(Job).where(*mine).values(**values)
+        done = session.execute(statement, execution_options={"synchronize_session": False})
+        return cast(CursorResult[Any], done).rowcount == 1
+
+    def _tell(self, session: Session, job_id: str, kind: str, **data: Any) -> None:
+        session.add(JobEvent(job=job_id, at=self._now(), kind=kind, data=data))

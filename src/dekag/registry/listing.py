@@ -1,5 +1,6 @@
 """What a channel lists: the bundles that its edges should use, at most one of each kind, base and name."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -9,10 +10,13 @@ from dekag.alignment.bundle import Digest, Kind
 from dekag.alignment.container import plain_text
 from dekag.alignment.digest import canonical_json
 from dekag.registry.faults import RegistryError
+from dekag.types import InputError
 
 MAX_CHANNEL_BYTES: Final = 1 << 20
-ChannelName = Annotated[str, Field(pattern="^[a-z][a-z0-9-]{0,31}$")]
-BundleName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+CHANNEL_NAME: Final = "[a-z][a-z0-9-]{0,31}"
+BUNDLE_NAME: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+ChannelName = Annotated[str, Field(pattern=f"^{CHANNEL_NAME}$")]
+BundleName = Annotated[str, Field(pattern=f"^{BUNDLE_NAME}$")]
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 
@@ -33,17 +37,22 @@ class Listed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing(Listed):
-    """One bundle of a channel, with what its signed entry says of the file.
+class Blob:
+    """A published file, as its signed entry describes it; its address holds the digest of its bytes."""
 
-    bytes, sha256: of the packed bundle. canary: whether a canary is published with it.
-    """
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing(Listed):
+    """One bundle of a channel, the packed file, and the file of its canary if it was published with one."""
 
     channel: str
     version: int
-    bytes: int
-    sha256: str
-    canary: bool
+    tar: Blob
+    canary: Blob | None
 
 
 @with_config(_STRICT)
@@ -88,3 +97,21 @@ class Channel:
 
 
 _CHANNEL = TypeAdapter(Channel)
+
+
+def check_channel(name: str) -> str:
+    """The name of a channel. Raises InputError if it cannot be one."""
+    if not re.fullmatch(CHANNEL_NAME, name):
+        raise InputError(
+            f"a channel's name is up to 32 lower-case letters, digits and dashes, got '{plain_text(name)}'"
+        )
+    return name
+
+
+def check_name(name: str) -> str:
+    """The name of a bundle in its channel. Raises InputError if it cannot be one."""
+    if not re.fullmatch(BUNDLE_NAME, name):
+        raise InputError(
+            f"a bundle's name is up to 64 letters, digits, dots, dashes and underscores, got '{plain_text(name)}'"
+        )
+    return name

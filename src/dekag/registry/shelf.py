@@ -141,13 +141,17 @@ class Shelf:
         path = self._canary(self._read().entry(bundle_id).id)
         return Canary.from_json(path.read_bytes()) if path.exists() else None
 
-    def put(self, tar: Path, *, name: str, canary: bytes | None = None) -> str:
+    def put(self, tar: Path, *, name: str, bundle_id: str | None = None, canary: bytes | None = None) -> str:
         """Move a packed bundle onto the shelf, once all of it is found sound; returns its id.
 
         The file must be on the shelf's disk. A bundle of the same id is replaced.
-        Raises InputError if it is no bundle or the canary is none.
+        Raises InputError if it is no bundle or not the one of `bundle_id`, or the canary is none.
         """
         bundle = load_bundle(tar)
+        if bundle_id not in (None, bundle.id):
+            raise InputError(
+                f"{tar} holds bundle {bundle.id[:12]}, not {str(bundle_id)[:12]}; nothing was changed"
+            )
         if canary is not None:
             Canary.from_json(canary)
         sync_file(tar)

@@ -1,0 +1,90 @@
+"""Files that arrive whole over a bad network: taken up where they broke off, never larger than they may be."""
+
+import time
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from dekag.registry.faults import RegistryError
+from dekag.registry.source import BrokenOffError, Source, Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """When a download is given up.
+
+    failures: breaks in a row that brought no byte. pause_s: wait after the first of them, doubled after each.
+    grace_s: time for a file of no length; bytes_per_s: least mean rate beyond it.
+    """
+
+    failures: int = 5
+    pause_s: float = 0.1
+    grace_s: float = 60.0
+    bytes_per_s: float = 2048.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A file to download: at most `limit` bytes, and exactly so many if `exact`.
+
+    Contents of a digest's name are always the same, so a range of them needs no tag.
+    """
+
+    path: str
+    limit: int
+    exact: bool
+
+
+def download(source: Source, order: Order, sink: BinaryIO, patience: Patience) -> None:
+    """Bring what `sink` does not hold of a file to its end.
+
+    Raises RegistryError if the file is of another length than it may be, too slow or not to be had; OSError if the
+    sink cannot be written. What has arrived stays in the sink then.
+    """
+    where = f"{source.name}/{order.path}"
+    deadline = time.monotonic() + patience.grace_s + order.limit / patience.bytes_per_s
+    failures, tag = 0, None
+    while True:
+        held = sink.seek(0, 2)
+        if order.exact and held == order.limit:
+            return
+        if held and tag is None and not order.exact:
+            held = _restart(sink)
+        try:
+            with source.open(order.path, start=held, tag=tag) as stream:
+                _check_total(where, order, stream)
+                tag = stream.tag
+                if stream.start != held:
+                    _restart(sink)
+                _drain(where, order, stream, sink, deadline)
+        except BrokenOffError as error:
+            failures = 0 if sink.tell() > held else failures + 1
+            if failures > patience.failures:
+                raise RegistryError("unreachable", f"{where} cannot be read: {error}") from error
+            time.sleep(patience.pause_s * 2**failures if failures else 0)
+            continue
+        if order.exact and sink.tell() != order.limit:
+            raise RegistryError("length", f"{where} ends after {sink.tell()} bytes, not {order.limit}")
+        return
+
+
+def _check_total(where: str, order: Order, stream: Stream) -> None:
+    """Refuse another length than may be before any byte is taken."""
+    total = stream.total
+    if total is not None and (total > order.limit or (order.exact and total != order.limit)):
+        least = "" if order.exact else "at most "
+        raise RegistryError("length", f"{where} has {total} bytes, but must have {least}{order.limit}")
+
+
+def _drain(where: str, order: Order, stream: Stream, sink: BinaryIO, deadline: float) -> None:
+    for chunk in stream.chunks:
+        if sink.tell() + len(chunk) > order.limit:
+            raise RegistryError("length", f"{where} sends more than its {order.limit} bytes")
+        sink.write(chunk)
+        if time.monotonic() > deadline:
+            raise RegistryError("slow", f"{where} comes too slowly; {sink.tell()} bytes so far")
+
+
+def _restart(sink: BinaryIO) -> int:
+    sink.seek(0)
+    sink.truncate()
+    return 0

@@ -1,0 +1,230 @@
+"""The publisher's side of a registry: bundles as TUF targets, channels that list them, keys that change.
+
+URL/metadata/             the four signed roles; timestamp.json is the only file that is ever replaced
+URL/targets/              <sha256>.<id>.tar and <sha256>.<id>.canary.json
+URL/targets/channels/     <sha256>.<channel>.json
+"""
+
+import re
+import tempfile
+from collections.abc import Callable
+from copy import deepcopy
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tuf.api.exceptions import LengthOrHashMismatchError
+from tuf.api.metadata import Metadata, TargetFile
+
+from dekag.alignment.bundle import load_bundle, pack
+from dekag.alignment.container import MAX_BYTES
+from dekag.registry.canary import Canary
+from dekag.registry.faults import RegistryError
+from dekag.registry.keys import ROLES, Keys, Lifetimes, Role, new_keys
+from dekag.registry.listing import MAX_CHANNEL_BYTES, Channel, Listed, check_channel, check_name
+from dekag.registry.signed import TIMESTAMP, Signing, first_moment, first_root, now, read_signing, target_path
+from dekag.registry.storage import open_storage
+from dekag.types import InputError
+
+_CHANNEL = re.compile(r"channels/(.+)\.json")
+
+
+class Repository:
+    """A registry and the keys to publish in it.
+
+    Every change is one whole moment to readers; one that is killed can simply be made again. Methods raise
+    RegistryError if what is published is not what the keys signed, InputError if a key is missing, OSError if the
+    disk refuses.
+    """
+
+    def __init__(self, url: str, keys: Path, *, clock: Callable[[], datetime] = now) -> None:
+        self.url = url
+        self._storage = open_storage(url)
+        self._keys = Keys(folder=keys)
+        self._clock = clock
+
+    @staticmethod
+    def init(
+        url: str,
+        keys: Path,
+        *,
+        threshold: int = 2,
+        root_keys: int = 3,
+        lifetimes: Lifetimes | None = None,
+        clock: Callable[[], datetime] = now,
+    ) -> "Repository":
+        """Make keys and a registry without bundles; keys that an interrupted call left are used.
+
+        Raises InputError if there is a registry, or something else in the folder of the keys.
+        """
+        repository = Repository(url, keys, clock=clock)
+        if not (keys / "root.json").exists():
+            with new_keys(keys, lifetimes or Lifetimes()) as fresh:
+                expires = clock() + fresh.lifetimes.of("root")
+                fresh.trust(first_root(fresh, threshold=threshold, root_keys=root_keys, expires=expires))
+        storage = repository._storage
+        with storage.alone(keys):
+            if storage.read(TIMESTAMP, max_bytes=MAX_CHANNEL_BYTES) is not None:
+                raise InputError(f"{url} is a registry already; publish in it, or choose another place")
+            first_moment(storage, Keys(folder=keys), clock)
+        return repository
+
+    @property
+    def root(self) -> bytes:
+        """The newest root that the publisher trusts: what an edge needs for its first pull."""
+        return self._keys.root
+
+    def publish(
+        self, bundle: Path | str, *, channel: str = "canary", name: str, canary: Canary | None = None
+    ) -> str:
+        """Publish a bundle and list it in a channel, in place of the one of its kind, base and name; returns its id.
+
+        Raises InputError if the bundle is not sound.
+        """
+        check_channel(channel)
+        check_name(name)
+        raw, listed = _packed(bundle, name)
+        with self._storage.alone(self._keys.folder):
+            signing = self._read()
+            custom = {"kind": listed.kind, "base_digest": listed.base_digest, "name": name}
+            self._put(signing, f"{listed.id}.tar", raw, custom)
+            if canary is not None:
+                self._put(signing, f"{listed.id}.canary.json", canary.to_json(), {})
+            self._relist(signing, self._channel(signing, channel).with_bundle(listed))
+            signing.commit("targets")
+        return listed.id
+
+    def promote(self, bundle_id: str, *, to: str = "stable") -> None:
+        """List a published bundle in a further channel; an older one too, to go back to it on purpose.
+
+        Raises InputError if there is no such bundle.
+        """
+        check_channel(to)
+        with self._storage.alone(self._keys.folder):
+            signing = self._read()
+            target = signing.targets.signed.targets.get(f"{bundle_id}.tar")
+            if target is None:
+                raise InputError(
+                    f"bundle {bundle_id[:12]} is not published; dekag registry list says what is"
+                )
+            custom = target.custom
+            listed = Listed(
+                id=bundle_id, kind=custom["kind"], base_digest=custom["base_digest"], name=custom["name"]
+            )
+            self._relist(signing, self._channel(signing, to).with_bundle(listed))
+            signing.commit("targets")
+
+    def withdraw(self, channel: str, bundle_id: str) -> None:
+        """List a bundle no more in a channel; edges keep what they have pulled, and it can be promoted again.
+
+        Raises InputError if the channel does not list it.
+        """
+        with self._storage.alone(self._keys.folder):
+            signing = self._read()
+            listed = self._channel(signing, channel)
+            if all(bundle.id != bundle_id for bundle in listed.bundles):
+                raise InputError(f"channel {channel} does not list bundle {bundle_id[:12]}")
+            self._relist(signing, listed.without(bundle_id))
+            signing.commit("targets")
+
+    def refresh_timestamp(self) -> None:
+        """Sign snapshot and timestamp anew, before they expire."""
+        with self._storage.alone(self._keys.folder):
+            self._read().commit("snapshot")
+
+    def renew(self) -> None:
+        """Sign all four roles anew, before they expire."""
+        with self._storage.alone(self._keys.folder):
+            signing = self._read()
+            signing.commit_root(deepcopy(signing.root.signed), [])
+            signing.commit("targets")
+
+    def rotate_keys(self, role: Role) -> None:
+        """Replace the keys of a role by as many new ones; edges follow by themselves.
+
+        Between the roots with both keys and with the new ones alone the role is signed anew, so that readers can
+        go on at every moment. Raises InputError if the root keys at hand are too few.
+        """
+        with self._storage.alone(self._keys.folder):
+            signing = self._read()
+            root = signing.root.signed
+            old_keys = list(root.roles[role].keyids)
+            signers = [self._keys.generate(role) for _ in old_keys]
+            before = deepcopy(root)
+            for signer in signers:
+                root.add_key(signer.public_key, role)
+            if role != "root":
+                signing.commit_root(before, [])
+                signing.commit(role)
+                before = deepcopy(root)
+            for key_id in old_keys:
+                root.revoke_key(key_id, role)
+            signing.commit_root(before, signers if role == "root" else [])
+            for key_id in old_keys:
+                self._keys.retire(role, key_id)
+
+    def describe(self) -> dict[str, Any]:
+        """What is published and until when it is signed, as JSON values."""
+        signing = self._read()
+        parts: list[Metadata[Any]] = [signing.root, signing.targets, signing.snapshot, signing.timestamp]
+        channels = [self._channel(signing, name) for name in _channels(signing)]
+        return {
+            "registry": self.url,
+            "roles": {
+                role: {"version": part.signed.version, "expires": part.signed.expires.isoformat()}
+                for role, part in zip(ROLES, parts, strict=True)
+            },
+            "channels": [
+                {
+                    "channel": channel.channel,
+                    "version": channel.version,
+                    "bundles": [vars(bundle) for bundle in channel.bundles],
+                }
+                for channel in channels
+            ],
+        }
+
+    def _read(self) -> Signing:
+        return read_signing(self._storage, self._keys, self._clock)
+
+    def _put(self, signing: Signing, name: str, raw: bytes, custom: dict[str, str]) -> None:
+        """Write a file under the digest of its bytes and name it in targets."""
+        target = TargetFile.from_data(name, raw, ["sha256"])
+        if custom:
+            target.unrecognized_fields["custom"] = custom
+        self._storage.write(target_path(target), raw)
+        signing.targets.signed.targets[name] = target
+
+    def _relist(self, signing: Signing, channel: Channel) -> None:
+        self._put(signing, f"channels/{channel.channel}.json", channel.to_json(), {})
+
+    def _channel(self, signing: Signing, name: str) -> Channel:
+        """A channel as it is published, or an empty one."""
+        target = signing.targets.signed.targets.get(f"channels/{name}.json")
+        if target is None:
+            return Channel(channel=name, version=0, bundles=())
+        raw = self._storage.read(target_path(target), max_bytes=MAX_CHANNEL_BYTES)
+        if raw is None:
+            raise RegistryError("missing", f"{target_path(target)} is named in targets, but not there")
+        try:
+            target.verify_length_and_hashes(raw)
+        except LengthOrHashMismatchError as error:
+            raise RegistryError("damaged", f"{target_path(target)} is damaged: {error}") from error
+        return Channel.from_json(raw, channel=name)
+
+
+def _channels(signing: Signing) -> list[str]:
+    """Names of the channels."""
+    return [found[1] for name in signing.targets.signed.targets if (found := _CHANNEL.fullmatch(name))]
+
+
+def _packed(bundle: Path | str, name: str) -> tuple[bytes, Listed]:
+    """The one tar of a bundle's contents, and how a channel lists it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder) / "bundle.tar"
+        pack(bundle, tar)
+        manifest = load_bundle(tar).manifest
+        raw = tar.read_bytes()
+    if len(raw) > MAX_BYTES:
+        raise InputError(f"a bundle has at most {MAX_BYTES} bytes packed, got {len(raw)}")
+    return raw, Listed(id=manifest.id, kind=manifest.kind, base_digest=manifest.base_digest, name=name)

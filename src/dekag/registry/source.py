@@ -1,0 +1,154 @@
+"""Where an edge reads a registry from: a server, or a folder. Bytes come as they arrive, from any place on."""
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httpx2
+
+from dekag.registry.faults import RegistryError
+from dekag.types import InputError
+
+_CHUNK = 1 << 16
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+
+
+class BrokenOffError(Exception):
+    """The bytes stopped coming; another try may go on. The text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """A file from one place on.
+
+    start: where the first byte belongs; 0 if the source would not begin elsewhere. total: bytes of the whole file,
+    if the source says. tag: names these very contents, so that a later range is of the same ones.
+    """
+
+    start: int
+    total: int | None
+    tag: str | None
+    chunks: Iterator[bytes]
+
+
+class Source(Protocol):
+    """A registry to read from."""
+
+    @property
+    def name(self) -> str:
+        """The address for messages, without what could be secret in it."""
+        ...
+
+    def open(self, path: str, *, start: int = 0, tag: str | None = None) -> AbstractContextManager[Stream]:
+        """A file below the registry from a byte on, of the contents of `tag` if given.
+
+        Raises RegistryError if there is no such file or the source points elsewhere, BrokenOffError if it breaks off.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource:
+    """A registry in a folder, or on a medium that was carried here."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    @contextmanager
+    def open(self, path: str, *, start: int = 0, tag: str | None = None) -> Iterator[Stream]:
+        """As `Source.open`."""
+        try:
+            file = (self.folder / path).open("rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise RegistryError("missing", f"{self.name} has no {path}") from error
+        with file:
+            total = file.seek(0, 2)
+            file.seek(start)
+            yield Stream(start=start, total=total, tag=None, chunks=iter(lambda: file.read(_CHUNK), b""))
+
+
+class HttpSource:
+    """A registry behind HTTP. Redirects are refused, and so is whatever is encoded on the way.
+
+    timeout_s: longest silence, and longest time to connect.
+    Raises InputError if the URL is no address.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
+        try:
+            address = urlsplit(url)
+            port = f":{address.port}" if address.port else ""
+        except ValueError as error:
+            raise InputError(f"the registry's address is none: {error}") from error
+        if (
+            address.scheme not in {"http", "https"}
+            or not address.hostname
+            or address.query
+            or address.fragment
+        ):
+            raise InputError(
+                "the registry's address is like https://host/registry, a file:// URL or a folder"
+            )
+        self._name = f"{address.scheme}://{address.hostname}{port}{address.path}".rstrip("/")
+        self._url = url.rstrip("/")
+        self._client = httpx2.Client(timeout=timeout_s, headers={"accept-encoding": "identity"})
+
+    @property
+    def name(self) -> str:
+        """The address without user, password and query."""
+        return self._name
+
+    @contextmanager
+    def open(self, path: str, *, start: int = 0, tag: str | None = None) -> Iterator[Stream]:
+        """As `Source.open`."""
+        headers = {"range": f"bytes={start}-"} if start else {}
+        if start and tag is not None:
+            headers["if-range"] = tag
+        try:
+            with self._client.stream("GET", f"{self._url}/{path}", headers=headers) as response:
+                yield self._stream(response, path, start)
+        except httpx2.TransportError as error:
+            raise BrokenOffError(f"{type(error).__name__}: {error}") from error
+
+    def _stream(self, response: httpx2.Response, path: str, start: int) -> Stream:
+        where, status = f"{self.name}/{path}", response.status_code
+        if response.is_redirect:
+            raise RegistryError(
+                "redirect", f"{where} points elsewhere, which is refused; give the registry's own address"
+            )
+        if status in {403, 404, 410}:
+            raise RegistryError("missing", f"{where} is not there ({status})")
+        if status == 429 or status >= 500:
+            raise BrokenOffError(f"the server answers {status}")
+        if status not in {200, 206} or response.headers.get("content-encoding", "identity") != "identity":
+            raise RegistryError("unreachable", f"{where} cannot be read: the server answers {status}")
+        begin, total = _extent(response, where, start)
+        tag = response.headers.get("etag")
+        strong = tag if tag is not None and tag.startswith('"') else None
+        return Stream(start=begin, total=total, tag=strong, chunks=response.iter_raw())
+
+
+def open_source(url: str) -> Source:
+    """The source at an address or in a folder. Raises InputError if it is neither."""
+    if url.startswith("file://"):
+        return FolderSource(folder=Path(url.removeprefix("file://")))
+    return HttpSource(url) if "://" in url else FolderSource(folder=Path(url))
+
+
+def _extent(response: httpx2.Response, where: str, start: int) -> tuple[int, int | None]:
+    """Where an answer begins and how long the whole file is."""
+    if response.status_code == 206:
+        found = _RANGE.fullmatch(response.headers.get("content-range", ""))
+        if found is None or int(found[1]) != start:
+            raise RegistryError("length", f"{where} came from another place than was asked for")
+        return start, int(found[3])
+    length = response.headers.get("content-length", "")
+    return 0, int(length) if re.fullmatch(r"\d{1,18}", length) else None

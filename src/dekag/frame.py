@@ -56,8 +56,8 @@ class Frame:
     condition: that of each image. seed: of the delivery, any integer of 64 bits with a sign.
     preset: name of the sender's system. bundles: ids of its updates by kind.
     delivery: its name at the edge, if it has one.
-    gain, noise_power: what the receiver knows of the channel, complex64 [batch, uses] and float32 [batch];
-        None of symbols as sent. channel_seed: of the channel that was simulated, if one was.
+    gain, noise_power: what the receiver knows of the channel, complex64 [batch, uses] and float32 [batch],
+        above 0 or no number; None of symbols as sent. channel_seed: of the channel that was simulated, if one was.
     """
 
     symbols: Symbols
@@ -214,6 +214,8 @@ def _check(frame: Frame) -> None:
         raise InputError("received symbols come with gain and noise power, symbols as sent with neither")
     if frame.gain is not None and frame.gain.shape != symbols.shape:
         raise InputError(f"the gain must have the symbols' shape, got {list(frame.gain.shape)}")
+    if frame.noise_power is not None and bool((frame.noise_power <= 0).any()):
+        raise InputError("the noise power of each image must be above 0, or no number where it is unknown")
 
 
 def _floats(values: Tensor) -> bytes:

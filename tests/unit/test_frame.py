@@ -1,6 +1,7 @@
 """Frames come back bit by bit, their layout is what the page reads, and a bad one is one clear line."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -103,7 +104,7 @@ def test_a_frame_comes_back_bit_by_bit(make: Callable[[], Frame]) -> None:
     seed=st.integers(-(2**63), 2**63 - 1),
     snr_db=st.floats(-300, 300, width=32),
     text=st.from_regex(r"[ -~]{1,40}", fullmatch=True),
-    noise=st.lists(st.floats(width=32), min_size=4, max_size=4),
+    noise=st.lists(st.floats(min_value=1e-30, width=32) | st.just(math.nan), min_size=4, max_size=4),
 )
 def test_any_frame_comes_back(
     images: int, columns: int, seed: int, snr_db: float, text: str, noise: list[float]
@@ -216,6 +217,7 @@ def test_a_frame_that_breaks_its_contract_is_not_written() -> None:
         ({"symbols": frame.symbols[:, :11]}, "payload of 12"),
         ({"condition": frame.condition[:2]}, "describes 2 images"),
         ({"gain": frame.symbols}, "neither"),
+        ({"gain": frame.symbols, "noise_power": torch.zeros(3)}, "above 0"),
         ({"preset": "\n"}, "preset"),
         ({"channel_seed": -1}, "channel_seed"),
     ):

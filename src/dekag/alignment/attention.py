@@ -5,6 +5,8 @@ codec is frozen, the weights depend on what the cells hold, so that it does not 
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from dekag.types import Condition, Latent, Received, Symbols
 
 
 class AttendedBlock(nn.Module):
-    """A frozen block, its output channels weighted between 0 and 2; `features` is set before each pass."""
+    """A frozen block, its output channels weighted between 0 and 2; `features` is set for each pass."""
 
     def __init__(self, base: Block, width: int, features: int, hidden: int) -> None:
         super().__init__()
@@ -23,10 +25,11 @@ class AttendedBlock(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(nn.Linear(width + features, hidden), nn.ReLU(), last, nn.Sigmoid())
-        self.features = torch.empty(0)
+        self.features: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, cells, width] to the same."""
+        assert self.features is not None
         out: Tensor = self.base(x)
         weight: Tensor = 2 * self.layers(torch.cat([out.mean(1), self.features], dim=1))
         return out * weight[:, None, :]
@@ -51,16 +54,23 @@ class SnrAttentionCodec(nn.Module):
 
     def transmit(self, latent: Latent, condition: Condition) -> Encoded:
         """As JsccCodec.transmit, adapted to each image's condition and content."""
-        self._attend(condition, latent.device)
-        return self.codec.transmit(latent, condition)
+        with self.adapted(condition, latent.device):
+            return self.codec.transmit(latent, condition)
 
     def decode(self, received: Received, condition: Condition) -> Latent:
         """As JsccCodec.decode, adapted to each image's condition and content."""
-        self._attend(condition, received.symbols.device)
-        return self.codec.decode(received, condition)
+        with self.adapted(condition, received.symbols.device):
+            return self.codec.decode(received, condition)
 
-    def _attend(self, condition: Condition, device: torch.device) -> None:
+    @contextmanager
+    def adapted(self, condition: Condition, device: torch.device) -> Iterator[None]:
+        """Within, the blocks inside see the features of each image's condition."""
         features = condition.features().to(device)
-        for module in self.codec.modules():
-            if isinstance(module, AttendedBlock):
-                module.features = features
+        blocks = [module for module in self.codec.modules() if isinstance(module, AttendedBlock)]
+        for block in blocks:
+            block.features = features
+        try:
+            yield
+        finally:
+            for block in blocks:
+                block.features = None

@@ -7,6 +7,8 @@ norms and gains of the symbols. For one condition the update merges into `W` and
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -72,13 +74,13 @@ class CalaCodec(nn.Module):
 
     def transmit(self, latent: Latent, condition: Condition) -> Encoded:
         """As JsccCodec.transmit, adapted to each image's condition."""
-        self._open(condition, latent.device)
-        return self.codec.transmit(latent, condition)
+        with self.adapted(condition, latent.device):
+            return self.codec.transmit(latent, condition)
 
     def decode(self, received: Received, condition: Condition) -> Latent:
         """As JsccCodec.decode, adapted to each image's condition."""
-        self._open(condition, received.symbols.device)
-        return self.codec.decode(received, condition)
+        with self.adapted(condition, received.symbols.device):
+            return self.codec.decode(received, condition)
 
     @torch.no_grad()
     def merge(self, condition: Condition) -> JsccCodec:
@@ -94,9 +96,17 @@ class CalaCodec(nn.Module):
             merged.set_submodule(name, module.merged(opening[0]))
         return merged
 
-    def _open(self, condition: Condition, device: torch.device) -> None:
-        for module, opening in zip(self._gated(), self._openings(condition, device), strict=True):
+    @contextmanager
+    def adapted(self, condition: Condition, device: torch.device) -> Iterator[None]:
+        """Within, the codec inside is opened as each image's condition asks for."""
+        modules = self._gated()
+        for module, opening in zip(modules, self._openings(condition, device), strict=True):
             module.opening = opening
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.opening = None
 
     def _openings(self, condition: Condition, device: torch.device) -> list[Tensor]:
         ranks = [_rank(module) for module in self._gated()]

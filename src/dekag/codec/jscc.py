@@ -227,13 +227,26 @@ class JsccCodec(nn.Module):
         sent = torch.arange(uses, device=payload.device) < payload[:, None]
         known = received.state.reliability[:, :uses].float() * sent
         overall = known.sum(1, keepdim=True) / payload[:, None]
-        reliability = overall if self.config.spread else known
+        kept = despread(symbols, payload) if self.config.spread else symbols
+        pairs = torch.view_as_real(kept.contiguous())
+        return self.reconstruct(pairs, overall if self.config.spread else known, overall)
+
+    def reconstruct(
+        self,
+        symbols: Float[Tensor, "batch uses 2"],
+        reliability: Float[Tensor, "batch _"],
+        overall: Float[Tensor, "batch 1"],
+    ) -> Latent:
+        """Latents of despread symbols, of each of which `reliability` survived, and `overall` of the payload.
+
+        In real numbers alone, so that it can leave for where there are no complex ones.
+        """
+        uses = symbols.shape[1]
         power, scale = (gain()[..., :uses] for gain in (self.power, self.scale))
         # The equaliser takes symbols for unit energy; LMMSE with each component's own power instead.
         factor = scale * power / (power * reliability + 1 - reliability)
-        kept = despread(symbols, payload) if self.config.spread else symbols
-        amplitudes = torch.view_as_real(kept * factor).flatten(1)
-        components = amplitudes.new_zeros(len(payload), self.mean.numel())
+        amplitudes = (symbols * factor[..., None]).flatten(1)
+        components = amplitudes.new_zeros(len(amplitudes), self.mean.numel())
         components = components.index_copy(1, self.order[: 2 * uses], amplitudes)
         cells = self.synthesis.synthesise(components)
         fidelity = overall[:, None, :].expand(-1, cells.shape[1], 1)

@@ -27,6 +27,13 @@ HELP = [
     ["radio", "send"],
     ["radio", "receive"],
     ["radio", "papr"],
+    ["serve", "cloud"],
+    ["cloud", "migrate"],
+    ["cloud", "backup"],
+    ["jobs", "submit"],
+    ["jobs", "list"],
+    ["jobs", "watch"],
+    ["jobs", "cancel"],
 ]
 
 

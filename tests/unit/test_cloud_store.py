@@ -118,7 +118,7 @@ def kinds(store: JobStore, job_id: str) -> list[str]:
 
 def test_a_job_goes_its_way(store: JobStore, clock: Clock) -> None:
     """Submitted, claimed, watched, done: the job and its events say the same."""
-    job = store.submit(SPEC, most=MOST)
+    job = store.submit("a", SPEC, most=MOST)
     assert (job.state, job.attempt, job.created) == (State.QUEUED, 0, 1000.0)
     clock.now = 1001.0
     claim = claimed(store)
@@ -138,14 +138,14 @@ def test_a_job_goes_its_way(store: JobStore, clock: Clock) -> None:
 
 
 def test_jobs_are_claimed_in_the_order_they_came(store: JobStore) -> None:
-    jobs = [store.submit(SPEC, most=MOST).id for _ in range(3)]
+    jobs = [store.submit("a", SPEC, most=MOST).id for _ in range(3)]
     assert [claimed(store).job for _ in jobs] == jobs
 
 
 def test_eight_claimers_never_share_a_job(engine: Engine) -> None:
     """200 jobs, 8 threads: each job is claimed once, none is forgotten."""
     store = JobStore(engine)
-    jobs = {store.submit(SPEC, most=MOST).id for _ in range(200)}
+    jobs = {store.submit("a", SPEC, most=MOST).id for _ in range(200)}
 
     def take(number: int) -> list[str]:
         taken = []
@@ -162,7 +162,7 @@ def test_eight_claimers_never_share_a_job(engine: Engine) -> None:
 
 def test_what_an_earlier_claim_writes_is_refused(store: JobStore) -> None:
     """A worker that was thought dead cannot change the job of its successor."""
-    store.submit(SPEC, most=MOST)
+    store.submit("a", SPEC, most=MOST)
     old = claimed(store)
     assert store.crash(old, "gone")
     new = claimed(store)
@@ -180,7 +180,7 @@ def test_what_an_earlier_claim_writes_is_refused(store: JobStore) -> None:
 def test_a_dead_workers_job_is_found(store: JobStore, clock: Clock) -> None:
     """By its silence, or by what is known of its process."""
     for _ in range(2):
-        store.submit(SPEC, most=MOST)
+        store.submit("a", SPEC, most=MOST)
     silent, lively = claimed(store, "a/1"), claimed(store, "b/2")
     assert store.dead(lambda worker: False) == []
     assert store.dead(lambda worker: worker == "b/2") == [lively]
@@ -190,7 +190,7 @@ def test_a_dead_workers_job_is_found(store: JobStore, clock: Clock) -> None:
 
 
 def test_a_job_that_keeps_breaking_its_worker_fails(store: JobStore) -> None:
-    job = store.submit(SPEC, most=MOST)
+    job = store.submit("a", SPEC, most=MOST)
     for number in range(MOST_FAILURES):
         assert store.get(job.id).state == State.QUEUED
         assert store.crash(claimed(store), f"broken {number}")
@@ -201,14 +201,14 @@ def test_a_job_that_keeps_breaking_its_worker_fails(store: JobStore) -> None:
 
 
 def test_a_worker_that_is_stopped_does_not_count_as_broken(store: JobStore) -> None:
-    job = store.submit(SPEC, most=MOST)
+    job = store.submit("a", SPEC, most=MOST)
     for _ in range(MOST_FAILURES + 1):
         assert store.give_back(claimed(store))
     assert (store.get(job.id).state, store.get(job.id).failures) == (State.QUEUED, 0)
 
 
 def test_jobs_are_cancelled_until_they_are_published(store: JobStore) -> None:
-    waiting, running, publishing = (store.submit(SPEC, most=MOST).id for _ in range(3))
+    waiting, running, publishing = (store.submit("a", SPEC, most=MOST).id for _ in range(3))
     claims = {claim.job: claim for claim in (claimed(store), claimed(store), claimed(store))}
     store.give_back(claims[waiting])
     assert store.reach(claims[publishing], Reached(stage=PUBLISHING, step=8, steps=8))
@@ -225,16 +225,16 @@ def test_jobs_are_cancelled_until_they_are_published(store: JobStore) -> None:
 
 
 def test_no_more_jobs_wait_than_may(store: JobStore) -> None:
-    store.submit(SPEC, most=1)
+    store.submit("a", SPEC, most=1)
     with pytest.raises(QueueFullError):
-        store.submit(SPEC, most=1)
+        store.submit("a", SPEC, most=1)
     claimed(store)
-    store.submit(SPEC, most=1)
+    store.submit("a", SPEC, most=1)
     assert len(store.page(limit=10)) == 2
 
 
 def test_pages_are_of_the_newest_first_and_hold_every_job(store: JobStore) -> None:
-    jobs = [store.submit(SPEC, most=MOST).id for _ in range(5)]
+    jobs = [store.submit("a", SPEC, most=MOST).id for _ in range(5)]
     claimed(store)
     seen: list[str] = []
     while page := store.page(limit=2, after=seen[-1] if seen else None):
@@ -329,7 +329,7 @@ def test_a_migration_from_the_last_revision_keeps_the_jobs(address: str) -> None
     with opened(address) as engine:
         migrate(engine, "0001")
         store = JobStore(engine)
-        job = store.submit(SPEC, most=MOST)
+        job = store.submit("a", SPEC, most=MOST)
         assert not inspect(engine).has_table("traffic")
         migrate(engine)
         assert store.get(job.id).spec == SPEC
@@ -388,9 +388,9 @@ def test_a_backup_of_a_database_in_use_is_whole(tmp_path: Path) -> None:
     with opened(address) as engine:
         migrate(engine)
         store = JobStore(engine)
-        before = {store.submit(SPEC, most=MOST).id for _ in range(20)}
+        before = {store.submit("a", SPEC, most=MOST).id for _ in range(20)}
         with ThreadPoolExecutor(1) as thread:
-            written = thread.submit(lambda: [store.submit(SPEC, most=MOST).id for _ in range(50)])
+            written = thread.submit(lambda: [store.submit("a", SPEC, most=MOST).id for _ in range(50)])
             back_up(address, tmp_path / "backup" / "copy.db")
             written.result()
     copy = tmp_path / "backup" / "copy.db"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dekag.cli import align, bundle, evaluate, radio, system
+from dekag.cli import align, bundle, cloud, evaluate, jobs, radio, serve, system
 from dekag.cli.console import complain, quiet_libraries
 from dekag.version import __version__
 
@@ -16,6 +16,9 @@ app.add_typer(align.app, name="align")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(radio.app, name="radio")
+app.add_typer(serve.app, name="serve")
+app.add_typer(cloud.app, name="cloud")
+app.add_typer(jobs.app, name="jobs")
 
 
 def main() -> None:

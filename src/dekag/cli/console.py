@@ -105,3 +105,16 @@ def print_tables(*tables: RenderableType) -> None:
     """Print tables on standard output."""
     for table in tables:
         Console().print(table)
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """For imports of what an extra of the package brings; InputError says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("dekag"):
+            raise
+        from dekag.types import InputError
+
+        raise InputError(f'{error.name} is needed for this: pip install "dekag[{extra}]"') from error

@@ -57,6 +57,8 @@ class Ledger:
 
     def pulled(self, bytes_by_edge: Mapping[str, int]) -> None:
         """Note what was fetched of the registry; who never reported goes by no name, as anyone may fetch."""
+        if not bytes_by_edge:
+            return
         now = self._now()
         with self._session.begin() as session:
             self._see(session, UNNAMED)

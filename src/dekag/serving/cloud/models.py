@@ -36,6 +36,7 @@ class Job(Base):
     number: Mapped[int] = mapped_column(primary_key=True, init=False)
     """Order of submission."""
     id: Mapped[str] = mapped_column(String(32), unique=True)
+    name: Mapped[str] = mapped_column(String(64))
     spec: Mapped[dict[str, Any]] = mapped_column(JSON)
     created: Mapped[float] = mapped_column(Double)
     state: Mapped[str] = mapped_column(String(16), default=State.QUEUED)

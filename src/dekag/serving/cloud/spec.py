@@ -12,6 +12,7 @@ from dekag.alignment.rivals import method_config
 from dekag.distillation import Extras, Source
 from dekag.generation.prompts import LONGEST_PROMPT, check_prompts
 from dekag.presets import Preset
+from dekag.registry.listing import BundleName
 from dekag.types import InputError
 
 MOST_PROMPTS = 10_000
@@ -28,7 +29,7 @@ class JobSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: BundleName
     """What the update is called; on a channel it takes the place of an earlier one of that name."""
     channel: Literal["canary", "stable"] = "canary"
     """Where it is published."""

@@ -6,12 +6,12 @@ cancelled, or given to another worker because this one seemed dead, it is refuse
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import CursorResult, Engine, func, select, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, defer, sessionmaker
 
 from dekag.serving.cloud.models import FINAL, Job, JobEvent, State
 
@@ -59,10 +59,10 @@ class JobStore:
         self._session = sessionmaker(engine, expire_on_commit=False)
         self._now = now
 
-    def submit(self, spec: dict[str, Any], *, most: int) -> Job:
+    def submit(self, name: str, spec: Mapping[str, Any], *, most: int) -> Job:
         """Queue a job; QueueFullError if `most` are waiting."""
         with self._session.begin() as session:
-            job = Job(id=uuid.uuid4().hex, spec=spec, created=self._now())
+            job = Job(id=uuid.uuid4().hex, name=name, spec=dict(spec), created=self._now())
             session.add(job)
             session.flush()
             waiting = select(func.count()).select_from(Job).where(Job.state == State.QUEUED)
@@ -168,7 +168,8 @@ class JobStore:
     def dead(self, gone: Callable[[str], bool]) -> list[Claim]:
         """Claims whose worker was not heard of for long, or is gone by what the caller knows of it."""
         with self._session() as session:
-            jobs = session.scalars(select(Job).where(Job.state == State.RUNNING)).all()
+            chosen = select(Job).options(defer(Job.spec)).where(Job.state == State.RUNNING)
+            jobs = session.scalars(chosen).all()
         late = self._now() - DEAD_SECONDS
         return [
             Claim(job=job.id, attempt=job.attempt)
@@ -185,8 +186,8 @@ class JobStore:
         return job
 
     def page(self, *, limit: int, after: str | None = None, state: State | None = None) -> Sequence[Job]:
-        """Jobs, the newest first, those after a job of an earlier page."""
-        chosen = select(Job).order_by(Job.number.desc()).limit(limit)
+        """Jobs without their specs, the newest first, those after a job of an earlier page."""
+        chosen = select(Job).options(defer(Job.spec)).order_by(Job.number.desc()).limit(limit)
         if after is not None:
             chosen = chosen.where(Job.number < self.get(after).number)
         if state is not None:

@@ -14,6 +14,7 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer, primary_key=True),
         sa.Column("id", sa.String(32), nullable=False, unique=True),
         sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("name", sa.String(64), nullable=False),
         sa.Column("spec", sa.JSON, nullable=False),
         sa.Column("stage", sa.String(64), nullable=False),
         sa.Column("step", sa.Integer, nullable=False),

@@ -1,0 +1,135 @@
+"""The cloud as one application: the registry, jobs, the ledger and images."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from sqlalchemy import Engine as Database
+from sqlalchemy.exc import OperationalError
+from starlette.responses import Response
+
+from dekag.presets import preset
+from dekag.registry.repository import Repository
+from dekag.serving.cloud.api import jobs_router, ledger_router
+from dekag.serving.cloud.database import check_schema, open_database
+from dekag.serving.cloud.ledger import Ledger
+from dekag.serving.cloud.runner import Runner, Workplace
+from dekag.serving.cloud.settings import CloudSettings
+from dekag.serving.cloud.static import Files, Pulls, registry_router
+from dekag.serving.cloud.store import JobStore
+from dekag.serving.http.app import create_app
+from dekag.serving.http.errors import ApiError
+from dekag.types import InputError
+
+log = logging.getLogger("dekag.serving")
+LEDGER_SECONDS = 10.0
+
+
+def create(settings: CloudSettings) -> FastAPI:
+    """The application.
+
+    Raises InputError if the database has another schema, or there is no registry or no keys to publish in it.
+    """
+    database = open_database(settings.database_address)
+    check_schema(database)
+    cloud = Cloud(settings=settings, database=database)
+    cloud.require_registry()
+    app = create_app(
+        title="dekag cloud",
+        settings=settings,
+        lifespan=cloud.lifespan,
+        ready=cloud.missing,
+        public=("/registry/*",),
+    )
+    app.add_exception_handler(OperationalError, _lost)
+    chosen = preset(settings.preset)
+    app.include_router(registry_router(cloud.files, cloud.pulls))
+    app.include_router(jobs_router(cloud.store, chosen, most_queued=settings.max_queued_jobs))
+    app.include_router(ledger_router(cloud.ledger))
+    return app
+
+
+class Cloud:
+    """The parts of the cloud, and what they do by themselves while it serves."""
+
+    def __init__(self, settings: CloudSettings, database: Database) -> None:
+        self.settings = settings
+        self.database = database
+        self.store = JobStore(database)
+        self.ledger = Ledger(database)
+        self.files = Files(settings.registry_address)
+        self.pulls = Pulls()
+        self._away: str | None = None
+
+    def require_registry(self) -> None:
+        """Raise InputError if there is no registry, or no keys for the jobs to publish with."""
+        settings = self.settings
+        if self.files.find("metadata/timestamp.json") is None:
+            raise InputError(f"there is no registry at {settings.registry_address}: run dekag registry init")
+        if settings.job_workers:
+            _ = self._repository.root
+
+    def missing(self) -> str | None:
+        """What is not there for work to be done."""
+        return self._away
+
+    @asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Run jobs, keep the registry fresh and write the ledger, as long as the cloud serves."""
+        settings = self.settings
+        place = Workplace(
+            database=settings.database_address,
+            registry=settings.registry_address,
+            keys=settings.keys_folder,
+            folder=settings.jobs_folder,
+            preset=settings.preset,
+            device=settings.device,
+        )
+        runner = Runner(self.store, place, workers=settings.job_workers)
+        loops = [_every(LEDGER_SECONDS, self._note_pulls)]
+        if settings.keys_folder.is_dir():
+            loops.append(_every(3600 * settings.refresh_hours, self._repository.refresh_timestamp))
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        runner.start()
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.to_thread(runner.stop)
+            await asyncio.to_thread(self._note_pulls)
+            self.database.dispose()
+
+    @property
+    def _repository(self) -> Repository:
+        return Repository(self.settings.registry_address, self.settings.keys_folder)
+
+    def _note_pulls(self) -> None:
+        """Write to the ledger what was pulled; what could not be written waits for the next time."""
+        counted = self.pulls.take()
+        try:
+            check_schema(self.database)
+            self.ledger.pulled(counted)
+        except (InputError, OperationalError) as error:
+            self._away = " ".join(str(error).split())
+            for edge, size in counted.items():
+                self.pulls.add(edge, size)
+            raise
+        self._away = None
+
+
+async def _every(seconds: float, work: Callable[[], None]) -> None:
+    """Do something now and every so many seconds; a failure is logged, and the next time may go well."""
+    while True:
+        try:
+            await asyncio.to_thread(work)
+        except Exception:
+            log.exception("a regular task failed")
+        await asyncio.sleep(seconds)
+
+
+async def _lost(_: Request, error: Exception) -> Response:
+    log.error("the database does not answer", exc_info=error)
+    return ApiError(503, "the database does not answer", headers={"retry-after": "5"}).response()

@@ -1,0 +1,120 @@
+"""The cloud's jobs from elsewhere: what `dekag jobs` is made of."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from dekag.types import InputError
+
+SECONDS = 30.0
+ENDS = frozenset({"done", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to a job."""
+
+    number: int
+    kind: str
+    data: Mapping[str, Any]
+
+
+class CloudClient:
+    """Speaks to a cloud. Methods raise InputError with what the cloud says, or if it cannot be reached."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=SECONDS)
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close its connections."""
+        self._http.close()
+
+    def submit(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask for a job; see `JobSpec`."""
+        return self._ask("POST", "/v1/jobs", json=spec)
+
+    def jobs(self, limit: int) -> list[dict[str, Any]]:
+        """The newest jobs."""
+        page: list[dict[str, Any]] = self._ask("GET", "/v1/jobs", params={"limit": limit})["data"]
+        return page
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """A job as it is."""
+        return self._ask("GET", f"/v1/jobs/{job_id}")
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Cancel a job."""
+        return self._ask("DELETE", f"/v1/jobs/{job_id}")
+
+    def events(self, job_id: str) -> Iterator[Event]:
+        """What happened to a job and happens, until it ends; a connection that breaks is made again."""
+        last, ended = 0, False
+        while not ended:
+            for event in self._stream(f"/v1/jobs/{job_id}/events", last):
+                last, ended = event.number, event.kind in ENDS
+                yield event
+
+    def _stream(self, path: str, after: int) -> Iterator[Event]:
+        """Events after one, until the connection ends or breaks."""
+        try:
+            with self._http.stream("GET", path, params={"after": after}) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise InputError(_complaint(answer))
+                fields: dict[str, str] = {}
+                for line in answer.iter_lines():
+                    if line:
+                        name, _, value = line.partition(": ")
+                        fields[name] = value
+                    elif "event" in fields:
+                        number, data = int(fields["id"]), json.loads(fields["data"])
+                        yield Event(number=number, kind=fields["event"], data=data)
+                        fields = {}
+        except httpx2.ConnectError as error:
+            raise self._unreachable(error) from None
+        except httpx2.TransportError:
+            return
+
+    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from None
+        if answer.is_error:
+            raise InputError(_complaint(answer))
+        told: dict[str, Any] = answer.json()
+        return told
+
+    def _unreachable(self, error: Exception) -> InputError:
+        return InputError(f"the cloud at {self._http.base_url} cannot be reached: {error}")
+
+
+def _complaint(answer: httpx2.Response) -> str:
+    """What an error says, or its status if it is none of the cloud's."""
+    try:
+        return f"the cloud refuses: {answer.json()['error']['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"the cloud answers with status {answer.status_code}"
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """The numbers of a job from a file; InputError if it is no JSON object."""
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(spec, dict):
+        raise InputError(f'{path} must hold a JSON object, as {{"steps": 200}}')
+    return spec

@@ -1,0 +1,175 @@
+"""A process that does one job and ends: `python -m dekag.serving.cloud.worker`, with its order on standard input.
+
+The runner starts it. It says every second that it lives, and ends at once when its job is no longer its own, or
+when standard input ends, which is when the runner has died.
+"""
+
+import fcntl
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+
+import diffusers
+import transformers
+
+from dekag.distillation import align_generation, cloud_images
+from dekag.presets import preset
+from dekag.registry.repository import Repository
+from dekag.serving.cloud.database import open_database
+from dekag.serving.cloud.spec import JobSpec
+from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
+from dekag.training.loop import Progress
+from dekag.training.processes import device_of
+from dekag.types import InputError
+
+BEAT_SECONDS = 1.0
+TELL_SECONDS = 1.0
+"""Between two events of progress within a stage."""
+TAKEN_AWAY, ORPHANED = 3, 4
+"""Exit codes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a worker must know. It may hold a password, so it travels through a pipe and not as arguments."""
+
+    database: str
+    registry: str
+    keys: str
+    folder: str
+    """The job's own; what is in it outlives the worker, and the next one goes on there."""
+    preset: str
+    device: str
+    job: str
+    attempt: int
+
+    def to_line(self) -> bytes:
+        """The order as it travels."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @property
+    def claim(self) -> Claim:
+        """The worker's right to the job."""
+        return Claim(job=self.job, attempt=self.attempt)
+
+
+class Reporter:
+    """Tells the store how far the job is; ends the process when the job is no longer its own."""
+
+    def __init__(self, store: JobStore, claim: Claim, stages: Mapping[str, int]) -> None:
+        self._store, self._claim = store, claim
+        self._before = dict(zip(stages, accumulate(stages.values(), initial=0), strict=False))
+        self._steps = sum(stages.values())
+        self._step = store.get(claim.job).step
+        self._stage, self._told = "", 0.0
+
+    def on_stage(self, name: str) -> None:
+        """A stage without steps."""
+        self._tell(Reached(stage=name, step=self._step, steps=self._steps))
+
+    def on_step(self, stage: str, progress: Progress) -> None:
+        """A step of the training; of those of one stage one a second is told, and the last."""
+        self._step = self._before[stage] + progress.step
+        early = time.monotonic() - self._told < TELL_SECONDS
+        if early and stage == self._stage and progress.step < progress.steps:
+            return
+        self._tell(Reached(stage=stage, step=self._step, steps=self._steps, loss=progress.loss))
+
+    def publishing(self) -> None:
+        """The last stage."""
+        self._tell(Reached(stage=PUBLISHING, step=self._steps, steps=self._steps))
+
+    def _tell(self, reached: Reached) -> None:
+        self._stage, self._told = reached.stage, time.monotonic()
+        if not self._store.reach(self._claim, reached):
+            os._exit(TAKEN_AWAY)
+
+
+def main() -> int:
+    """Do the job; exit code 0 if its end is in the store, whatever end it is."""
+    order = Order(**json.loads(sys.stdin.readline()))
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    engine = open_database(order.database)
+    store, claim = JobStore(engine), order.claim
+    threading.Thread(target=_end_with_runner, daemon=True).start()
+    threading.Thread(target=_beat, args=(store, claim), daemon=True).start()
+    try:
+        bundle = run(order, store)
+    except InputError as error:
+        store.fail(claim, " ".join(str(error).split()))
+    except Exception as error:  # anything else may go better next time
+        traceback.print_exc()
+        store.crash(claim, f"{type(error).__name__}: {error}")
+    else:
+        store.finish(claim, bundle)
+    engine.dispose()
+    return 0
+
+
+def run(order: Order, store: JobStore) -> str:
+    """Train, publish; the id of the bundle."""
+    folder = Path(order.folder)
+    # a worker of an earlier attempt may take a moment to notice that it is none any more
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        spec = JobSpec.model_validate(store.get(order.job).spec)
+        reporter = Reporter(store, order.claim, spec.stages())
+        if not (folder / "bundle").exists():
+            align(order, spec, reporter)
+        reporter.publishing()
+        return publish(order, spec)
+
+
+def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
+    """Train the update into the job's folder; what an earlier attempt left there is not done again."""
+    chosen, device = preset(order.preset), device_of(order.device)
+    folder = Path(order.folder)
+    state, prompts = folder / "state", folder / "prompts.txt"
+    if spec.prompts is not None:
+        prompts.write_text("".join(f"{prompt}\n" for prompt in spec.prompts), encoding="utf-8")
+    source = spec.source(prompts)
+    data = cloud_images(chosen, source, resume=state, device=device, on_stage=reporter.on_stage)
+    align_generation(
+        # without its world a preset has no prompts of its own to validate with
+        chosen if spec.validation else replace(chosen, world=None),
+        data,
+        spec.config(),
+        spec.extras(),
+        folder / "bundle",
+        method=spec.method,
+        domain=spec.domain,
+        resume=state,
+        device=device,
+        on_stage=reporter.on_stage,
+        on_step=reporter.on_step,
+    )
+
+
+def publish(order: Order, spec: JobSpec) -> str:
+    """Put the update into the registry; the id of the bundle."""
+    repository = Repository(order.registry, Path(order.keys))
+    return repository.publish(Path(order.folder) / "bundle", channel=spec.channel, name=spec.name)
+
+
+def _end_with_runner() -> None:
+    sys.stdin.read()
+    os._exit(ORPHANED)
+
+
+def _beat(store: JobStore, claim: Claim) -> None:
+    while store.beat(claim):
+        time.sleep(BEAT_SECONDS)
+    os._exit(TAKEN_AWAY)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

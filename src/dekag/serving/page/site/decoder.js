@@ -1,0 +1,60 @@
+// The user's decoders: received symbols to a latent, the latent to a picture, both in this browser.
+
+import * as ort from "./vendor/onnxruntime-web-1.30.0/ort.wasm.bundle.min.mjs";
+import { getBytes, getJson } from "./api.js";
+
+ort.env.wasm.numThreads = 1;
+ort.env.wasm.wasmPaths = {
+  wasm: new URL("./vendor/onnxruntime-web-1.30.0/ort-wasm-simd-threaded.wasm", import.meta.url).href,
+};
+
+let loaded = null;
+
+/** Fetch the edge's decoders and make them ready; the next call finds them. */
+export function loadDecoders() {
+  loaded ??= load().catch((error) => {
+    loaded = null;
+    throw error;
+  });
+  return loaded;
+}
+
+/** Have the next call fetch them again: the edge may have changed its update. */
+export function forgetDecoders() {
+  loaded = null;
+}
+
+/** The picture in a frame: {pixels: Float32Array, RGB planes in [0, 1], side, milliseconds}. */
+export async function decode(frame) {
+  let decoders = await loadDecoders();
+  if ((frame.header.bundles.transmission ?? null) !== decoders.transmission) {
+    forgetDecoders();
+    decoders = await loadDecoders();
+    if ((frame.header.bundles.transmission ?? null) !== decoders.transmission) {
+      throw new Error("the edge sent with an update that it has no decoder for; try again");
+    }
+  }
+  const started = performance.now();
+  const { latent } = await decoders.codec.run({
+    symbols: tensor(frame.symbols, [1, frame.payload, 2]),
+    gain: tensor(frame.gain, [1, frame.payload, 2]),
+    noise_power: tensor(frame.noisePower, [1]),
+    condition: tensor(frame.condition, [1, frame.condition.length]),
+  });
+  const { image } = await decoders.image.run({ latent });
+  return { pixels: image.data, side: image.dims[3], milliseconds: performance.now() - started };
+}
+
+async function load() {
+  const told = await getJson("/v1/decoders");
+  const [codec, image] = await Promise.all([session(told.codec), session(told.image)]);
+  return { transmission: told.transmission, codec, image };
+}
+
+async function session(file) {
+  return ort.InferenceSession.create(await getBytes(file.url), { executionProviders: ["wasm"] });
+}
+
+function tensor(values, shape) {
+  return new ort.Tensor("float32", values, shape);
+}

@@ -34,6 +34,12 @@ HELP = [
     ["jobs", "list"],
     ["jobs", "watch"],
     ["jobs", "cancel"],
+    ["registry"],
+    *(
+        ["registry", command]
+        for command in ("init", "publish", "promote", "withdraw", "list", "refresh", "rotate-keys")
+    ),
+    *(["registry", command] for command in ("export", "import", "pull")),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dekag.cli import align, bundle, cloud, evaluate, jobs, radio, serve, system
+from dekag.cli import align, bundle, cloud, evaluate, jobs, radio, registry, serve, system
 from dekag.cli.console import complain, quiet_libraries
 from dekag.version import __version__
 
@@ -19,6 +19,7 @@ app.add_typer(radio.app, name="radio")
 app.add_typer(serve.app, name="serve")
 app.add_typer(cloud.app, name="cloud")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(registry.app, name="registry")
 
 
 def main() -> None:

@@ -6,9 +6,7 @@ FOLDER/metadata/            what was verified last, so that nothing older is tak
 The order of checks and the memory of versions are those of `tuf`; bytes come through `download`.
 """
 
-import hashlib
 from collections.abc import Iterator
-from contextlib import closing, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -23,17 +21,16 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import TargetFile
 from tuf.ngclient import FetcherInterface, Updater
 
 from dekag.alignment.container import MAX_BYTES, plain_text
-from dekag.registry.canary import MAX_CANARY_BYTES
-from dekag.registry.download import Order, Patience, download
+from dekag.registry.download import Order, Patience, download, pull_blob, read_blob
 from dekag.registry.durable import locked, sync_file, sync_folder, write_whole
 from dekag.registry.faults import Fault, RegistryError
-from dekag.registry.listing import MAX_CHANNEL_BYTES, Blob, Channel, Listing, check_channel
+from dekag.registry.listing import Listing, check_channel
+from dekag.registry.moment import Moment
 from dekag.registry.shelf import Shelf
-from dekag.registry.signed import MAX_METADATA_BYTES, target_path
+from dekag.registry.signed import MAX_METADATA_BYTES
 from dekag.registry.source import Source, open_source
 from dekag.types import InputError
 
@@ -54,25 +51,25 @@ _FAULTS: tuple[tuple[type[Exception], Fault, str], ...] = (
 class RegistryClient:
     """What an edge pulls with. Its folder is used by one client at a time; others wait.
 
-    url: http(s)://, file:// or a folder. root: the registry's root.json, from its publisher by a way that is
-    trusted; needed for the first pull only. max_bytes: largest bundle that is pulled.
+    url: http(s)://, file:// or a folder; or a source of one's own. root: the registry's root.json, from its
+    publisher by a way that is trusted; needed for the first pull only. max_bytes: largest bundle that is pulled.
     Raises InputError if the URL is no address, or no root is given or remembered.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Source,
         folder: Path,
         *,
         root: bytes | None = None,
         max_bytes: int = MAX_BYTES,
         patience: Patience | None = None,
     ) -> None:
-        self.source = open_source(url)
+        self.source = open_source(url) if isinstance(url, str) else url
         self.folder = folder
         self._root = root
         self._max_bytes = max_bytes
-        self._patience = patience or Patience()
+        self.patience = patience or Patience()
         if root is None and not (folder / TRUSTED_ROOT).exists():
             raise InputError(
                 f"the first pull from {self.source.name} needs its root.json; ask its publisher for it"
@@ -83,17 +80,16 @@ class RegistryClient:
         """The folder of what was verified last."""
         return self.folder / "metadata"
 
-    def channel(self, name: str) -> list[Listing]:
-        """What a channel lists now. Raises RegistryError if anything signed is missing, old, mixed or not signed."""
-        check_channel(name)
+    def moment(self) -> Moment:
+        """All that is signed now. Raises RegistryError if anything of it is missing, old, mixed or not signed."""
         with locked(self.folder / ".lock"):
             updater = self._refreshed()
-            target = updater.get_targetinfo(f"channels/{name}.json")
-            if target is None:
-                raise RegistryError("missing", f"{self.source.name} has no channel {name}")
-            blob = self._blob(target, MAX_CHANNEL_BYTES)
-            channel = Channel.from_json(self._small(blob), channel=name)
-            return [self._listing(updater, channel, number) for number in range(len(channel.bundles))]
+        return Moment(updater=updater, source=self.source, patience=self.patience, max_bytes=self._max_bytes)
+
+    def channel(self, name: str) -> list[Listing]:
+        """What a channel lists now. Raises RegistryError as `moment`, and if there is no such channel."""
+        check_channel(name)
+        return self.moment().channel(name)
 
     def fetch(self, listing: Listing, shelf: Shelf) -> None:
         """Pull a bundle onto the shelf, unless it lies there already.
@@ -104,8 +100,8 @@ class RegistryClient:
         if any(bundle.id == listing.id for bundle in shelf.bundles()):
             return
         with locked(self.folder / ".lock"):
-            canary = None if listing.canary is None else self._small(listing.canary)
-            part = self._pull(listing.tar, shelf.folder / INCOMING)
+            canary = None if listing.canary is None else read_blob(self.source, listing.canary, self.patience)
+            part = pull_blob(self.source, listing.tar, shelf.folder / INCOMING, self.patience)
             try:
                 shelf.put(part, bundle_id=listing.id, name=listing.name, canary=canary)
             except InputError:
@@ -119,7 +115,7 @@ class RegistryClient:
             leftover.unlink()
         trusted = self.folder / TRUSTED_ROOT
         root = self._root if self._root is not None else trusted.read_bytes()
-        fetcher = _Fetcher(self.source, self._patience)
+        fetcher = _Fetcher(self.source, self.patience)
         try:
             updater = Updater(str(self.metadata), "metadata/", fetcher=fetcher, bootstrap=root)
             updater.refresh()
@@ -137,62 +133,6 @@ class RegistryClient:
         return RegistryError(
             fault, f"{self.source.name}/{path} {text} ({plain_text(error)}); nothing was changed"
         )
-
-    def _listing(self, updater: Updater, channel: Channel, number: int) -> Listing:
-        listed = channel.bundles[number]
-        tar = updater.get_targetinfo(f"{listed.id}.tar")
-        canary = updater.get_targetinfo(f"{listed.id}.canary.json")
-        if tar is None:
-            raise RegistryError(
-                "missing", f"channel {channel.channel} lists bundle {listed.id[:12]}, which is not published"
-            )
-        return Listing(
-            **vars(listed),
-            channel=channel.channel,
-            version=channel.version,
-            tar=self._blob(tar, self._max_bytes),
-            canary=None if canary is None else self._blob(canary, MAX_CANARY_BYTES),
-        )
-
-    def _blob(self, target: TargetFile, limit: int) -> Blob:
-        """Where a target lies, once it has a digest and is not too large."""
-        if "sha256" not in target.hashes or target.length > limit:
-            raise RegistryError(
-                "length", f"{plain_text(target.path)} has {target.length} bytes, at most {limit} are pulled"
-            )
-        return Blob(path=target_path(target), bytes=target.length, sha256=target.hashes["sha256"])
-
-    def _small(self, blob: Blob) -> bytes:
-        """A verified file in memory."""
-        sink = BytesIO()
-        download(self.source, Order(path=blob.path, limit=blob.bytes, exact=True), sink, self._patience)
-        if hashlib.sha256(sink.getvalue()).hexdigest() != blob.sha256:
-            raise self._damaged(blob)
-        return sink.getvalue()
-
-    def _pull(self, blob: Blob, folder: Path) -> Path:
-        """A verified file on the disk. What an earlier call left may be damaged, so there is a second try."""
-        folder.mkdir(exist_ok=True)
-        part = folder / f"{blob.sha256}.part"
-        order = Order(path=blob.path, limit=blob.bytes, exact=True)
-        for _ in range(2):
-            if part.exists() and part.stat().st_size > blob.bytes:
-                part.unlink()
-            try:
-                with closing(part.open("ab")) as sink:
-                    download(self.source, order, sink, self._patience)
-            except OSError as error:
-                with suppress(OSError):
-                    part.unlink(missing_ok=True)  # a full disk has better uses for its room
-                raise OSError(error.errno, f"{part} was not written: {error.strerror}") from error
-            with part.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == blob.sha256:
-                    return part
-            part.unlink()
-        raise self._damaged(blob)
-
-    def _damaged(self, blob: Blob) -> RegistryError:
-        return RegistryError("damaged", f"{self.source.name}/{blob.path} is damaged: its digest is another")
 
 
 class _Fetcher(FetcherInterface):

@@ -1,10 +1,14 @@
 """Files that arrive whole over a bad network: taken up where they broke off, never larger than they may be."""
 
+import hashlib
 import time
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import BinaryIO
 
 from dekag.registry.faults import RegistryError
+from dekag.registry.listing import Blob
 from dekag.registry.source import BrokenOffError, Source, Stream
 
 
@@ -65,6 +69,43 @@ def download(source: Source, order: Order, sink: BinaryIO, patience: Patience) -
         if order.exact and sink.tell() != order.limit:
             raise RegistryError("length", f"{where} ends after {sink.tell()} bytes, not {order.limit}")
         return
+
+
+def read_blob(source: Source, blob: Blob, patience: Patience) -> bytes:
+    """A published file in memory, once its digest is right. Raises RegistryError as `download`, or if it is not."""
+    sink = BytesIO()
+    download(source, Order(path=blob.path, limit=blob.bytes, exact=True), sink, patience)
+    if hashlib.sha256(sink.getvalue()).hexdigest() != blob.sha256:
+        raise _damaged(source, blob)
+    return sink.getvalue()
+
+
+def pull_blob(source: Source, blob: Blob, folder: Path, patience: Patience) -> Path:
+    """A published file on the disk, once its digest is right; what an earlier call left of it is taken up.
+
+    That may be damaged, so there is a second try. Raises RegistryError as `read_blob`, OSError if the disk refuses.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{blob.sha256}.part"
+    order = Order(path=blob.path, limit=blob.bytes, exact=True)
+    for _ in range(2):
+        if part.exists() and part.stat().st_size > blob.bytes:
+            part.unlink()
+        try:
+            with part.open("ab") as sink:
+                download(source, order, sink, patience)
+        except OSError as error:
+            part.unlink(missing_ok=True)  # a full disk has better uses for its room
+            raise OSError(error.errno, f"{part} was not written: {error.strerror}") from error
+        with part.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == blob.sha256:
+                return part
+        part.unlink()
+    raise _damaged(source, blob)
+
+
+def _damaged(source: Source, blob: Blob) -> RegistryError:
+    return RegistryError("damaged", f"{source.name}/{blob.path} is damaged: its digest is another")
 
 
 def _check_total(where: str, order: Order, stream: Stream) -> None:

@@ -14,6 +14,8 @@ from dekag.types import InputError
 
 MAX_CHANNEL_BYTES: Final = 1 << 20
 CHANNEL_NAME: Final = "[a-z][a-z0-9-]{0,31}"
+CHANNEL_FILE: Final = re.compile(f"channels/({CHANNEL_NAME})\\.json")
+"""How targets names the file of a channel."""
 BUNDLE_NAME: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 ChannelName = Annotated[str, Field(pattern=f"^{CHANNEL_NAME}$")]
 BundleName = Annotated[str, Field(pattern=f"^{BUNDLE_NAME}$")]

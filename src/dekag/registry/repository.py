@@ -5,7 +5,6 @@ URL/targets/              <sha256>.<id>.tar and <sha256>.<id>.canary.json
 URL/targets/channels/     <sha256>.<channel>.json
 """
 
-import re
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -17,16 +16,14 @@ from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, TargetFile
 
 from dekag.alignment.bundle import load_bundle, pack
-from dekag.alignment.container import MAX_BYTES
+from dekag.alignment.container import MAX_BYTES, plain_text
 from dekag.registry.canary import Canary
 from dekag.registry.faults import RegistryError
 from dekag.registry.keys import ROLES, Keys, Lifetimes, Role, new_keys
-from dekag.registry.listing import MAX_CHANNEL_BYTES, Channel, Listed, check_channel, check_name
+from dekag.registry.listing import CHANNEL_FILE, MAX_CHANNEL_BYTES, Channel, Listed, check_channel, check_name
 from dekag.registry.signed import TIMESTAMP, Signing, first_moment, first_root, now, read_signing, target_path
 from dekag.registry.storage import open_storage
 from dekag.types import InputError
-
-_CHANNEL = re.compile(r"channels/(.+)\.json")
 
 
 class Repository:
@@ -94,38 +91,33 @@ class Repository:
             signing.commit("targets")
         return listed.id
 
-    def promote(self, bundle_id: str, *, to: str = "stable") -> None:
-        """List a published bundle in a further channel; an older one too, to go back to it on purpose.
+    def promote(self, bundle_id: str, *, to: str = "stable") -> str:
+        """List a published bundle in a further channel, an older one too, to go back to it on purpose; returns its id.
 
-        Raises InputError if there is no such bundle.
+        bundle_id: the beginning of it will do. Raises InputError if there is no such bundle.
         """
         check_channel(to)
         with self._storage.alone(self._keys.folder):
             signing = self._read()
-            target = signing.targets.signed.targets.get(f"{bundle_id}.tar")
-            if target is None:
-                raise InputError(
-                    f"bundle {bundle_id[:12]} is not published; dekag registry list says what is"
-                )
-            custom = target.custom
-            listed = Listed(
-                id=bundle_id, kind=custom["kind"], base_digest=custom["base_digest"], name=custom["name"]
-            )
+            listed = _published(signing, bundle_id)
             self._relist(signing, self._channel(signing, to).with_bundle(listed))
             signing.commit("targets")
+        return listed.id
 
-    def withdraw(self, channel: str, bundle_id: str) -> None:
+    def withdraw(self, channel: str, bundle_id: str) -> str:
         """List a bundle no more in a channel; edges keep what they have pulled, and it can be promoted again.
 
-        Raises InputError if the channel does not list it.
+        bundle_id: the beginning of it will do. Raises InputError if the channel does not list it.
         """
         with self._storage.alone(self._keys.folder):
             signing = self._read()
-            listed = self._channel(signing, channel)
-            if all(bundle.id != bundle_id for bundle in listed.bundles):
-                raise InputError(f"channel {channel} does not list bundle {bundle_id[:12]}")
-            self._relist(signing, listed.without(bundle_id))
+            listed = _published(signing, bundle_id)
+            listing = self._channel(signing, channel)
+            if listed.id not in {bundle.id for bundle in listing.bundles}:
+                raise InputError(f"channel {channel} does not list bundle {listed.id[:12]}")
+            self._relist(signing, listing.without(listed.id))
             signing.commit("targets")
+        return listed.id
 
     def refresh_timestamp(self) -> None:
         """Sign snapshot and timestamp anew, before they expire."""
@@ -215,7 +207,24 @@ class Repository:
 
 def _channels(signing: Signing) -> list[str]:
     """Names of the channels."""
-    return [found[1] for name in signing.targets.signed.targets if (found := _CHANNEL.fullmatch(name))]
+    return [found[1] for name in signing.targets.signed.targets if (found := CHANNEL_FILE.fullmatch(name))]
+
+
+def _published(signing: Signing, prefix: str) -> Listed:
+    """The one published bundle whose id begins so, as it was listed last."""
+    targets = signing.targets.signed.targets
+    found = [name for name in targets if name.endswith(".tar") and name.startswith(prefix)]
+    if len(found) != 1:
+        raise InputError(
+            f"{len(found)} published bundles begin with '{plain_text(prefix)}'; dekag registry list says what there is"
+        )
+    custom = targets[found[0]].custom
+    return Listed(
+        id=found[0].removesuffix(".tar"),
+        kind=custom["kind"],
+        base_digest=custom["base_digest"],
+        name=custom["name"],
+    )
 
 
 def _packed(bundle: Path | str, name: str) -> tuple[bytes, Listed]:

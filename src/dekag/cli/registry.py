@@ -1,0 +1,198 @@
+"""`dekag registry`: publish updates that edges can trust, and carry them where no network reaches."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from dekag.cli.console import print_json
+from dekag.cli.options import Json
+
+app = typer.Typer(no_args_is_help=True, help="Publish updates, signed, for edges to pull.")
+
+RegistryUrl = Annotated[
+    str,
+    typer.Option(
+        "--registry", envvar="DEKAG_REGISTRY", help="Folder or URL of the registry, as s3://bucket/registry."
+    ),
+]
+KeysFolder = Annotated[
+    Path, typer.Option("--keys", envvar="DEKAG_KEYS", help="Folder of the publisher's keys and root.json.")
+]
+ChannelName = Annotated[str, typer.Option("--channel", help="Channel, as canary or stable.")]
+BundleId = Annotated[str, typer.Argument(help="Id of a published bundle, or how it begins.")]
+Days = Annotated[int, typer.Option(min=1, max=3650)]
+
+
+@app.command()
+def init(
+    registry: RegistryUrl,
+    keys: KeysFolder,
+    threshold: Annotated[int, typer.Option(min=1, help="Root keys that a new root needs.")] = 2,
+    root_keys: Annotated[int, typer.Option(min=1, max=16, help="Root keys to make.")] = 3,
+    root_days: Days = 365,
+    targets_days: Days = 90,
+    snapshot_days: Days = 14,
+    timestamp_days: Days = 7,
+) -> None:
+    """Make keys and a registry without bundles. Keys are encrypted if DEKAG_KEY_PASSPHRASE is set.
+
+    Signatures of each role last so many days; dekag registry refresh renews them. Edges get KEYS/root.json. Keep
+    the root keys elsewhere afterwards: only refresh --all and rotate-keys need them.
+    """
+    from dekag.registry import Lifetimes, Repository
+
+    lifetimes = Lifetimes(
+        root=root_days, targets=targets_days, snapshot=snapshot_days, timestamp=timestamp_days
+    )
+    Repository.init(registry, keys, threshold=threshold, root_keys=root_keys, lifetimes=lifetimes)
+    print(f"wrote a registry to {registry} and keys to {keys}; edges need {keys / 'root.json'}")
+
+
+@app.command()
+def publish(
+    bundle: Annotated[str, typer.Argument(help="A shipped bundle's name, a directory or a tar.")],
+    registry: RegistryUrl,
+    keys: KeysFolder,
+    name: Annotated[str, typer.Option(help="Name in the channel; one bundle of a name replaces another.")],
+    channel: ChannelName = "canary",
+    canary: Annotated[
+        Path | None, typer.Option(exists=True, help="File of prompts and references for edges' own test.")
+    ] = None,
+) -> None:
+    """Publish a bundle and list it in a channel."""
+    from dekag.registry import Canary, Repository
+    from dekag.zoo import locate
+
+    test = None if canary is None else Canary.from_json(canary.read_bytes())
+    path = locate(bundle, "bundle")
+    bundle_id = Repository(registry, keys).publish(path, channel=channel, name=name, canary=test)
+    print(f"published bundle {bundle_id[:12]} in channel {channel}")
+
+
+@app.command()
+def promote(
+    bundle: BundleId, registry: RegistryUrl, keys: KeysFolder, to: Annotated[str, typer.Option()] = "stable"
+) -> None:
+    """List a published bundle in another channel; an older one, to go back to it."""
+    from dekag.registry import Repository
+
+    bundle_id = Repository(registry, keys).promote(bundle, to=to)
+    print(f"channel {to} lists bundle {bundle_id[:12]}")
+
+
+@app.command()
+def withdraw(bundle: BundleId, registry: RegistryUrl, keys: KeysFolder, channel: ChannelName) -> None:
+    """List a bundle no more in a channel. Edges keep what they have; it can be promoted again."""
+    from dekag.registry import Repository
+
+    bundle_id = Repository(registry, keys).withdraw(channel, bundle)
+    print(f"channel {channel} lists bundle {bundle_id[:12]} no more")
+
+
+@app.command("list")
+def list_published(registry: RegistryUrl, keys: KeysFolder, as_json: Json = False) -> None:
+    """Say what each channel lists and until when everything is signed. Of the keys it needs root.json alone."""
+    from dekag.registry import Repository
+
+    description = Repository(registry, keys).describe()
+    if as_json:
+        print_json(description)
+        return
+    print_roles(description["roles"])
+    for channel in description["channels"]:
+        print(f"channel {channel['channel']}, version {channel['version']}")
+        for bundle in channel["bundles"]:
+            print(f"  {bundle['id'][:12]}  {bundle['kind']:12}  {bundle['name']}")
+
+
+@app.command()
+def refresh(
+    registry: RegistryUrl,
+    keys: KeysFolder,
+    everything: Annotated[bool, typer.Option("--all", help="Root and targets as well.")] = False,
+) -> None:
+    """Sign snapshot and timestamp anew, before they expire: once a day does."""
+    from dekag.registry import Repository
+
+    repository = Repository(registry, keys)
+    repository.renew() if everything else repository.refresh_timestamp()
+    print_roles(repository.describe()["roles"])
+
+
+@app.command("rotate-keys")
+def rotate_keys(
+    role: Annotated[
+        Literal["root", "targets", "snapshot", "timestamp"], typer.Argument(help="Whose keys to replace.")
+    ],
+    registry: RegistryUrl,
+    keys: KeysFolder,
+) -> None:
+    """Replace the keys of a role; edges follow by themselves. The old ones move to KEYS/retired."""
+    from dekag.registry import Repository
+
+    Repository(registry, keys).rotate_keys(role)
+    print(f"{role} has new keys in {keys}")
+
+
+@app.command("export")
+def export_registry(
+    registry: RegistryUrl,
+    root: Annotated[Path, typer.Option(exists=True, help="The registry's root.json.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, a .tar.")],
+    channel: Annotated[list[str] | None, typer.Option(help="Channels to export; default: all.")] = None,
+) -> None:
+    """Write a registry as one tar, to carry where no network reaches."""
+    from dekag.registry.archive import export_archive
+
+    listings = export_archive(registry, out, root=root.read_bytes(), channels=channel or ())
+    print(f"wrote {out} ({len(listings)} listings, {out.stat().st_size} bytes)")
+
+
+@app.command("import")
+def import_registry(
+    folder: Annotated[Path, typer.Argument(help="Folder that edges use as their registry.")],
+    archive: Annotated[Path, typer.Option("--from", exists=True, help="The tar that was exported.")],
+    root: Annotated[
+        Path | None, typer.Option(exists=True, help="The registry's root.json, for the first import.")
+    ] = None,
+) -> None:
+    """Verify an exported tar and put what it holds into a folder; anything older than that is refused."""
+    from dekag.registry.archive import import_archive
+
+    listings = import_archive(archive, folder, root=None if root is None else root.read_bytes())
+    print(f"imported {len(listings)} listings to {folder}")
+
+
+@app.command()
+def pull(
+    folder: Annotated[Path, typer.Argument(help="Folder of an edge: FOLDER/shelf and FOLDER/registry.")],
+    registry: RegistryUrl,
+    channel: ChannelName = "stable",
+    root: Annotated[
+        Path | None, typer.Option(exists=True, help="The registry's root.json, for the first pull.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pull what a channel lists onto an edge's shelf, verified; a broken pull is taken up by the next one.
+
+    The address is http://, https://, file:// or a folder.
+    """
+    from dekag.registry import RegistryClient, Shelf
+
+    shelf = Shelf(folder / "shelf")
+    client = RegistryClient(registry, folder / "registry", root=None if root is None else root.read_bytes())
+    listings = client.channel(channel)
+    for listing in listings:
+        client.fetch(listing, shelf)
+    if as_json:
+        print_json([vars(bundle) for bundle in shelf.bundles()])
+        return
+    for listing in listings:
+        print(f"{listing.id[:12]}  {listing.kind:12}  {listing.name}  {listing.tar.bytes} bytes")
+
+
+def print_roles(roles: dict[str, Any]) -> None:
+    """A line for each signed file."""
+    for role, part in roles.items():
+        print(f"{role:9}  version {part['version']}, expires {part['expires']}")

@@ -28,6 +28,7 @@ HELP = [
     ["radio", "receive"],
     ["radio", "papr"],
     ["serve", "cloud"],
+    ["serve", "edge"],
     ["cloud", "migrate"],
     ["cloud", "backup"],
     ["jobs", "submit"],

@@ -32,6 +32,16 @@ def quiet_libraries() -> None:
     warnings.showwarning = one_line
 
 
+def quiet_loading() -> None:
+    """Keep the libraries from telling how they load a model."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Any]:
     """Join the processes that were launched together; yields this one's device. Only the main one reports."""
@@ -45,12 +55,7 @@ def joined(device: str) -> Iterator[Any]:
 @contextmanager
 def working(text: str) -> Iterator[Callable[[str], None]]:
     """A spinner with the current stage on a terminal; a line each stage elsewhere."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    quiet_loading()
     with console.status(text) as status:
 
         def stage(name: str) -> None:

@@ -6,26 +6,71 @@ from typing import Annotated
 import typer
 
 from dekag.cli.cloud import Database, Folder
-from dekag.cli.console import needing
+from dekag.cli.console import needing, quiet_loading
 from dekag.cli.options import Device
 
 app = typer.Typer(no_args_is_help=True, help="Run a party as a service.")
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1.")]
+TokensFile = Annotated[
+    Path | None, typer.Option(help="File with a bearer token a line; needed beyond loopback.")
+]
+Preset = Annotated[str | None, typer.Option("--preset", help="Named configuration; emoji.")]
+
+
+@app.command("edge")
+def serve_edge(
+    folder: Annotated[Path | None, typer.Option(help="What the edge keeps; dekag-edge.")] = None,
+    host: Host = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on; 8000.")] = None,
+    tokens_file: TokensFile = None,
+    registry: Annotated[
+        str | None, typer.Option(help="Address or folder to pull updates from; else the shipped ones.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="The registry's root.json; needed once.")] = None,
+    channel: Annotated[str | None, typer.Option(help="Channel of the registry; stable.")] = None,
+    cloud: Annotated[str | None, typer.Option(help="Address of the cloud, for reports and the page.")] = None,
+    preset: Preset = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")] = None,
+) -> None:
+    """Draw images for the clients of OpenAI and Hugging Face, deliver them over the air, and serve the page.
+
+    Every option, and more, can come from the environment: DEKAG_EDGE_PORT and so on.
+    """
+    with needing("serve"):
+        from dekag.serving.edge.app import create
+        from dekag.serving.edge.settings import EdgeSettings
+        from dekag.serving.http.server import serve
+        from dekag.serving.http.settings import load_settings
+    settings = load_settings(
+        EdgeSettings,
+        folder=folder,
+        host=host,
+        port=port,
+        tokens_file=None if tokens_file is None else str(tokens_file),
+        registry=registry,
+        root=root,
+        channel=channel,
+        cloud_url=cloud,
+        preset=preset,
+        device=device,
+    )
+    quiet_loading()
+    serve(create(settings), settings)
 
 
 @app.command("cloud")
 def serve_cloud(
     folder: Folder = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1.")] = None,
+    host: Host = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on; 8001.")] = None,
-    tokens_file: Annotated[
-        Path | None, typer.Option(help="File with a bearer token a line; needed beyond loopback.")
-    ] = None,
+    tokens_file: TokensFile = None,
     database: Database = None,
     registry: Annotated[
         str | None, typer.Option(help="Folder or URL of the registry; FOLDER/registry.")
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="Keys that publish; FOLDER/keys.")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="Named configuration; emoji.")] = None,
+    preset: Preset = None,
     device: Device = "auto",
     job_workers: Annotated[int | None, typer.Option(min=0, help="Jobs at a time; 1.")] = None,
 ) -> None:
@@ -51,4 +96,5 @@ def serve_cloud(
         device=device,
         job_workers=job_workers,
     )
+    quiet_loading()
     serve(create(settings), settings)

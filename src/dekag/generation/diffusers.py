@@ -1,6 +1,6 @@
 """Any diffusers text-to-image pipeline as a cloud-GAI or an edge-GAI: prompt -> latent -> image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Arguments that every call of a cloud's pipeline needs, by the name of its class."""
 GUIDANCE = {"QwenImagePipeline": "true_cfg_scale"}
 """Name of the guidance scale where it is not `guidance_scale`."""
+OnStep = Callable[[int, int, Latent], None]
+"""Told the first of the images that are drawn together, the step from 1 and what it left; may raise to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,16 @@ class DiffusersGenerator:
         """The noise predictor: the part that low-rank updates change."""
         return getattr(self.pipeline, self.family.denoiser)
 
-    def __call__(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Latent:
+    @property
+    def at_once(self) -> int:
+        """Pictures that are drawn in one call of the pipeline."""
+        family = FAMILIES.get(type(self.pipeline).__name__)
+        most = None if family is None else family.at_once
+        return self.sampling.batch if most is None else min(most, self.sampling.batch)
+
+    def __call__(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], on_step: OnStep | None = None
+    ) -> Latent:
         """Draw one latent for each prompt and seed; unit scale.
 
         Raises InputError for an empty or over-long prompt, or if there is not one seed for each prompt;
@@ -80,9 +91,10 @@ class DiffusersGenerator:
         with self.active():
             prompts = self._said(prompts)
             self._warn_truncated(prompts)
-            parts = []
+            parts: list[Latent] = []
             for some, own in self._chunks(prompts, seeds):
-                drawn = self._run(some, own, output_type="latent", **self._noise(own))
+                watched = self._watched(len(some), sum(map(len, parts)), on_step)
+                drawn = self._run(some, own, output_type="latent", **self._noise(own), **watched)
                 parts.append(family.from_pipeline(self.pipeline, drawn))
         return torch.cat(parts)
 
@@ -94,14 +106,12 @@ class DiffusersGenerator:
             for some, own in self._chunks(self._said(prompts), seeds):
                 states = [self._mapped(own).to(self.denoiser.device)]
 
-                def keep(
-                    _: Any, step: int, timestep: Any, told: dict[str, Tensor], states: list[Tensor] = states
-                ) -> dict[str, Tensor]:
-                    states.append(family.from_step(told["latents"], like=states[0]))
-                    return told
+                def keep(_: int, step: int, left: Latent, states: list[Tensor] = states) -> None:
+                    states.append(left)
 
                 start = family.to_pipeline(pipeline, states[0]).to(next(self.denoiser.parameters()))
-                self._run(some, own, output_type="latent", latents=start, callback_on_step_end=keep)
+                watched = self._watched(len(some), 0, keep)
+                self._run(some, own, output_type="latent", latents=start, **watched)
                 parts.append(torch.stack(states, dim=1))
         return torch.cat(parts)
 
@@ -157,9 +167,21 @@ class DiffusersGenerator:
     def _chunks(
         self, prompts: Sequence[str], seeds: Sequence[int]
     ) -> Iterator[tuple[list[str], Sequence[int]]]:
-        size = self._at_once()
+        size = self.at_once
         for at in range(0, len(prompts), size):
             yield list(prompts[at : at + size]), seeds[at : at + size]
+
+    def _watched(self, images: int, first: int, on_step: OnStep | None) -> dict[str, Any]:
+        """Arguments with which the pipeline tells of every step of some images; `first` is the first one's number."""
+        if on_step is None:
+            return {}
+        like = torch.empty(images, *self.family.shape(self.pipeline, self.pixels), device="meta")
+
+        def ended(_: Any, step: int, timestep: Any, told: dict[str, Tensor]) -> dict[str, Tensor]:
+            on_step(first, step + 1, self.family.from_step(told["latents"], like=like))
+            return told
+
+        return {"callback_on_step_end": ended}
 
     def _noise(self, seeds: Sequence[int]) -> dict[str, Tensor]:
         """Mapped initial noise, or nothing: then the pipeline draws it from the seeds itself."""
@@ -198,12 +220,6 @@ class DiffusersGenerator:
         if "negative_prompt" in told:
             told["negative_prompt"] = [told["negative_prompt"]] * len(prompts)
         return told
-
-    def _at_once(self) -> int:
-        """Pictures to draw in one call of the pipeline."""
-        family = FAMILIES.get(type(self.pipeline).__name__)
-        most = None if family is None else family.at_once
-        return self.sampling.batch if most is None else min(most, self.sampling.batch)
 
     def _warn_truncated(self, prompts: Sequence[str]) -> None:
         for tokenizer in self.family.encoders.values():

@@ -48,8 +48,12 @@ class ApiError(HTTPException):
 
     def response(self) -> Response:
         """The error as it is sent."""
+        return json_response(self.body(), self.status_code, self.headers)
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """What it says."""
         detail = {"message": self.detail, "type": self.type, "param": self.param, "code": self.code}
-        return json_response({"error": detail}, self.status_code, self.headers)
+        return {"error": detail}
 
 
 class ErrorDetail(BaseModel):

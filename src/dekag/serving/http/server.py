@@ -43,11 +43,18 @@ async def _serve(app: FastAPI, settings: ServiceSettings) -> None:
         log_level=LogLevels.error,
         log_dictconfig=configure_logs(settings.log_level),
     )
-    loop = asyncio.get_running_loop()
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+
+    def stop() -> None:
+        asked.set()
+        server.stop()  # type: ignore[no-untyped-call]
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, stop)
     log.info("serving", extra=facts(title=app.title, address=f"http://{settings.host}:{settings.port}"))
     await server.serve()
+    if not asked.is_set():
+        raise InputError(f"{app.title} could not start; its log says why")
     log.info("stopped")
 
 

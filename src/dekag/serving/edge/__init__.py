@@ -1,0 +1,1 @@
+"""The edge as a service: it draws, sends over the air, and keeps its updates fresh."""

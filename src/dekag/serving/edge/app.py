@@ -1,0 +1,179 @@
+"""The edge as an application: its model, its shelf and its routes."""
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from dekag import presets
+from dekag.alignment.bundle import load_bundle, pack
+from dekag.alignment.updates import codec_digest, pipeline_digest
+from dekag.codec import JsccCodec, load_codec
+from dekag.generation.diffusers import DiffusersGenerator
+from dekag.registry import Shelf
+from dekag.registry.client import RegistryClient
+from dekag.serving.edge.api import EdgeService, bundles_router, deliveries_router
+from dekag.serving.edge.bundles import KINDS, Bundles
+from dekag.serving.edge.decoders import DecoderFiles
+from dekag.serving.edge.deliveries import Recent
+from dekag.serving.edge.pulls import Puller
+from dekag.serving.edge.settings import EdgeSettings
+from dekag.serving.edge.traffic import Reporter, Traffic
+from dekag.serving.http.app import create_app
+from dekag.serving.http.metrics import HttpMetrics
+from dekag.serving.images.api import ImageService, images_router
+from dekag.serving.images.engine import Engine
+from dekag.serving.images.metrics import EngineMetrics
+from dekag.serving.images.requests import Details
+from dekag.serving.page import PUBLIC, PageConfig, page_router
+from dekag.serving.traffic import TrafficReport
+from dekag.training.processes import device_of
+from dekag.types import InputError
+
+log = logging.getLogger("dekag.serving")
+REPORT_SECONDS = 60.0
+
+
+def create(settings: EdgeSettings) -> FastAPI:
+    """Load the model and make the application.
+
+    Raises InputError if the preset has no codec, or the shelf or the registry cannot be used.
+    """
+    settings.require_safe()
+    chosen = presets.preset(settings.preset)
+    device = device_of(settings.device)
+    generator = presets.edge(chosen, device=device)
+    codec = load_codec(presets.folder(chosen.codec, "codec")).to(device)
+    metrics = HttpMetrics()
+    engine = Engine(
+        batch=settings.batch,
+        queue=settings.queue,
+        threads=settings.threads,
+        metrics=EngineMetrics(metrics.registry),
+    )
+    shelf = Shelf(settings.folder / "bundles", keep=settings.keep)
+    if settings.registry is None:
+        _stock(shelf, chosen)
+    bundles = Bundles(
+        generator=generator, codec=codec, shelf=shelf, engine=engine, max_loaded=settings.max_loaded
+    )
+    traffic = Traffic(metrics.registry)
+    service = EdgeService(
+        engine=engine,
+        bundles=bundles,
+        puller=_puller(settings, bundles, generator, codec, metrics),
+        decoders=DecoderFiles(settings.folder / "decoders", bundles),
+        traffic=traffic,
+        preset=settings.preset,
+        channel=settings.channel,
+        most_uses=codec.config.max_uses,
+        pictures=Recent(settings.deliveries),
+        deliveries=Recent(settings.deliveries),
+    )
+    app = create_app(
+        title="dekag edge",
+        settings=settings,
+        lifespan=_lifespan(settings, service),
+        ready=lambda: engine.failure,
+        metrics=metrics,
+        public=PUBLIC,
+    )
+    images = ImageService(
+        engine=engine,
+        models=bundles,
+        size=f"{chosen.pixels}x{chosen.pixels}",
+        log_prompts=settings.log_prompts,
+        told=_counting(traffic),
+    )
+    page = page_router(PageConfig(preset=settings.preset, cloud=settings.cloud_url))
+    for router in (images_router(images), deliveries_router(service), bundles_router(service), page):
+        app.include_router(router)
+    return app
+
+
+def _stock(shelf: Shelf, chosen: presets.Preset) -> None:
+    """Put the preset's own updates on the shelf, and use them where none is used yet."""
+    for name, source in (("makd", chosen.makd), ("cala", chosen.cala)):
+        if source is None:
+            continue
+        folder = presets.folder(source, "bundle")
+        bundle = load_bundle(folder)
+        if all(known.id != bundle.id for known in shelf.bundles()):
+            with tempfile.TemporaryDirectory(prefix=".shipped-", dir=shelf.folder) as work:
+                tar = Path(work) / f"{bundle.id}.tar"
+                pack(folder, tar)
+                shelf.put(tar, bundle_id=bundle.id, name=name)
+        if shelf.active(bundle.manifest.kind) is None:
+            shelf.activate(bundle.id)
+
+
+def _puller(
+    settings: EdgeSettings,
+    bundles: Bundles,
+    generator: DiffusersGenerator,
+    codec: JsccCodec,
+    metrics: HttpMetrics,
+) -> Puller | None:
+    if settings.registry is None:
+        return None
+    try:
+        root = None if settings.root is None else settings.root.read_bytes()
+    except OSError as error:
+        raise InputError(f"{settings.root} cannot be read: {error.strerror}") from error
+    client = RegistryClient(settings.registry, settings.folder / "registry", root=root)
+    return Puller(
+        client,
+        bundles,
+        channel=settings.channel,
+        bases={"generation": pipeline_digest(generator), "transmission": codec_digest(codec)},
+        follow=settings.follow,
+        registry=metrics.registry,
+    )
+
+
+def _counting(traffic: Traffic) -> Callable[[Details], None]:
+    def count(details: Details) -> None:
+        ledger = details.ledger
+        traffic.count(
+            details.bundle,
+            images=len(details.seeds),
+            prompt_bytes=ledger.prompt_bytes,
+            png_bytes=ledger.image_bytes,
+        )
+
+    return count
+
+
+def _lifespan(
+    settings: EdgeSettings, service: EdgeService
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """What runs beside the requests: the engine, the pulls and the reports."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.engine.start()
+        await service.bundles.restore()
+        tasks = []
+        if service.puller is not None:
+            tasks.append(asyncio.create_task(service.puller.follow(settings.poll_seconds)))
+        if settings.cloud_url is not None:
+            reporter = Reporter(settings.cloud_url, settings.cloud_token, partial(_report, settings, service))
+            tasks.append(asyncio.create_task(reporter.follow(REPORT_SECONDS)))
+        yield
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await service.engine.stop()
+
+    return lifespan
+
+
+def _report(settings: EdgeSettings, service: EdgeService) -> TrafficReport | None:
+    active: dict[str, str | None] = {kind: service.bundles.active(kind) for kind in KINDS}
+    return service.traffic.take(settings.name, active)

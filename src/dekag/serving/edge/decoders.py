@@ -1,0 +1,41 @@
+"""The decoders of this edge's users, made when they are first asked for."""
+
+import asyncio
+from pathlib import Path
+
+from dekag.link import Link
+from dekag.serving.edge.bundles import Bundles
+from dekag.serving.edge.requests import DecoderFile, DecodersReply
+from dekag.serving.onnx import Decoders, OnnxFile, export_decoders
+
+
+class DecoderFiles:
+    """Decoders as ONNX in a folder, by the codec's update."""
+
+    def __init__(self, folder: Path, bundles: Bundles) -> None:
+        self._folder = folder
+        self._bundles = bundles
+        self._alone = asyncio.Lock()
+        self._made: dict[str | None, Decoders] = {}
+        self._files: dict[str, OnnxFile] = {}
+
+    async def current(self) -> DecodersReply:
+        """Those that belong to the active update of the codec."""
+        coder = await self._bundles.coder()
+        async with self._alone:
+            if coder.bundle not in self._made:
+                link = Link(generator=self._bundles.plain.generator, codec=coder.codec)
+                made = await asyncio.to_thread(export_decoders, self._folder, link)
+                self._made[coder.bundle] = made
+                self._files |= {file.sha256: file for file in (made.codec, made.image)}
+        made = self._made[coder.bundle]
+        return DecodersReply(transmission=coder.bundle, codec=_told(made.codec), image=_told(made.image))
+
+    def path(self, sha256: str) -> Path | None:
+        """The file of that digest, if it was named before."""
+        file = self._files.get(sha256)
+        return None if file is None else file.path
+
+
+def _told(file: OnnxFile) -> DecoderFile:
+    return DecoderFile(url=f"/v1/decoders/{file.sha256}.onnx", bytes=file.bytes, sha256=file.sha256)

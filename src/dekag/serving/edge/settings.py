@@ -1,0 +1,45 @@
+"""Settings of an edge."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from dekag.serving.http.settings import ServiceSettings
+
+
+class EdgeSettings(ServiceSettings):
+    """Every field is also a variable: DEKAG_EDGE_PRESET, DEKAG_EDGE_TOKENS, ..."""
+
+    model_config = SettingsConfigDict(env_prefix="DEKAG_EDGE_", extra="ignore", frozen=True)
+
+    name: str = Field(default="edge", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """By which the cloud knows this edge."""
+    preset: str = "emoji"
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."""
+    folder: Path = Path("dekag-edge")
+    """What the edge keeps: bundles, what it knows of the registry, decoders for the page."""
+    registry: str | None = None
+    """Address or folder to pull updates from; without one the shipped updates are used."""
+    root: Path | None = None
+    """The registry's root.json, which is needed once."""
+    channel: str = Field(default="stable", pattern="^[a-z][a-z0-9-]{0,31}$")
+    follow: tuple[str, ...] = ()
+    """Names of the bundles that may become active by themselves; all if there are none."""
+    poll_seconds: float = Field(default=60.0, gt=0)
+    keep: int = Field(default=3, ge=1)
+    """Bundles of a kind that stay on the disk beside the pinned and active ones."""
+    max_loaded: int = Field(default=4, ge=1)
+    """Updates of a kind in memory."""
+    batch: int = Field(default=4, ge=1, le=64)
+    queue: int = Field(default=32, ge=10)
+    """Images that wait or are drawn; an order has up to ten."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of the model; the machine's choice if left out."""
+    deliveries: int = Field(default=64, ge=1)
+    """Drawn latents and deliveries that are kept."""
+    cloud_url: str | None = None
+    """Where the traffic is reported to."""
+    cloud_token: SecretStr | None = None
+    log_prompts: bool = False

@@ -1,0 +1,1 @@
+"""Images over HTTP: an engine that draws in batches, and the interfaces of OpenAI and Hugging Face before it."""

@@ -42,6 +42,7 @@ from dekag.alignment.container import (
     LORA,
     MANIFEST,
     MAX_BYTES,
+    MAX_HEADER_BYTES,
     NOISE_MAP,
     QUANTISED,
     beside,
@@ -364,6 +365,10 @@ def _serialise(
 
 def _views(where: str, name: str, raw: bytes) -> dict[str, dict[str, Any]]:
     """Shape, dtype and data of each tensor, once safetensors' own reader has accepted the header."""
+    if MAX_HEADER_BYTES < (length := int.from_bytes(raw[:8], "little")) <= len(raw):
+        raise InputError(
+            f"{where}: {name} has a header of {length} bytes, but at most {MAX_HEADER_BYTES} may be read"
+        )
     try:
         views = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as err:

@@ -32,7 +32,9 @@ FILES = {
 ALLOWED = (MANIFEST, *FILES["generation"], *FILES["transmission"])
 MAX_BYTES = 1 << 30
 """Largest bundle that is read unless the caller says otherwise."""
-MAX_MANIFEST_BYTES = 1 << 22
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
+"""Of a tensor file: some ten thousand tensors. Whoever reads a header makes objects many times its size."""
 
 _GZIP = b"\x1f\x8b"
 _TAR_OVERHEAD = 1 << 20

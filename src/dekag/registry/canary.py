@@ -16,10 +16,10 @@ from dekag.types import InputError
 MAX_CANARY_BYTES: Final = 8 << 20
 MAX_PROMPTS: Final = 64
 _PNG = b"\x89PNG\r\n\x1a\n"
-_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_Prompt = Annotated[str, Field(min_length=1, max_length=2000)]
+_Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-@with_config(_STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Canary:
     """What an edge draws before it trusts a bundle, and how near it must come.
@@ -29,12 +29,10 @@ class Canary:
     Raises InputError if there is nothing to draw, or prompts, seeds and references are not as many.
     """
 
-    prompts: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...], Field(max_length=MAX_PROMPTS)
-    ]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(max_length=MAX_PROMPTS)]
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    floor_db: Annotated[float, Field(ge=0, le=100)]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int | None = None
+    floor_db: float
     references: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
@@ -47,7 +45,7 @@ class Canary:
             raise InputError("the references of a canary are PNG files")
 
     def to_json(self) -> bytes:
-        """The file that is published. Raises InputError if it is larger than an edge would read."""
+        """The file that is published. Raises InputError if it is one that an edge would refuse."""
         fields = {
             "schema": 1,
             "prompts": list(self.prompts),
@@ -57,23 +55,13 @@ class Canary:
             "references": [base64.b64encode(raw).decode("ascii") for raw in self.references],
         }
         raw = canonical_json(fields) + b"\n"
-        if len(raw) > MAX_CANARY_BYTES:
-            raise InputError(
-                f"a canary has at most {MAX_CANARY_BYTES} bytes, got {len(raw)}; use fewer prompts"
-            )
+        _checked(raw)
         return raw
 
     @staticmethod
     def from_json(raw: bytes) -> "Canary":
         """Read what `to_json` wrote. Raises InputError for anything else."""
-        if len(raw) > MAX_CANARY_BYTES:
-            raise InputError(f"a canary has at most {MAX_CANARY_BYTES} bytes, got {len(raw)}")
-        try:
-            file = _FILE.validate_json(raw)
-        except ValidationError as error:
-            detail = error.errors(include_url=False, include_input=False)[0]
-            said = f"{'.'.join(map(str, detail['loc'])) or 'text'}: {detail['msg']}"
-            raise InputError(f"the canary is refused: {plain_text(said)}") from error
+        file = _checked(raw)
         return Canary(
             prompts=file.prompts,
             seeds=file.seeds,
@@ -83,17 +71,29 @@ class Canary:
         )
 
 
-@with_config(_STRICT)
+@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """A canary as JSON spells it."""
+    """A canary as JSON spells it, within its limits."""
 
     schema: Literal[1]
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    steps: int | None
-    floor_db: float
-    references: tuple[Base64Bytes, ...]
+    prompts: Annotated[tuple[_Prompt, ...], Field(max_length=MAX_PROMPTS)]
+    seeds: Annotated[tuple[_Seed, ...], Field(max_length=MAX_PROMPTS)]
+    steps: Annotated[int, Field(ge=1, le=1000)] | None
+    floor_db: Annotated[float, Field(ge=0, le=100)]
+    references: Annotated[tuple[Base64Bytes, ...], Field(max_length=MAX_PROMPTS)]
 
 
 _FILE = TypeAdapter(_File)
+
+
+def _checked(raw: bytes) -> _File:
+    if len(raw) > MAX_CANARY_BYTES:
+        raise InputError(f"a canary has at most {MAX_CANARY_BYTES} bytes, got {len(raw)}; use fewer prompts")
+    try:
+        file: _File = _FILE.validate_json(raw)
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_input=False)[0]
+        said = f"{'.'.join(map(str, detail['loc'])) or 'text'}: {detail['msg']}"
+        raise InputError(f"the canary is refused: {plain_text(said)}") from error
+    return file

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import httpx2
@@ -35,6 +35,7 @@ class Stream:
     chunks: Iterator[bytes]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A registry to read from."""
 
@@ -78,11 +79,12 @@ class FolderSource:
 class HttpSource:
     """A registry behind HTTP. Redirects are refused, and so is whatever is encoded on the way.
 
-    timeout_s: longest silence, and longest time to connect.
+    timeout_s: longest silence, and longest time to connect. edge: what the edge calls itself, for the ledger of a
+    cloud that serves the registry.
     Raises InputError if the URL is no address.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 10.0, edge: str = "") -> None:
         try:
             address = urlsplit(url)
             port = f":{address.port}" if address.port else ""
@@ -99,7 +101,8 @@ class HttpSource:
             )
         self._name = f"{address.scheme}://{address.hostname}{port}{address.path}".rstrip("/")
         self._url = url.rstrip("/")
-        self._client = httpx2.Client(timeout=timeout_s, headers={"accept-encoding": "identity"})
+        headers = {"accept-encoding": "identity", "x-dekag-edge": edge}
+        self._client = httpx2.Client(timeout=timeout_s, headers=headers)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
@@ -13,6 +13,7 @@ from dekag.types import InputError
 LOCK = ".lock"
 
 
+@runtime_checkable
 class Storage(Protocol):
     """Files by their path below the registry; a file that is written replaces one as a whole."""
 

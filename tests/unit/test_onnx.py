@@ -1,5 +1,7 @@
 """The decoders that a page runs give what PyTorch gives, at every rate and condition, with and without updates."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from dekag.alignment.cala import CalaCodec
 from dekag.channel import BlockFading
 from dekag.codec import JsccCodec, JsccConfig
 from dekag.link import Link
-from dekag.serving.onnx import Decoders, OnnxFile, export_decoders
+from dekag.serving.onnx import Decoders, OnnxFile, codec_graph, export_decoders, export_graph
 from dekag.types import ChannelState, Condition, InputError, Latent, Received, Symbols
 
 AGREEMENT = 1e-3
@@ -81,6 +83,22 @@ def worst(exported: Decoders, chosen: Link) -> float:
     return found
 
 
+def test_decoders_are_made_while_the_edge_draws(system: Link, cache: Path) -> None:
+    """Tracing changes how modules are called in all threads, so it happens elsewhere: drawings stay as they were."""
+    prompts, seeds = ["a red apple"], [0]
+    expected = system.generator(prompts, seeds=seeds)
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(export_decoders, cache, system)
+        drawn = 0
+        while not made.done() or not drawn:
+            assert torch.equal(system.generator(prompts, seeds=seeds), expected)
+            drawn += 1
+            time.sleep(0.5)  # leaves the processor to the other process
+    print(f"{drawn} drawings while the decoders were made")
+    names = [made.result().codec.path.name, made.result().image.path.name]
+    assert sorted(path.name for path in cache.iterdir()) == sorted(names)
+
+
 def test_the_shipped_decoders_equal_pytorch(system: Link, cache: Path) -> None:
     """CALA's gates, despreading of any length, equalisation and images, within 1e-3."""
     found = worst(export_decoders(cache, system), system)
@@ -103,7 +121,8 @@ def test_other_codecs_equal_pytorch(kind: str, system: Link, cache: Path) -> Non
     for parameter in made.parameters():
         if not parameter.any():  # an update starts as none
             parameter.data.normal_(std=0.1)
-    chosen = replace(system, codec=made.eval())
+    chosen, graph = replace(system, codec=made.eval()), codec_graph(made)
+    export_graph(cache / graph.file, graph)
     assert worst(export_decoders(cache, chosen), chosen) < AGREEMENT
 
 

@@ -12,13 +12,16 @@ counts as not received, as in `channel.erase_invalid`, and CALA's gates run insi
 import copy
 import hashlib
 import logging
+import os
+import pickle
+import subprocess
+import sys
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,7 +32,7 @@ from dekag.alignment.cala import CalaCodec
 from dekag.alignment.container import beside
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.channel.erasure import MOST_POWER
-from dekag.codec import JsccCodec
+from dekag.codec import JsccCodec, JsccConfig
 from dekag.codec.spreading import rudin_shapiro
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.link import Link
@@ -128,6 +131,26 @@ class Decoders:
     image: OnnxFile
 
 
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What the exporter needs: a module, one example of each input by name, and the dimensions that vary."""
+
+    name: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    output: str
+    long: tuple[str, ...] = ()
+    """Inputs of which the second dimension varies, from 1 to `longest`."""
+    longest: int = 1
+
+    @property
+    def file(self) -> str:
+        """Name of the file, which says all that it depends on."""
+        shapes = {name: list(tensor.shape) for name, tensor in self.inputs.items()}
+        made_of = [__version__, torch.__version__, OPSET, GRAPHS, repr(self.module), shapes]
+        return f"{self.name}-{digest_json([*made_of, digest_tensors(self.module.state_dict())])[:16]}.onnx"
+
+
 def export_decoders(folder: Path, link: Link) -> Decoders:
     """The decoders of a link's user, in `folder` under names that say what they were made of.
 
@@ -137,89 +160,90 @@ def export_decoders(folder: Path, link: Link) -> Decoders:
     codec, generator = link.codec, link.generator
     if not isinstance(codec, TrainedCodec) or not isinstance(generator, DiffusersGenerator):
         raise InputError("only a codec of dekag and a pipeline of diffusers leave as ONNX")
+    graphs = (codec_graph(codec), image_graph(generator, CodecDecoder(codec).plain.config))
+    if missing := [graph for graph in graphs if not (folder / graph.file).exists()]:
+        with beside(folder / "any") as work:
+            _export_apart(work, missing)
+            for graph in missing:
+                (work / graph.file).replace(folder / graph.file)
+    made = [_described(folder / graph.file) for graph in graphs]
+    return Decoders(codec=made[0], image=made[1])
+
+
+def codec_graph(codec: TrainedCodec) -> Graph:
+    """The decoder of a codec, for one image of any payload."""
     module = CodecDecoder(codec)
-    config = module.plain.config
-    uses = {1: torch.export.Dim("uses", min=1, max=config.max_uses)}
-    nominal = Condition(uses=8, snr_db=10.0)
-    numbers = torch.stack([getattr(nominal, field.name).float() for field in fields(nominal)], dim=1)
-    decoder = _Graph(
+    nominal, most = Condition(uses=8, snr_db=10.0), module.plain.config.max_uses
+    return Graph(
+        name="codec",
         module=module,
         # a tensor each: the exporter takes two inputs that are one tensor for one input
         inputs={
             "symbols": torch.zeros(1, 8, 2),
             "gain": torch.zeros(1, 8, 2),
             "noise_power": torch.ones(1),
-            "condition": numbers,
+            "condition": torch.stack([getattr(nominal, f.name).float() for f in fields(nominal)], dim=1),
         },
         output="latent",
-        dynamic=(uses, uses, None, None),
+        long=("symbols", "gain"),
+        longest=most,
     )
+
+
+def image_graph(generator: DiffusersGenerator, config: JsccConfig) -> Graph:
+    """The image decoder of a generator, for one latent of the codec's."""
     latent = torch.zeros(1, config.channels, config.rows, config.cols)
-    pictures = _Graph(
-        module=ImageDecoder(generator), inputs={"latent": latent}, output="image", dynamic=(None,)
-    )
-    return Decoders(codec=_cached(folder, "codec", decoder), image=_cached(folder, "image", pictures))
+    return Graph(name="image", module=ImageDecoder(generator), inputs={"latent": latent}, output="image")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Graph:
-    """What the exporter needs: a module, one example of each input by name, and the dimensions that vary."""
-
-    module: nn.Module
-    inputs: dict[str, Tensor]
-    output: str
-    dynamic: tuple[dict[int, Any] | None, ...]
-
-    def digest(self) -> str:
-        """Of everything that the file depends on."""
-        shapes = {name: list(tensor.shape) for name, tensor in self.inputs.items()}
-        weights = digest_tensors(self.module.state_dict())
-        return digest_json(
-            [__version__, torch.__version__, OPSET, GRAPHS, repr(self.module), shapes, weights]
-        )
-
-
-def _cached(folder: Path, name: str, graph: _Graph) -> OnnxFile:
-    path = folder / f"{name}-{graph.digest()[:16]}.onnx"
-    if not path.exists():
-        with beside(path) as work:
-            _export(work / path.name, graph)
-            (work / path.name).replace(path)
-    raw = path.read_bytes()
-    return OnnxFile(path=path, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
-
-
-def _export(path: Path, graph: _Graph) -> None:
-    try:
-        import_module("onnxscript")
-    except ModuleNotFoundError as error:
-        raise InputError('decoders as ONNX need the exporter: pip install "dekag[serve]"') from error
+def export_graph(path: Path, graph: Graph) -> None:
+    """Write one file. While it traces, no other thread may call a module: torch replaces the call itself."""
+    varies = {1: torch.export.Dim("uses", min=1, max=graph.longest)} if graph.long else None
     # it warns of packages that it would know as well
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    # tracing changes a module for a while: a copy leaves the one that others use alone
-    module = copy.deepcopy(graph.module).cpu().eval().float()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's about itself
         torch.onnx.export(
-            module,
+            copy.deepcopy(graph.module).cpu().eval().float(),
             tuple(graph.inputs.values()),
             path,
             input_names=list(graph.inputs),
             output_names=[graph.output],
             opset_version=OPSET,
-            dynamic_shapes=graph.dynamic,
+            dynamic_shapes=tuple(varies if name in graph.long else None for name in graph.inputs),
             dynamo=True,
             external_data=False,
             verbose=False,
         )
 
 
+def _export_apart(folder: Path, graphs: list[Graph]) -> None:
+    """Write files in a process of its own, as this one may be drawing meanwhile."""
+    if find_spec("onnxscript") is None:
+        raise InputError('decoders as ONNX need the exporter: pip install "dekag[serve]"')
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, folder],
+        input=pickle.dumps(graphs),
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(f"decoders could not be made: {said[-1] if said else done.returncode}")
+
+
+def _described(path: Path) -> OnnxFile:
+    raw = path.read_bytes()
+    return OnnxFile(path=path, bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+
+
 def _condition(row: Float[Tensor, "batch fields"]) -> Condition:
     """A condition of numbers that are not known yet, hence not checked."""
     condition = object.__new__(Condition)
-    for place, field in enumerate(fields(Condition)):
+    for place, entry in enumerate(fields(Condition)):
         column = row[:, place]
-        object.__setattr__(condition, field.name, column > 0.5 if field.name == "rayleigh" else column)
+        object.__setattr__(condition, entry.name, column > 0.5 if entry.name == "rayleigh" else column)
     return condition
 
 
@@ -239,3 +263,13 @@ def _equalise(
     turned = [h_real * real + h_imaginary * imaginary, h_real * imaginary - h_imaginary * real]
     level = energy + noise_power
     return torch.stack(turned, dim=2) / level[..., None], energy / level
+
+
+def main() -> None:
+    """Write the graphs that another process of ours put on standard input to a folder."""
+    for graph in pickle.loads(sys.stdin.buffer.read()):
+        export_graph(Path(sys.argv[1]) / graph.file, graph)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
-from dekag.serving.http.auth import Authentication
+from dekag.serving.http.auth import Authentication, Tokens
 from dekag.serving.http.errors import RESPONSES, ApiError, as_api_error, install_errors
 from dekag.serving.http.limits import Limits
 from dekag.serving.http.logs import facts, request_id
@@ -41,7 +41,7 @@ def create_app(
 
     ready: says what is missing for work to be done, None if nothing is. metrics: with the service's own numbers.
     public: paths that anyone may read; one that ends in /* stands for all below it.
-    Raises InputError for settings that would let strangers in.
+    Raises InputError for settings that would let strangers in, or tokens that cannot be read.
     """
     settings.require_safe()
     app = FastAPI(
@@ -59,7 +59,8 @@ def create_app(
     _add_probes(app, ready, measured)
     # the last one added is the first to see a request
     app.add_middleware(Limits, settings=settings, free=PROBES)
-    app.add_middleware(Authentication, settings=settings, public=open_paths)
+    tokens = Tokens(settings) if settings.guarded else None
+    app.add_middleware(Authentication, tokens=tokens, public=open_paths)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -59,12 +59,12 @@ class Tokens:
 class Authentication:
     """Middleware: lets through who has a token, what is public, and on an open service who calls it by loopback.
 
-    public: paths that anyone may read; one that ends in /* stands for all below it.
+    tokens: None for an open service. public: paths that anyone may read; one that ends in /* stands for all below it.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: ServiceSettings, public: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, *, tokens: Tokens | None, public: Sequence[str]) -> None:
         self._app = app
-        self._tokens = Tokens(settings) if settings.guarded else None
+        self._tokens = tokens
         self._public = frozenset(path for path in public if not path.endswith("/*"))
         self._below = tuple(path[:-1] for path in public if path.endswith("/*"))
 

@@ -11,11 +11,12 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from tuf.api.metadata import Metadata, Timestamp
 
@@ -23,7 +24,7 @@ from dekag.alignment.bundle import load_bundle
 from dekag.alignment.container import MAX_BYTES, beside, plain_text
 from dekag.registry.client import TRUSTED_ROOT, RegistryClient
 from dekag.registry.download import Order, download, pull_blob, read_blob
-from dekag.registry.durable import place, sync_file, write_whole
+from dekag.registry.durable import write_whole
 from dekag.registry.faults import RegistryError
 from dekag.registry.listing import Blob, Listing
 from dekag.registry.moment import Moment, channel_names
@@ -68,9 +69,10 @@ def export_archive(url: str, out: Path, *, root: bytes, channels: Sequence[str] 
 def import_archive(tar: Path, folder: Path, *, root: bytes | None = None) -> list[Listing]:
     """Put what an archive holds into a folder that edges use as their registry; returns what is listed.
 
-    root: the registry's root.json, needed for the first import. Readers see the old moment or the new one; one that
-    is killed can be made again. Raises RegistryError if what it holds is not signed, damaged, or older than what the
-    folder holds; InputError if it is no archive or holds anything else; OSError if the disk refuses.
+    root: the registry's root.json, needed for the first import, and as old as that of any edge there. Readers see
+    the old moment or the new one; an import that is killed can be made again. Raises RegistryError if what it holds
+    is not signed, damaged, or older than what the folder holds; InputError if it is no archive or holds anything
+    else; OSError if the disk refuses.
     """
     anchor = folder / TRUSTED_ROOT
     with FolderStorage(folder).alone(folder), _work_folder(folder) as work:
@@ -81,13 +83,13 @@ def import_archive(tar: Path, folder: Path, *, root: bytes | None = None) -> lis
         client = RegistryClient(_Staged(folder=stage), memory, root=trusted)
         moment = client.moment()
         blobs, listings = _verified(moment, client.metadata, stage)
-        _refuse_strays(tar, stage, client.metadata, {blob.sha256 for blob in blobs})
+        signed = _signed(client.metadata)
+        _refuse_strays(tar, stage, signed.keys(), {blob.sha256 for blob in blobs})
         write_whole(anchor, (memory / TRUSTED_ROOT).read_bytes())
         for blob in blobs:
             _install(stage / "targets" / blob.sha256, folder / blob.path)
-        for path in sorted((stage / "metadata").iterdir(), key=lambda path: path.name == "timestamp.json"):
-            if not (_VERSIONED.fullmatch(path.name) and (folder / "metadata" / path.name).exists()):
-                _install(path, folder / "metadata" / path.name)
+        for name, path in signed.items():
+            _install(path, folder / "metadata" / name)
     return listings
 
 
@@ -172,7 +174,7 @@ def _unpack(tar: Path, stage: Path) -> None:
             file.seek(-member.size % _BLOCK, os.SEEK_CUR)
 
 
-def _members(tar: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def _members(tar: Path, file: BufferedIOBase) -> Iterator[tarfile.TarInfo]:
     """The headers of a tar as they stand, without what extensions would make of them."""
     while (header := file.read(_BLOCK)) != bytes(_BLOCK):
         try:
@@ -181,7 +183,7 @@ def _members(tar: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             raise InputError(f"{tar} is no exported registry, or damaged: {plain_text(error)}") from error
 
 
-def _copy(tar: Path, file: BinaryIO, out: BinaryIO, size: int) -> None:
+def _copy(tar: Path, file: BufferedIOBase, out: BufferedIOBase, size: int) -> None:
     left = size
     while left:
         chunk = file.read(min(left, 1 << 20))
@@ -227,23 +229,26 @@ def _verified(moment: Moment, metadata: Path, stage: Path) -> tuple[list[Blob], 
     return [*dict.fromkeys(blobs), *channels], listings
 
 
-def _refuse_strays(tar: Path, stage: Path, metadata: Path, digests: set[str]) -> None:
-    """Raise InputError if the archive holds what nothing signed names."""
-    named = {path.name for path in (metadata / "root_history").iterdir()} | {"timestamp.json"}
-    for role in ("snapshot", "targets"):
-        named.add(
-            f"{Metadata.from_bytes((metadata / f'{role}.json').read_bytes()).signed.version}.{role}.json"
-        )
-    trusted = min(int(found[1]) for name in named if (found := _VERSIONED.fullmatch(name)))
+def _signed(metadata: Path) -> dict[str, Path]:
+    """What a client has verified, by its published name, in the order in which readers may see it."""
+    files = {path.name: path for path in (metadata / "root_history").iterdir()}
+    for role in ("targets", "snapshot"):
+        path = metadata / f"{role}.json"
+        files[f"{Metadata.from_bytes(path.read_bytes()).signed.version}.{role}.json"] = path
+    return {**files, "timestamp.json": metadata / "timestamp.json"}
+
+
+def _refuse_strays(tar: Path, stage: Path, signed: Set[str], digests: set[str]) -> None:
+    """Raise InputError if the archive holds what nothing signed names; roots before the trusted one may be there."""
+    trusted = min(int(found[1]) for name in signed if (found := _VERSIONED.fullmatch(name)))
     for path in sorted(stage.glob("*/*")):
         found = _VERSIONED.fullmatch(path.name)
-        known = named if path.parent.name == "metadata" else digests
+        known = signed if path.parent.name == "metadata" else digests
         if path.name not in known and not (found and int(found[1]) < trusted):
             raise InputError(f"{tar} is refused: nothing that is signed names {path.parent.name}/{path.name}")
 
 
 def _install(path: Path, target: Path) -> None:
-    """Move a file to its place, whole and on the disk."""
+    """Copy a file to its place, whole and on the disk; contents may have several places."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    sync_file(path)
-    place(path, target)
+    write_whole(target, path.read_bytes())

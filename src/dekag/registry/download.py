@@ -3,9 +3,8 @@
 import hashlib
 import time
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 from dekag.registry.faults import RegistryError
 from dekag.registry.listing import Blob
@@ -38,7 +37,7 @@ class Order:
     exact: bool
 
 
-def download(source: Source, order: Order, sink: BinaryIO, patience: Patience) -> None:
+def download(source: Source, order: Order, sink: BufferedIOBase, patience: Patience) -> None:
     """Bring what `sink` does not hold of a file to its end.
 
     Raises RegistryError if the file is of another length than it may be, too slow or not to be had; OSError if the
@@ -116,7 +115,7 @@ def _check_total(where: str, order: Order, stream: Stream) -> None:
         raise RegistryError("length", f"{where} has {total} bytes, but must have {least}{order.limit}")
 
 
-def _drain(where: str, order: Order, stream: Stream, sink: BinaryIO, deadline: float) -> None:
+def _drain(where: str, order: Order, stream: Stream, sink: BufferedIOBase, deadline: float) -> None:
     for chunk in stream.chunks:
         if sink.tell() + len(chunk) > order.limit:
             raise RegistryError("length", f"{where} sends more than its {order.limit} bytes")
@@ -125,7 +124,7 @@ def _drain(where: str, order: Order, stream: Stream, sink: BinaryIO, deadline: f
             raise RegistryError("slow", f"{where} comes too slowly; {sink.tell()} bytes so far")
 
 
-def _restart(sink: BinaryIO) -> int:
+def _restart(sink: BufferedIOBase) -> int:
     sink.seek(0)
     sink.truncate()
     return 0

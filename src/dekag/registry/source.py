@@ -102,7 +102,9 @@ class HttpSource:
         self._name = f"{address.scheme}://{address.hostname}{port}{address.path}".rstrip("/")
         self._url = url.rstrip("/")
         headers = {"accept-encoding": "identity", "x-dekag-edge": edge}
-        self._client = httpx2.Client(timeout=timeout_s, headers=headers)
+        # a pull is a few requests once in a while: no connection is kept for the next one
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        self._client = httpx2.Client(timeout=timeout_s, headers=headers, limits=limits)
 
     @property
     def name(self) -> str:

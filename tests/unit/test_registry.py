@@ -1,0 +1,424 @@
+"""A registry in use: what is published arrives, keys change, archives carry it, and errors say what to do."""
+
+import io
+import json
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from registry_world import CANARY, HASTE, World, before, check_shelf, make_bundle, served
+
+from dekag.alignment.bundle import load_bundle
+from dekag.cli import main
+from dekag.registry import Lifetimes, RegistryClient, RegistryError, Repository, Shelf
+from dekag.registry.archive import export_archive, import_archive
+from dekag.registry.keys import ROLES
+from dekag.types import InputError
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_what_is_published_arrives(world: World) -> None:
+    """Through a folder, a file:// address and HTTP alike: the bundle, its name and its canary."""
+    bundle = world.publish()
+    with served(world.registry) as server:
+        addresses = (world.registry, f"file://{world.registry}", f"http://127.0.0.1:{server.port}/")
+        for number, address in enumerate(addresses):
+            assert world.pull(address, name=str(number)) == [bundle]
+            shelf = world.shelf(str(number))
+            assert load_bundle(shelf.path(bundle)).id == bundle
+            assert shelf.canary(bundle) == CANARY
+            assert [entry.name for entry in shelf.bundles()] == ["cala"]
+            assert world.client(address, name=str(number)).channel("stable")[0].version == 1
+
+
+def test_a_channel_has_one_bundle_of_a_name(world: World) -> None:
+    """The next one takes its place; another name, base or channel does not."""
+    first, second = world.publish(), world.publish()
+    other = world.publish(name="other")
+    assert [listing.id for listing in world.client().channel("stable")] == [second, other]
+    make_bundle(world.folder / "base", base="f" * 64)
+    third = world.repository.publish(world.folder / "base", channel="stable", name="cala")
+    assert {listing.id for listing in world.client().channel("stable")} == {second, other, third}
+    world.repository.promote(first[:9])
+    assert {listing.id for listing in world.client().channel("stable")} == {first, other, third}
+    world.repository.withdraw("stable", third)
+    world.repository.promote(third, to="canary")
+    assert {listing.id for listing in world.client().channel("stable")} == {first, other}
+    assert [listing.id for listing in world.client().channel("canary")] == [third]
+    with pytest.raises(InputError, match="does not list"):
+        world.repository.withdraw("canary", first)
+    with pytest.raises(RegistryError, match="no channel none"):
+        world.client().channel("none")
+
+
+def test_publishing_again_changes_no_file_of_targets(world: World) -> None:
+    """Same contents, same addresses: a publish can simply be repeated."""
+    world.publish(seed=0)
+    files = {path: path.read_bytes() for path in world.registry.glob("targets/*.*")}
+    world.publish(seed=0)
+    assert {path: path.read_bytes() for path in world.registry.glob("targets/*.*")} == files
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_keys_rotate(world: World, role: str) -> None:
+    """An edge follows by itself, an edge that slept through it too, and a new one with the first root."""
+    first = world.publish()
+    world.pull()
+    shutil.copytree(world.folder / "edge", world.folder / "sleeper")
+    old = {path.name for path in world.keys.glob("*.pem")}
+    world.repository.rotate_keys(role)
+    world.repository.rotate_keys(role)
+    assert world.pull() == [first]
+    assert len({path.name for path in world.keys.glob("*.pem")} & old) == (3 if role == "root" else 5)
+    second = world.publish()
+    for name in ("edge", "sleeper", "fresh"):
+        assert world.pull(name=name) == [second]
+        check_shelf(world.shelf(name))
+
+
+def test_a_kill_within_a_rotation_leaves_readers_a_whole_moment(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each file that a rotation writes, a reader is content; and the rotation can be made again."""
+    bundle = world.publish()
+    storage = type(world.repository._storage)
+    write = storage.write
+    left = 0
+
+    def watched(self: object, path: str, raw: bytes) -> None:
+        nonlocal left
+        write(self, path, raw)  # type: ignore[arg-type]
+        left -= 1
+        assert [listing.id for listing in world.client().channel("stable")] == [bundle]
+        if left == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "write", watched)
+    for role in ("timestamp", "snapshot", "targets", "root"):
+        for left in (1, 2, 3):  # noqa: B007 - `watched` counts it down
+            try:
+                world.repository.rotate_keys(role)  # type: ignore[arg-type]
+            except KeyboardInterrupt:
+                world.repository.rotate_keys(role)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    assert world.pull() == [bundle]
+
+
+def test_root_keys_can_be_elsewhere(world: World) -> None:
+    """Publishing needs none of them; a new root needs as many as the threshold, and says so."""
+    roots = sorted(world.keys.glob("root-*.pem"))
+    assert len(roots) == 3
+    safe = world.folder / "safe"
+    safe.mkdir()
+    for path in roots[:2]:
+        shutil.move(path, safe)
+    bundle = world.publish()
+    world.repository.refresh_timestamp()
+    with pytest.raises(InputError, match=r"a new root needs 2 root keys, but .* holds 1"):
+        world.repository.rotate_keys("timestamp")
+    shutil.move(safe / roots[0].name, world.keys)
+    world.repository.rotate_keys("timestamp")
+    world.repository.renew()
+    assert world.pull() == [bundle]
+    for path in world.keys.glob("targets-*.pem"):
+        path.unlink()
+    with pytest.raises(InputError, match="to sign targets takes 1 of its keys"):
+        world.publish()
+
+
+def test_keys_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mode 0600, and a passphrase that is asked for."""
+    monkeypatch.setenv("DEKAG_KEY_PASSPHRASE", "correct horse")
+    world = World(tmp_path)
+    for path in world.keys.glob("*.pem"):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.read_bytes().startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY")
+    world.publish()
+    for passphrase in ("wrong", ""):
+        monkeypatch.setenv("DEKAG_KEY_PASSPHRASE", passphrase)
+        with pytest.raises(InputError, match="DEKAG_KEY_PASSPHRASE must hold its passphrase"):
+            world.publish()
+    monkeypatch.setenv("DEKAG_KEY_PASSPHRASE", "correct horse")
+    world.publish()
+
+
+def test_a_registry_is_made_once(world: World) -> None:
+    """Neither keys nor registry are made anew over others; what an interrupted call left is used."""
+    with pytest.raises(InputError, match="is a registry already"):
+        Repository.init(str(world.registry), world.keys)
+    with pytest.raises(InputError, match="is a registry already"):
+        Repository.init(str(world.registry), world.folder / "others")
+    shutil.rmtree(world.registry)
+    Repository.init(str(world.registry), world.keys)
+    (world.folder / "full").mkdir()
+    (world.folder / "full" / "letter").write_text("mine")
+    with pytest.raises(InputError, match="is not empty"):
+        Repository.init(str(world.folder / "third"), world.folder / "full")
+    with pytest.raises(InputError, match="threshold must be 1 to the 3"):
+        Repository.init(str(world.folder / "third"), world.folder / "more", threshold=4)
+    assert not (world.folder / "more").exists()
+    with pytest.raises(InputError, match=r"holds no root\.json"):
+        Repository(str(world.registry), world.folder / "none").describe()
+
+
+def test_lifetimes_are_kept(tmp_path: Path) -> None:
+    """What init was told counts for every later signature."""
+    days = Lifetimes(root=400, targets=200, snapshot=100, timestamp=50)
+    repository = Repository.init(str(tmp_path / "r"), tmp_path / "k", lifetimes=days, clock=before(0))
+    repository.renew()
+    roles = repository.describe()["roles"]
+    expiries = [roles[role]["expires"] for role in ("timestamp", "snapshot", "targets", "root")]
+    assert expiries == sorted(expiries)
+    (tmp_path / "k" / "registry.json").write_text('{"root":0}')
+    with pytest.raises(InputError, match="days"):
+        repository.refresh_timestamp()
+
+
+def test_objects_instead_of_files(tmp_path: Path) -> None:
+    """fsspec's memory stands for an object store: what is put there is what a folder would hold."""
+    repository = Repository.init("memory://registry", tmp_path / "keys")
+    make_bundle(tmp_path / "b")
+    bundle = repository.publish(tmp_path / "b", channel="stable", name="cala")
+    repository.rotate_keys("root")
+    assert repository.describe()["channels"][0]["bundles"][0]["id"] == bundle
+    system = repository._storage._system  # type: ignore[attr-defined]
+    system.get("/registry", str(tmp_path / "copy"), recursive=True)
+    client = RegistryClient(str(tmp_path / "copy"), tmp_path / "edge", root=repository.root)
+    assert [listing.id for listing in client.channel("stable")] == [bundle]
+    with pytest.raises(InputError, match="cannot be reached"):
+        Repository("nowhere://registry", tmp_path / "keys")
+
+
+def test_the_first_pull_needs_a_root(world: World) -> None:
+    """There is no trust at first sight; afterwards the client remembers."""
+    world.publish()
+    with pytest.raises(InputError, match=r"needs its root\.json"):
+        RegistryClient(str(world.registry), world.folder / "edge")
+    RegistryClient(str(world.registry), world.folder / "edge", root=world.root).channel("stable")
+    RegistryClient(str(world.registry), world.folder / "edge").channel("stable")
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "http://", "http://h/x?y=1", "http://h:x/", "https:///x"])
+def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="address"):
+        RegistryClient(url, tmp_path, root=b"")
+
+
+def test_secrets_of_an_address_are_not_told(tmp_path: Path) -> None:
+    client = RegistryClient(
+        "http://user:secret@127.0.0.1:9/r", tmp_path, root=World(tmp_path).root, patience=HASTE
+    )
+    with pytest.raises(RegistryError) as caught:
+        client.channel("stable")
+    assert caught.value.fault == "unreachable"
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Stable", "../x", "a" * 40, "", "a\n", "ä"])
+def test_names_that_are_none(world: World, name: str) -> None:
+    make_bundle(world.folder / "b")
+    with pytest.raises(InputError):
+        world.repository.publish(world.folder / "b", channel=name, name="x")
+    with pytest.raises(InputError):
+        world.client().channel(name)
+    if not name.isalnum() or not name.isascii():
+        with pytest.raises(InputError):
+            world.repository.publish(world.folder / "b", name=name)
+
+
+# --- archives
+
+
+def test_an_archive_carries_a_registry(world: World, tmp_path: Path) -> None:
+    """Out of one registry into a folder, again after a rotation, and edges there pull as from the first one."""
+    first = world.publish()
+    world.repository.publish(tmp_path / "bundle0-64", channel="canary", name="twice")
+    export_archive(str(world.registry), tmp_path / "a.tar", root=world.root)
+    air = tmp_path / "air"
+    listings = import_archive(tmp_path / "a.tar", air, root=world.root)
+    assert [listing.id for listing in listings] == [first, first]
+    assert world.pull(air) == [first]
+    world.repository.rotate_keys("root")
+    world.repository.rotate_keys("snapshot")
+    second = world.publish()
+    with served(world.registry) as server:
+        export_archive(f"http://127.0.0.1:{server.port}", tmp_path / "b.tar", root=world.root)
+    import_archive(tmp_path / "b.tar", air)
+    import_archive(tmp_path / "b.tar", air)
+    assert world.pull(air) == [second]
+    assert world.pull(air, name="fresh") == [second]
+    check_shelf(world.shelf())
+    assert not list(air.glob(".import-*"))
+
+
+def test_the_same_registry_is_the_same_archive(world: World, tmp_path: Path) -> None:
+    world.publish()
+    for name in ("a", "b"):
+        export_archive(str(world.registry), tmp_path / name, root=world.root, channels=["stable"])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with pytest.raises(RegistryError, match="no channel canary"):
+        export_archive(str(world.registry), tmp_path / "c", root=world.root, channels=["canary"])
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_older_archive_is_refused(world: World, tmp_path: Path) -> None:
+    """Rollback by carrier: the folder stays as it is."""
+    world.publish()
+    export_archive(str(world.registry), tmp_path / "old.tar", root=world.root)
+    second = world.publish()
+    export_archive(str(world.registry), tmp_path / "new.tar", root=world.root)
+    air = tmp_path / "air"
+    import_archive(tmp_path / "new.tar", air, root=world.root)
+    files = {path: path.read_bytes() for path in air.rglob("*") if path.is_file()}
+    with pytest.raises(RegistryError) as caught:
+        import_archive(tmp_path / "old.tar", air)
+    assert caught.value.fault == "rollback"
+    assert {path: path.read_bytes() for path in air.rglob("*") if path.is_file()} == files
+    assert world.pull(air) == [second]
+
+
+def member(name: str, raw: bytes = b"x", kind: bytes = tarfile.REGTYPE) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = len(raw), kind, "/etc/passwd"
+    return info, raw
+
+
+STRANGE: dict[str, tuple[tarfile.TarInfo, bytes]] = {
+    "traversal": member("targets/../../evil"),
+    "absolute": member("/evil"),
+    "encoded": member("targets/%2e%2e%2fevil"),
+    "symlink": member(f"targets/{'a' * 64}", b"", tarfile.SYMTYPE),
+    "hard link": member(f"targets/{'a' * 64}", b"", tarfile.LNKTYPE),
+    "folder": member(f"targets/{'a' * 64}", b"", tarfile.DIRTYPE),
+    "device": member(f"targets/{'a' * 64}", b"", tarfile.CHRTYPE),
+    "long name": member("targets/" + "a" * 90),
+    "other letters": member("targets/\u00e4"),
+    "other name": member("metadata/evil.json"),
+    "extra blob": member(f"targets/{'a' * 64}"),
+    "extra root": member("metadata/99.root.json"),
+    "extra snapshot": member("metadata/99.snapshot.json"),
+    "twice": member("metadata/timestamp.json"),
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE.keys())
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_strange_archive_is_refused(
+    world: World, tmp_path: Path, strange: tuple[tarfile.TarInfo, bytes], form: int
+) -> None:
+    """Names, links and files that no export writes: nothing of the archive is kept, nothing else is written."""
+    world.publish()
+    export_archive(str(world.registry), tmp_path / "a.tar", root=world.root)
+    with tarfile.open(tmp_path / "a.tar") as good, tarfile.open(tmp_path / "b.tar", "w", format=form) as bad:
+        for info in good:
+            content = good.extractfile(info)
+            assert content is not None
+            bad.addfile(info, io.BytesIO(content.read()))
+        bad.addfile(strange[0], io.BytesIO(strange[1]))
+    files = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError):
+        import_archive(tmp_path / "b.tar", tmp_path / "air", root=world.root)
+    assert set(tmp_path.rglob("*")) - set(files) <= {tmp_path / "air", tmp_path / "air" / ".lock"}
+
+
+def test_a_damaged_archive_is_refused(world: World, tmp_path: Path) -> None:
+    """Cut at every 512th byte, or with other words in it."""
+    world.publish()
+    export_archive(str(world.registry), tmp_path / "a.tar", root=world.root)
+    raw = (tmp_path / "a.tar").read_bytes()
+    end = len(raw.rstrip(b"\0"))
+    for length in range(0, end, 512):
+        (tmp_path / "b.tar").write_bytes(raw[:length])
+        with pytest.raises(InputError):
+            import_archive(tmp_path / "b.tar", tmp_path / "air", root=world.root)
+    assert not (tmp_path / "air" / "metadata").exists()
+    (tmp_path / "b.tar").write_bytes(raw.replace(b'"snapshot.json"', b'"snapshut.json"', 1))
+    with pytest.raises(InputError):
+        import_archive(tmp_path / "b.tar", tmp_path / "air", root=world.root)
+    # a root that is older than the trusted one proves nothing, so it is not kept
+    (tmp_path / "b.tar").write_bytes(raw.replace(b'"ed25519"', b'"ed25518"', 1))
+    import_archive(tmp_path / "b.tar", tmp_path / "air", root=world.root)
+    assert (tmp_path / "air" / "metadata" / "1.root.json").read_bytes() == world.root
+
+
+# --- the command line
+
+
+@pytest.fixture
+def dekag(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    """Exit code and output of a command."""
+
+    def call(*words: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dekag", "registry", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out + err
+
+    return call
+
+
+def test_the_commands_together(
+    dekag: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From init to an edge behind an air gap, as docs/operations.md would have it."""
+    monkeypatch.setenv("DEKAG_REGISTRY", str(tmp_path / "registry"))
+    monkeypatch.setenv("DEKAG_KEYS", str(tmp_path / "keys"))
+    root = tmp_path / "keys" / "root.json"
+    (tmp_path / "canary.json").write_bytes(CANARY.to_json())
+    for words, text in (
+        (("init", "--timestamp-days", 3), "edges need"),
+        (
+            ("publish", "emoji/cala", "--name", "cala", "--canary", tmp_path / "canary.json"),
+            "published bundle",
+        ),
+        (("promote", "0d48d3"), "channel stable lists bundle 0d48d3"),
+        (("list",), "channel stable, version 1\n  0d48d3a5fe1a  transmission  cala"),
+        (("refresh",), "timestamp  version"),
+        (("refresh", "--all"), "root       version 2"),
+        (("rotate-keys", "root"), "root has new keys"),
+        (("export", "--root", root, "--out", tmp_path / "a.tar"), "2 listings"),
+        (("import", tmp_path / "air", "--from", tmp_path / "a.tar", "--root", root), "imported 2 listings"),
+        (("withdraw", "0d48d3", "--channel", "canary"), "no more"),
+        (("pull", tmp_path / "edge", "--registry", tmp_path / "air", "--root", root), "0d48d3a5fe1a"),
+    ):
+        code, said = dekag(*words)
+        assert (code, text in said) == (0, True), said
+    code, said = dekag("pull", tmp_path / "edge", "--registry", tmp_path / "air", "--json")
+    assert json.loads(said)[0]["id"] == Shelf(tmp_path / "edge" / "shelf").bundles()[0].id
+
+
+BAD: dict[str, tuple[tuple[object, ...], str]] = {
+    "no registry": (("list", "--registry", "none", "--keys", "none"), "holds no root.json"),
+    "no such bundle": (
+        ("promote", "abc", "--registry", "REG", "--keys", "KEYS"),
+        "0 published bundles begin",
+    ),
+    "no root": (("pull", "edge", "--registry", "REG"), "needs its root.json"),
+    "no channel": (
+        ("pull", "edge", "--registry", "REG", "--root", "ROOT", "--channel", "beta"),
+        "no channel beta",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(
+    case: str, dekag: Callable[..., tuple[int, str]], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world.folder)
+    places = {"REG": world.registry, "KEYS": world.keys, "ROOT": world.keys / "root.json"}
+    words, text = BAD[case]
+    code, said = dekag(*(places.get(str(word), word) for word in words))
+    assert code == 2
+    assert text in said
+    assert len(said.strip().splitlines()) == 1

@@ -1,11 +1,12 @@
 """`dekag demo`, `generate` and `deliver`: the system at work."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dekag.cli.console import print_json, print_tables, working
+from dekag.cli.console import needing, print_json, print_tables, working
 from dekag.cli.options import (
     Antennas,
     Blocks,
@@ -153,3 +154,27 @@ def deliver(
         f"core link {ledger['core_link_bytes']} bytes, air {ledger['channel_uses']} channel uses, {uses_text}"
     )
     print(f"as PNG files {ledger['image_bytes']} bytes; wrote {out}")
+
+
+@app.command()
+def up(
+    folder: Annotated[
+        Path, typer.Option(help="What the services keep; it is made, and used again the next time.")
+    ] = Path("dekag-up"),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page and the edge.")] = 8000,
+    cloud_port: Annotated[int, typer.Option(min=1, max=65535, help="Of the cloud.")] = 8001,
+    preset: PresetName = "emoji",
+) -> None:
+    """Start a cloud, an edge and the page on this machine, with the shipped updates published; Ctrl-C stops them."""
+    with needing("serve"):
+        from dekag.serving.up import Site, prepare, running, until_stopped, wait
+
+    site = Site(folder=folder, port=port, cloud_port=cloud_port, preset=preset)
+    with until_stopped(), ExitStack() as stack:
+        with working("up") as stage:
+            prepare(site, on_stage=stage)
+            processes = stack.enter_context(running(site, on_stage=stage))
+        print(f"page and edge  {site.edge_url}")
+        print(f"cloud          {site.cloud_url}")
+        print("Ctrl-C stops them", flush=True)
+        wait(site, processes)

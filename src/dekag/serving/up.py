@@ -1,0 +1,239 @@
+"""Cloud, one edge and the page on this machine, in one folder: what `dekag up` starts.
+
+FOLDER/cloud/    registry, keys and database        FOLDER/cloud.log    what the cloud logged
+FOLDER/edge/     what the edge keeps                FOLDER/edge.log     what the edge logged
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from dekag import presets, zoo
+from dekag.alignment.bundle import load_bundle
+from dekag.alignment.updates import apply_generation, apply_transmission
+from dekag.codec import load_codec
+from dekag.presets import Preset
+from dekag.registry import Canary
+from dekag.registry.repository import Repository
+from dekag.serving.cloud.database import migrate, open_database
+from dekag.serving.cloud.settings import CloudSettings
+from dekag.serving.edge.selftest import make_canary
+from dekag.types import InputError
+
+HOST = "127.0.0.1"
+CHANNEL = "stable"
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+CANARY_PROMPTS = 2
+CANARY_SEEDS = 9000
+"""Seeds of the canaries' pictures start here."""
+
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where everything is and listens.
+
+    Raises InputError if both are to listen on one port.
+    """
+
+    folder: Path
+    port: int = 8000
+    cloud_port: int = 8001
+    preset: str = "emoji"
+
+    def __post_init__(self) -> None:
+        if self.port == self.cloud_port:
+            raise InputError(f"the edge and the cloud need a port each, got {self.port} for both")
+
+    @property
+    def edge_url(self) -> str:
+        """Of the edge, and of the page."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def cloud_url(self) -> str:
+        """Of the cloud, whose registry is below it."""
+        return f"http://{HOST}:{self.cloud_port}"
+
+    @property
+    def cloud(self) -> CloudSettings:
+        """The cloud's settings, but for what the environment says."""
+        folder = self.folder / "cloud"
+        return CloudSettings(folder=folder, port=self.cloud_port, preset=self.preset)
+
+    @property
+    def root(self) -> Path:
+        """What edges trust first."""
+        return self.cloud.keys_folder / "root.json"
+
+
+def prepare(site: Site, *, on_stage: Stage = lambda _: None) -> None:
+    """Make registry and database where there are none, and publish the preset's updates where they are not.
+
+    Raises InputError if the preset ships no updates, or a port is taken.
+    """
+    chosen = presets.preset(site.preset)
+    sources = {"makd": presets.named(chosen.makd, "bundle"), "cala": presets.named(chosen.cala, "bundle")}
+    for port in (site.port, site.cloud_port):
+        _require_free(port)
+    cloud = site.cloud
+    cloud.folder.mkdir(parents=True, exist_ok=True)
+    on_stage("database")
+    engine = open_database(cloud.database_address)
+    migrate(engine)
+    engine.dispose()
+    on_stage("registry")
+    if not Path(cloud.registry_address, "metadata", "timestamp.json").exists():
+        Repository.init(cloud.registry_address, cloud.keys_folder)
+    repository = Repository(cloud.registry_address, cloud.keys_folder)
+    if missing := _unpublished(repository, sources):
+        on_stage(f"publish {' and '.join(missing)}")
+        canaries = _canaries(chosen)
+        for name in missing:
+            path = zoo.locate(sources[name], "bundle")
+            repository.publish(path, channel=CHANNEL, name=name, canary=canaries[name])
+
+
+@contextmanager
+def running(site: Site, *, on_stage: Stage = lambda _: None) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
+    """The cloud and the edge, each in a process of its own and ready; both are stopped afterwards.
+
+    Raises InputError with what it said last if one of them does not start.
+    """
+    pages = [site.edge_url, f"http://localhost:{site.port}"]
+    cloud_options = ["--folder", str(site.folder / "cloud"), "--port", str(site.cloud_port)]
+    edge_options = [
+        *("--folder", str(site.folder / "edge"), "--port", str(site.port), "--cloud", site.cloud_url),
+        *("--registry", f"{site.cloud_url}/registry", "--root", str(site.root), "--channel", CHANNEL),
+    ]
+    with ExitStack() as stack:
+        on_stage("cloud")
+        allowed = {"DEKAG_CLOUD_ALLOWED_ORIGINS": json.dumps(pages)}
+        cloud = stack.enter_context(_process(site, "cloud", cloud_options, allowed))
+        _wait_ready(cloud, site.cloud_url, site.folder / "cloud.log")
+        on_stage("edge")
+        edge = stack.enter_context(_process(site, "edge", edge_options, {}))
+        _wait_ready(edge, site.edge_url, site.folder / "edge.log")
+        yield (cloud, edge)
+
+
+@contextmanager
+def until_stopped() -> Iterator[None]:
+    """What is within ends in order, and the program with 0, at SIGINT or SIGTERM; a second one changes nothing."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait(site: Site, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Until somebody interrupts. Raises InputError if a process ends by itself."""
+    while True:
+        for process, name in zip(processes, ("cloud", "edge"), strict=True):
+            if process.poll() is not None:
+                raise InputError(_last_words(name, site.folder / f"{name}.log"))
+        time.sleep(0.5)
+
+
+def _unpublished(repository: Repository, sources: Mapping[str, str]) -> list[str]:
+    """Names of the updates that were never published; one that somebody replaced stays replaced."""
+    listed = {
+        bundle["name"]
+        for channel in repository.describe()["channels"]
+        for bundle in channel["bundles"]
+        if channel["channel"] == CHANNEL
+    }
+    return [name for name in sources if name not in listed]
+
+
+def _canaries(chosen: Preset) -> dict[str, Canary]:
+    """Tests of the preset's updates: what this machine draws with them."""
+    prompts = zoo.prompts(presets.named(chosen.world, "prompts"), "validation")[:CANARY_PROMPTS]
+    seeds = [CANARY_SEEDS + number for number in range(len(prompts))]
+    edge = presets.edge(chosen)
+    aligned, _ = apply_generation(edge, presets.folder(chosen.makd, "bundle"))
+    codec, _ = apply_transmission(
+        load_codec(presets.folder(chosen.codec, "codec")), presets.folder(chosen.cala, "bundle")
+    )
+    return {
+        "makd": make_canary(aligned, None, prompts, seeds=seeds),
+        "cala": make_canary(edge, codec, prompts, seeds=seeds),
+    }
+
+
+@contextmanager
+def _process(
+    site: Site, party: str, options: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`dekag serve PARTY`, with its log in a file; asked to stop afterwards, then made to."""
+    command = [sys.executable, "-m", "dekag", "serve", party, "--preset", site.preset, *options]
+    with (site.folder / f"{party}.log").open("ab") as log:
+        # a session of its own: an interrupt from the terminal is for us, and we stop it in order
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Until the service says that it can work."""
+    deadline = time.monotonic() + START_SECONDS
+    with httpx2.Client(timeout=2.0, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise InputError(_last_words(log.stem, log))
+            try:
+                if client.get(f"{url}/readyz").status_code == 200:
+                    return
+            except httpx2.TransportError:
+                pass  # it does not listen yet
+            time.sleep(0.1)
+    raise InputError(f"{url} was not ready within {START_SECONDS:g} s; {log} says more")
+
+
+def _last_words(name: str, log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"the {name} has stopped: {lines[-1][:300] if lines else 'it said nothing'}; {log} has all of it"
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise InputError(f"port {port} is taken ({error.strerror}); choose others") from error

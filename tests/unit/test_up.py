@@ -68,19 +68,26 @@ def test_up_serves_three_parties_and_stops_in_order(tmp_path: Path) -> None:
     made_for = {kind: load_bundle(shipped(f"emoji/{name}")).id for kind, name in
                 (("generation", "makd"), ("transmission", "cala"))}  # fmt: skip
     with up(site) as process:
-        bundles = httpx2.get(f"{site.edge_url}/v1/bundles").json()["data"]
+        bundles = httpx2.get(f"{site.edge_url}/v1/bundles").json()["bundles"]
         assert {b["kind"]: b["id"] for b in bundles if b["active"]} == made_for
         assert png(site.edge_url) != png(site.edge_url, bundle="none") != png(site.cloud_url, model="cloud")
         assert "<html" in httpx2.get(site.edge_url).text
     assert process.returncode == 0
     assert not listens(site.edge_url)
     assert not listens(site.cloud_url)
-    published = sorted(site.folder.glob("cloud/registry/metadata/*"))
+
+
+@pytest.mark.slow
+def test_a_second_start_finds_everything_there(tmp_path: Path) -> None:
+    """Nothing is published or made twice."""
+    site = Site(folder=tmp_path / "site", port=free_port(), cloud_port=free_port())
+    with up(site):
+        pass
+    metadata = site.folder / "cloud" / "registry" / "metadata"
+    published = sorted(path.name for path in metadata.glob("*.targets.json"))
     with up(site) as process:
-        assert sorted(site.folder.glob("cloud/registry/metadata/*.root.json")) == [
-            path for path in published if path.name.endswith("root.json")
-        ]
-        assert len(httpx2.get(f"{site.edge_url}/v1/bundles").json()["data"]) == 2
+        assert sorted(path.name for path in metadata.glob("*.targets.json")) == published
+        assert len(httpx2.get(f"{site.edge_url}/v1/bundles").json()["bundles"]) == 2
     assert process.returncode == 0
 
 

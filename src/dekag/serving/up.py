@@ -19,7 +19,6 @@ from pathlib import Path
 import httpx2
 
 from dekag import presets, zoo
-from dekag.alignment.bundle import load_bundle
 from dekag.alignment.updates import apply_generation, apply_transmission
 from dekag.codec import load_codec
 from dekag.presets import Preset

@@ -79,7 +79,7 @@ def create(settings: EdgeSettings) -> FastAPI:
         title="dekag edge",
         settings=settings,
         lifespan=_lifespan(settings, service),
-        ready=lambda: engine.failure,
+        ready=partial(_missing, service),
         metrics=metrics,
         public=PUBLIC,
     )
@@ -94,6 +94,14 @@ def create(settings: EdgeSettings) -> FastAPI:
     for router in (images_router(images), deliveries_router(service), bundles_router(service), page):
         app.include_router(router)
     return app
+
+
+def _missing(service: EdgeService) -> str | None:
+    """What has to be there before work: a model that works, and once, with a registry, the first look at it."""
+    puller = service.puller
+    lacking = any(service.bundles.active(kind) is None for kind in KINDS)
+    fresh = puller is not None and not puller.tried and lacking
+    return service.engine.failure or ("the first pull has not ended" if fresh else None)
 
 
 def _stock(shelf: Shelf, chosen: presets.Preset) -> None:

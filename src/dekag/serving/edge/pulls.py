@@ -36,6 +36,7 @@ class Puller:
     ) -> None:
         self.error: str | None = None
         self.checked: int | None = None
+        self.tried = False
         self._client = client
         self._bundles = bundles
         self._channel = channel
@@ -68,6 +69,8 @@ class Puller:
                 self.error = str(error)
                 self._pulls.labels("failed").inc()
                 raise
+            finally:
+                self.tried = True
             self.error, self.checked = None, int(time.time())
             self._pulls.labels("done").inc()
             return new

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,46 @@ from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.channel.fading import used
 from dekag.codec import JsccCodec
 from dekag.codec.papr import OFDM, SINGLE_CARRIER, PaprReport, Waveform, clip_waveform, papr_report
+from dekag.frame import MAX_FRAME_BYTES, SUFFIX, read_frame
 from dekag.output import staged, write_images, write_json
 from dekag.radio import Recording, read_recording, recording_files, require_free, write_recording
-from dekag.types import ChannelState, Condition, InputError, Received
+from dekag.types import ChannelState, Condition, InputError, Received, Symbols
 from dekag.units import snr_db_to_noise_power
 
 Stage = Callable[[str], None]
 
 BATCH = 64
 """Images that are decoded at a time; a recording may hold any number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """What lies in one file: symbols as a user has them, and what their sender said.
+
+    preset: None if it was not named. bundles: None if nothing was said of updates.
+    channel, channel_seed: of the channel that was simulated, None if none was.
+    """
+
+    path: Path
+    received: Received
+    condition: Condition
+    preset: str | None
+    bundles: dict[str, str] | None
+    channel: dict[str, Any] | None
+    channel_seed: int | None
+
+    @property
+    def system(self) -> tuple[str | None, bool]:
+        """What the receiver that it needs depends on."""
+        return self.preset, self.bundles != {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receiver:
+    """A system that decodes, and the name of its preset."""
+
+    preset: str
+    link: link.Link
 
 
 def waveform_of(ofdm: bool, subcarriers: int | None) -> Waveform:
@@ -93,32 +124,48 @@ def receive(
     With `channel_seed`, the channel that the metadata names lies between. Without it, the samples are taken
     as they are, at unit gain and the SNR of the condition: what carrier, timing and gain recovery leave.
     """
-    recording = read_recording(path)
+    incoming = _from_recording(path, channel_seed)
     on_stage("load")
-    name = recording.preset if preset is None else preset
-    if name is None:
-        raise InputError(f"{path} does not name the preset that sent it; give --preset")
-    # a recording that says nothing of updates is taken to come from the system as it ships
-    system = presets.load(name, align=recording.bundles != {})
-    _check_fits(path, recording, system.link)
-    link.warn_outside(system.link, recording.condition)
+    chosen = _receiver(incoming, preset, None)
+    _check_fits(incoming, chosen.link)
     with staged(out) as folder:
         on_stage("decode")
-        received = _received(recording, channel_seed)
-        images, names = [], _names(len(recording.condition))
-        for first in range(0, len(names), BATCH):
-            rows = slice(first, first + BATCH)
-            arrived = link.receive(system.link, _rows(received, rows), recording.condition[rows])
-            write_images(folder, names[rows], arrived.image)
-            images += _images_json(names[rows], recording.condition[rows], arrived.erased_uses)
-        index = {
-            "recording": path.name,
-            "preset": name,
-            "bundles": dict(system.link.bundles),
-            "channel": None if channel_seed is None else _channel_json(recording.channel),
-            "channel_seed": channel_seed,
-            "images": images,
-        }
+        told = _decode(incoming, chosen, folder, 0)
+        index = {"recording": path.name, **told}
+        write_json(folder / "index.json", index)
+    return index
+
+
+def receive_files(
+    paths: list[Path],
+    out: Path,
+    *,
+    preset: str | None,
+    bundle: str | None,
+    channel_seed: int | None,
+    on_stage: Stage,
+) -> dict[str, Any]:
+    """Decode frames and recordings to one folder of pictures, numbered throughout; returns what index.json says.
+
+    bundle: the update of the codec, if it is not the one that the preset ships with. `channel_seed` simulates
+    the channel of symbols as sent; without it they are taken as they are, as in `receive`.
+    """
+    on_stage("read")
+    found = [_incoming(path, channel_seed) for path in paths]
+    on_stage("load")
+    receivers: dict[tuple[str | None, bool], Receiver] = {}
+    for incoming in found:
+        if incoming.system not in receivers:
+            receivers[incoming.system] = _receiver(incoming, preset, bundle)
+        _check_fits(incoming, receivers[incoming.system].link)
+    with staged(out) as folder:
+        on_stage("decode")
+        number, files = 0, []
+        for incoming in found:
+            told = _decode(incoming, receivers[incoming.system], folder, number)
+            files.append({"file": incoming.path.name, **told})
+            number += len(incoming.condition)
+        index = {"files": files}
         write_json(folder / "index.json", index)
     return index
 
@@ -185,9 +232,87 @@ def _images_json(names: list[str], condition: Condition, erased: torch.Tensor) -
     ]
 
 
-def _check_fits(path: Path, recording: Recording, chosen: link.Link) -> None:
-    """InputError if the receiver's codec cannot decode the recording."""
-    theirs = None if recording.bundles is None else recording.bundles.get("transmission")
+def _incoming(path: Path, channel_seed: int | None) -> Incoming:
+    """What lies in a file of either kind."""
+    return (_from_frame if path.suffix == SUFFIX else _from_recording)(path, channel_seed)
+
+
+def _from_recording(path: Path, channel_seed: int | None) -> Incoming:
+    recording = read_recording(path)
+    return Incoming(
+        path=path,
+        received=_received(recording.symbols, recording.condition, recording.channel, channel_seed),
+        condition=recording.condition,
+        preset=recording.preset,
+        bundles=recording.bundles,
+        channel=None if channel_seed is None else _channel_json(recording.channel),
+        channel_seed=channel_seed,
+    )
+
+
+def _from_frame(path: Path, channel_seed: int | None) -> Incoming:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FRAME_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        frame = read_frame(raw)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if frame.gain is None or frame.noise_power is None:
+        received = _received(frame.symbols, frame.condition, None, channel_seed)
+    elif channel_seed is None:
+        state = ChannelState(gain=frame.gain, noise_power=frame.noise_power)
+        received = Received(symbols=frame.symbols, state=state)
+    else:
+        raise InputError(f"{path} holds symbols as received; leave out --channel-seed")
+    seed = frame.channel_seed if channel_seed is None else channel_seed
+    return Incoming(
+        path=path,
+        received=received,
+        condition=frame.condition,
+        preset=frame.preset,
+        bundles=frame.bundles,
+        channel=None if seed is None else _channel_json(None),
+        channel_seed=seed,
+    )
+
+
+def _receiver(incoming: Incoming, preset: str | None, bundle: str | None) -> Receiver:
+    """The system that decodes; what says nothing of updates is taken to come from the system as it ships."""
+    name = incoming.preset if preset is None else preset
+    if name is None:
+        raise InputError(f"{incoming.path} does not name the preset that sent it; give --preset")
+    chosen = presets.preset(name)
+    if bundle is not None:
+        chosen = replace(chosen, cala=bundle)
+    return Receiver(preset=name, link=presets.build(chosen, align=incoming.bundles != {}).link)
+
+
+def _decode(incoming: Incoming, chosen: Receiver, folder: Path, first: int) -> dict[str, Any]:
+    """Write the pictures of one file, the first of which has that number; returns what index.json says of it."""
+    condition = incoming.condition
+    link.warn_outside(chosen.link, condition)
+    images, names = [], _names(first + len(condition))[first:]
+    for start in range(0, len(names), BATCH):
+        rows = slice(start, start + BATCH)
+        arrived = link.receive(chosen.link, _rows(incoming.received, rows), condition[rows])
+        write_images(folder, names[rows], arrived.image)
+        images += _images_json(names[rows], condition[rows], arrived.erased_uses)
+    return {
+        "preset": chosen.preset,
+        "bundles": dict(chosen.link.bundles),
+        "channel": incoming.channel,
+        "channel_seed": incoming.channel_seed,
+        "images": images,
+    }
+
+
+def _check_fits(incoming: Incoming, chosen: link.Link) -> None:
+    """InputError if the receiver's codec cannot decode what came."""
+    path, condition = incoming.path, incoming.condition
+    theirs = None if incoming.bundles is None else incoming.bundles.get("transmission")
     ours = chosen.bundles.get("transmission")
     if theirs is not None and theirs != ours:
         here = "none" if ours is None else ours[:12]
@@ -196,21 +321,22 @@ def _check_fits(path: Path, recording: Recording, chosen: link.Link) -> None:
         )
     codec = chosen.codec.codec if isinstance(chosen.codec, CalaCodec) else chosen.codec
     assert isinstance(codec, JsccCodec)
-    most, longest = codec.config.max_uses, int(recording.condition.payload.max())
+    most, longest = codec.config.max_uses, int(condition.payload.max())
     if longest > most:
         raise InputError(f"{path} has images of {longest} symbols, and the codec decodes at most {most}")
 
 
 @torch.no_grad()
-def _received(recording: Recording, channel_seed: int | None) -> Received:
-    """The recorded symbols as they are, or over the channel that the sender named."""
-    symbols, condition = recording.symbols, recording.condition
+def _received(
+    symbols: Symbols, condition: Condition, channel: ChannelSettings | None, channel_seed: int | None
+) -> Received:
+    """Symbols as they are, or over the channel that the sender named."""
     if channel_seed is None:
         gain = used(condition, symbols.shape[1]).to(symbols.dtype)
         state = ChannelState(gain=gain, noise_power=snr_db_to_noise_power(condition.snr_db))
         return Received(symbols=symbols, state=state)
-    channel = BlockFading() if recording.channel is None else named_channel(recording.channel).channel
-    return channel(symbols, condition, rng=torch.Generator().manual_seed(channel_seed))
+    chosen = BlockFading() if channel is None else named_channel(channel).channel
+    return chosen(symbols, condition, rng=torch.Generator().manual_seed(channel_seed))
 
 
 def _rows(received: Received, rows: slice) -> Received:

@@ -18,6 +18,7 @@ HELP = [
     ["demo"],
     ["generate"],
     ["deliver"],
+    ["receive"],
     ["align", "generation"],
     ["align", "transmission"],
     ["evaluate", "generation"],

@@ -1,4 +1,4 @@
-"""`dekag demo`, `generate` and `deliver`: the system at work."""
+"""`dekag demo`, `generate`, `deliver`, `receive` and `up`: the system at work."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -178,3 +178,40 @@ def up(
         print(f"cloud          {site.cloud_url}")
         print("Ctrl-C stops them", flush=True)
         wait(site, processes)
+
+
+@app.command()
+def receive(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Frames (.frame) and SigMF recordings, the latter with or without suffix."),
+    ],
+    out: Out,
+    channel_seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**31 - 1, help="Simulate the channel of symbols as sent, with this seed."),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Named configuration; default: the sender's.")] = None,
+    bundle: Annotated[
+        str | None,
+        typer.Option(help="The sender's T-KA bundle, if not the shipped one: a directory or a tar."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Decode deliveries, as a user does: OUT/0000.png, ... for all images of all files, and OUT/index.json.
+
+    Symbols as received are decoded with the gain and noise power that came with them; symbols as sent as they
+    are, at unit gain and the SNR of their condition, or after a simulated channel.
+    """
+    from dekag import radio_link
+
+    with working("receive") as stage:
+        index = radio_link.receive_files(
+            files, out, preset=preset, bundle=bundle, channel_seed=channel_seed, on_stage=stage
+        )
+    if as_json:
+        print_json(index)
+        return
+    images = [row for file in index["files"] for row in file["images"]]
+    erased = sum(row["erased_uses"] for row in images)
+    print(f"wrote {len(images)} images and index.json to {out}; {erased} uses erased")

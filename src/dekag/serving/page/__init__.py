@@ -23,10 +23,9 @@ PUBLIC = ("/", "/page/*")
 """Paths that ask for no token: the page holds no secret, its calls carry one."""
 EXAMPLES = (
     "a red apple on a blue background",
-    "a cat face on a pink background",
-    "a lion on a green background, at the bottom",
-    "a ghost on an orange background",
-    "a hot pepper on a yellow background",
+    "a cat face on an orange background",
+    "a lion on a green background",
+    "a robot on a purple background",
 )
 MEDIA = {
     ".html": "text/html; charset=utf-8",

@@ -147,9 +147,9 @@ function count(entry, traffic) {
 function tell({ traffic, bundles }) {
   const number = (value, unit) => (value === undefined ? "" : `${value.toLocaleString("en")} ${unit}`);
   for (const [prefix, values] of [["", traffic], ["all-", totals]]) {
-    find(`#${prefix}prompt-bytes`).textContent = number(values.prompt, "bytes");
+    find(`#${prefix}prompt-bytes`).textContent = number(values.prompt, "B");
     find(`#${prefix}air-uses`).textContent = number(values.air, "uses");
-    find(`#${prefix}png-bytes`).textContent = number(values.png, "bytes");
+    find(`#${prefix}png-bytes`).textContent = number(values.png, "B");
   }
   if (!bundles) return;
   const ids = Object.entries(bundles).map(([kind, id]) => `${kind} ${id.slice(0, 12)}`);

@@ -122,6 +122,9 @@ class RangeServer(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None]] = []
         self.spoil: Spoil = lambda path, status, headers, body: (status, headers, body)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that go are no fault of the server."""
+
     @property
     def port(self) -> int:
         """Where it listens."""

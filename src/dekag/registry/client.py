@@ -42,7 +42,7 @@ _FAULTS: tuple[tuple[type[Exception], Fault, str], ...] = (
     (BadVersionNumberError, "rollback", "is older than what was seen before"),
     (LengthOrHashMismatchError, "mixed", "does not belong to the file that names it, or is damaged"),
     (UnsignedMetadataError, "signature", "is not signed by enough keys that the root names"),
-    (DownloadLengthMismatchError, "length", "is larger than it may be"),
+    (DownloadLengthMismatchError, "mixed", "is larger than the file that names it says, or than it may be"),
     (RepositoryError, "damaged", "is no signed file of its role"),
     (DownloadError, "unreachable", "cannot be read"),
 )

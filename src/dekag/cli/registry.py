@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from dekag.cli.console import print_json
-from dekag.cli.options import Json
+from dekag.cli.console import needing, print_json, working
+from dekag.cli.options import Json, PresetName
 
 app = typer.Typer(no_args_is_help=True, help="Publish updates, signed, for edges to pull.")
 
@@ -22,6 +22,13 @@ KeysFolder = Annotated[
 ChannelName = Annotated[str, typer.Option("--channel", help="Channel, as canary or stable.")]
 BundleId = Annotated[str, typer.Argument(help="Id of a published bundle, or how it begins.")]
 Days = Annotated[int, typer.Option(min=1, max=3650)]
+
+
+@app.callback()
+def needed() -> None:
+    """Publish updates, signed, for edges to pull."""
+    with needing("serve"):
+        import dekag.registry  # noqa: F401
 
 
 @app.command()
@@ -68,6 +75,28 @@ def publish(
     path = locate(bundle, "bundle")
     bundle_id = Repository(registry, keys).publish(path, channel=channel, name=name, canary=test)
     print(f"published bundle {bundle_id[:12]} in channel {channel}")
+
+
+@app.command("canary")
+def make_canary(
+    bundle: Annotated[str, typer.Argument(help="A shipped bundle's name, a directory or a tar.")],
+    prompts: Annotated[list[str], typer.Argument(help="What to draw; two or three prompts do.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, for publish --canary.")],
+    preset: PresetName = "emoji",
+    floor_db: Annotated[float, typer.Option(help="Least mean PSNR that an edge must reach.")] = 30.0,
+) -> None:
+    """Draw what every edge must be able to draw again before it uses a bundle."""
+    with needing("serve"):
+        from dekag.serving.canaries import canary_of
+    from dekag import presets
+    from dekag.zoo import locate
+
+    with working("registry canary"):
+        raw = canary_of(
+            presets.preset(preset), locate(bundle, "bundle"), prompts, floor_db=floor_db
+        ).to_json()
+    out.write_bytes(raw)
+    print(f"wrote {out} ({len(raw)} bytes)")
 
 
 @app.command()

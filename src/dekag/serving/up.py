@@ -19,14 +19,10 @@ from pathlib import Path
 import httpx2
 
 from dekag import presets, zoo
-from dekag.alignment.updates import apply_generation, apply_transmission
-from dekag.codec import load_codec
-from dekag.presets import Preset
-from dekag.registry import Canary
 from dekag.registry.repository import Repository
+from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
-from dekag.serving.edge.selftest import make_canary
 from dekag.types import InputError
 
 HOST = "127.0.0.1"
@@ -34,8 +30,6 @@ CHANNEL = "stable"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 CANARY_PROMPTS = 2
-CANARY_SEEDS = 9000
-"""Seeds of the canaries' pictures start here."""
 
 Stage = Callable[[str], None]
 
@@ -98,11 +92,12 @@ def prepare(site: Site, *, on_stage: Stage = lambda _: None) -> None:
         Repository.init(cloud.registry_address, cloud.keys_folder)
     repository = Repository(cloud.registry_address, cloud.keys_folder)
     if missing := _unpublished(repository, sources):
-        on_stage(f"publish {' and '.join(missing)}")
-        canaries = _canaries(chosen)
+        prompts = zoo.prompts(presets.named(chosen.world, "prompts"), "validation")[:CANARY_PROMPTS]
         for name in missing:
+            on_stage(f"publish {name}")
             path = zoo.locate(sources[name], "bundle")
-            repository.publish(path, channel=CHANNEL, name=name, canary=canaries[name])
+            canary = canary_of(chosen, path, prompts)
+            repository.publish(path, channel=CHANNEL, name=name, canary=canary)
 
 
 @contextmanager
@@ -164,21 +159,6 @@ def _unpublished(repository: Repository, sources: Mapping[str, str]) -> list[str
         if channel["channel"] == CHANNEL
     }
     return [name for name in sources if name not in listed]
-
-
-def _canaries(chosen: Preset) -> dict[str, Canary]:
-    """Tests of the preset's updates: what this machine draws with them."""
-    prompts = zoo.prompts(presets.named(chosen.world, "prompts"), "validation")[:CANARY_PROMPTS]
-    seeds = [CANARY_SEEDS + number for number in range(len(prompts))]
-    edge = presets.edge(chosen)
-    aligned, _ = apply_generation(edge, presets.folder(chosen.makd, "bundle"))
-    codec, _ = apply_transmission(
-        load_codec(presets.folder(chosen.codec, "codec")), presets.folder(chosen.cala, "bundle")
-    )
-    return {
-        "makd": make_canary(aligned, None, prompts, seeds=seeds),
-        "cala": make_canary(edge, codec, prompts, seeds=seeds),
-    }
 
 
 @contextmanager

@@ -28,7 +28,7 @@ Days = Annotated[int, typer.Option(min=1, max=3650)]
 def needed() -> None:
     """Publish updates, signed, for edges to pull."""
     with needing("serve"):
-        import dekag.registry  # noqa: F401
+        import tuf  # noqa: F401
 
 
 @app.command()

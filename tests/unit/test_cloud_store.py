@@ -200,6 +200,20 @@ def test_a_job_that_keeps_breaking_its_worker_fails(store: JobStore) -> None:
     assert kinds(store, job.id) == ["queued", "running"] * MOST_FAILURES + ["failed"]
 
 
+def test_a_job_that_gets_further_each_time_is_not_given_up(store: JobStore) -> None:
+    """Killed again and again, as machines are, it goes on; stuck at one step, it fails."""
+    job = store.submit("a", SPEC, most=MOST)
+    for step in range(1, 3 * MOST_FAILURES):
+        claim = claimed(store)
+        store.reach(claim, Reached(stage="joint", step=step, steps=100))
+        assert store.crash(claim, "killed")
+        assert store.get(job.id).failures == 1
+    for _ in range(MOST_FAILURES - 1):
+        assert store.get(job.id).state == State.QUEUED
+        store.crash(claimed(store), "killed")
+    assert store.get(job.id).state == State.FAILED
+
+
 def test_a_worker_that_is_stopped_does_not_count_as_broken(store: JobStore) -> None:
     job = store.submit("a", SPEC, most=MOST)
     for _ in range(MOST_FAILURES + 1):

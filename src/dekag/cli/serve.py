@@ -7,7 +7,6 @@ import typer
 
 from dekag.cli.cloud import Database, Folder
 from dekag.cli.console import needing, quiet_loading
-from dekag.cli.options import Device
 
 app = typer.Typer(no_args_is_help=True, help="Run a party as a service.")
 
@@ -15,6 +14,7 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1.
 TokensFile = Annotated[
     Path | None, typer.Option(help="File with a bearer token a line; needed beyond loopback.")
 ]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="Named configuration; emoji.")]
 
 
@@ -31,7 +31,7 @@ def serve_edge(
     channel: Annotated[str | None, typer.Option(help="Channel of the registry; stable.")] = None,
     cloud: Annotated[str | None, typer.Option(help="Address of the cloud, for reports and the page.")] = None,
     preset: Preset = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")] = None,
+    device: Device = None,
 ) -> None:
     """Draw images for the clients of OpenAI and Hugging Face, deliver them over the air, and serve the page.
 
@@ -71,7 +71,7 @@ def serve_cloud(
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="Keys that publish; FOLDER/keys.")] = None,
     preset: Preset = None,
-    device: Device = "auto",
+    device: Device = None,
     job_workers: Annotated[int | None, typer.Option(min=0, help="Jobs at a time; 1.")] = None,
 ) -> None:
     """Serve the registry, run alignment jobs, keep the ledger and draw reference images.

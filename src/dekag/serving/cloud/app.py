@@ -14,6 +14,7 @@ from dekag.presets import preset
 from dekag.registry.repository import Repository
 from dekag.serving.cloud.api import jobs_router, ledger_router
 from dekag.serving.cloud.database import check_schema, open_database
+from dekag.serving.cloud.drawing import image_service
 from dekag.serving.cloud.ledger import Ledger
 from dekag.serving.cloud.runner import Runner, Workplace
 from dekag.serving.cloud.settings import CloudSettings
@@ -21,6 +22,8 @@ from dekag.serving.cloud.static import Files, Pulls, registry_router
 from dekag.serving.cloud.store import JobStore
 from dekag.serving.http.app import create_app
 from dekag.serving.http.errors import ApiError
+from dekag.serving.http.metrics import HttpMetrics
+from dekag.serving.images.api import ImageService, images_router
 from dekag.types import InputError
 
 log = logging.getLogger("dekag.serving")
@@ -32,15 +35,20 @@ def create(settings: CloudSettings) -> FastAPI:
 
     Raises InputError if the database has another schema, or there is no registry or no keys to publish in it.
     """
+    settings.require_safe()
     database = open_database(settings.database_address)
     check_schema(database)
+    metrics = HttpMetrics()
     cloud = Cloud(settings=settings, database=database)
     cloud.require_registry()
+    if settings.images:
+        cloud.images = image_service(settings, metrics.registry)
     app = create_app(
         title="dekag cloud",
         settings=settings,
         lifespan=cloud.lifespan,
         ready=cloud.missing,
+        metrics=metrics,
         public=("/registry/*",),
     )
     app.add_exception_handler(OperationalError, _lost)
@@ -48,6 +56,8 @@ def create(settings: CloudSettings) -> FastAPI:
     app.include_router(registry_router(cloud.files, cloud.pulls))
     app.include_router(jobs_router(cloud.store, chosen, most_queued=settings.max_queued_jobs))
     app.include_router(ledger_router(cloud.ledger))
+    if cloud.images is not None:
+        app.include_router(images_router(cloud.images))
     return app
 
 
@@ -61,6 +71,7 @@ class Cloud:
         self.ledger = Ledger(database)
         self.files = Files(settings.registry_address)
         self.pulls = Pulls()
+        self.images: ImageService | None = None
         self._away: str | None = None
 
     def require_registry(self) -> None:
@@ -73,7 +84,7 @@ class Cloud:
 
     def missing(self) -> str | None:
         """What is not there for work to be done."""
-        return self._away
+        return self._away or (None if self.images is None else self.images.engine.failure)
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -93,9 +104,13 @@ class Cloud:
             loops.append(_every(3600 * settings.refresh_hours, self._repository.refresh_timestamp))
         tasks = [asyncio.create_task(loop) for loop in loops]
         runner.start()
+        if self.images is not None:
+            await self.images.engine.start()
         try:
             yield
         finally:
+            if self.images is not None:
+                await self.images.engine.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.to_thread(runner.stop)

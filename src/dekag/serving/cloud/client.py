@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx2
 
@@ -31,7 +31,7 @@ class CloudClient:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._http = httpx2.Client(base_url=url, headers=headers, timeout=SECONDS)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "CloudClient":
         """The client itself."""
         return self
 

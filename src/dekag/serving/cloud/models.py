@@ -57,7 +57,9 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     """How often it was claimed; what an earlier claim still writes is refused."""
     failures: Mapped[int] = mapped_column(default=0)
-    """How often its worker died or broke down."""
+    """How often its workers died or broke down without getting further than the one before."""
+    reached: Mapped[int] = mapped_column(default=0)
+    """The furthest step at which one did."""
 
 
 class JobEvent(Base):

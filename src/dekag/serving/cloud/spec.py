@@ -1,7 +1,7 @@
 """What a job is to do, as a client asks for it: prompts, a method and its numbers, and where the update goes."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,7 +46,7 @@ class JobSpec(BaseModel):
     """Further ones with the metaword frozen."""
     vectors: Annotated[int, Field(ge=1, le=64)] = 4
     words: Annotated[str, Field(min_length=1, max_length=200)] = "glossy 3d"
-    token: Annotated[str, Field(min_length=1, max_length=64)] = "<dekag>"
+    token: Annotated[str, Field(pattern=r"^<[a-z0-9_-]{1,62}>$")] = "<dekag>"
     rank: Rank = 8
     batch: Annotated[int, Field(ge=1, le=1024)] = 64
     few_steps: Annotated[int, Field(ge=0, le=64)] = 0
@@ -58,7 +58,7 @@ class JobSpec(BaseModel):
     for others before."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
-    def checked_for(self, chosen: Preset) -> Self:
+    def checked_for(self, chosen: Preset) -> "JobSpec":
         """The spec with its prompts stripped; InputError if this preset cannot do it."""
         if self.prompts is not None and self.domain is not None:
             raise InputError("give prompts or a domain of the preset, not both")

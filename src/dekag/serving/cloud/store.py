@@ -125,17 +125,18 @@ class JobStore:
         return self._end(claim, State.FAILED, message=message)
 
     def crash(self, claim: Claim, message: str) -> bool:
-        """The worker broke down: another attempt, unless there were MOST_FAILURES; as `beat`."""
+        """The worker broke down: another attempt, unless MOST_FAILURES in a row got no further; as `beat`."""
         with self._session.begin() as session:
-            if not self._write(session, claim, failures=Job.failures + 1, message=message):
+            if not self._write(session, claim, message=message, worker=None):
                 return False
-            failures = session.scalars(select(Job.failures).where(Job.id == claim.job)).one()
-            if failures < MOST_FAILURES:
-                self._write(session, claim, state=State.QUEUED, worker=None, stage="")
-                self._tell(session, claim.job, "queued", message=message)
-            else:
-                self._write(session, claim, state=State.FAILED, worker=None, finished=self._now())
-                self._tell(session, claim.job, "failed", message=message)
+            job = session.scalars(select(Job).where(Job.id == claim.job)).one()
+            job.failures = 1 if job.step > job.reached else job.failures + 1
+            job.reached = max(job.step, job.reached)
+            job.stage = ""
+            job.state = State.QUEUED
+            if job.failures >= MOST_FAILURES:
+                job.state, job.finished = State.FAILED, self._now()
+            self._tell(session, job.id, str(job.state), message=message)
             return True
 
     def give_back(self, claim: Claim) -> bool:

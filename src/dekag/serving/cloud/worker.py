@@ -19,12 +19,14 @@ from pathlib import Path
 import diffusers
 import transformers
 
+from dekag.alignment.updates import apply_generation
 from dekag.distillation import align_generation, cloud_images
-from dekag.presets import preset
+from dekag.presets import edge, preset
 from dekag.registry.repository import Repository
 from dekag.serving.cloud.database import open_database
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
+from dekag.serving.edge.selftest import make_canary
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.types import InputError
@@ -32,6 +34,12 @@ from dekag.types import InputError
 BEAT_SECONDS = 1.0
 TELL_SECONDS = 1.0
 """Between two events of progress within a stage."""
+PROMPTS, BUNDLE = "prompts.txt", "bundle"
+"""In the job's folder."""
+CANARY_PROMPTS = 4
+"""The shortest of a job, for an edge's test of itself."""
+CANARY_LETTERS = 2000
+"""Longer prompts are no canary's."""
 TAKEN_AWAY, ORPHANED = 3, 4
 """Exit codes."""
 
@@ -123,7 +131,7 @@ def run(order: Order, store: JobStore) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         spec = JobSpec.model_validate(store.get(order.job).spec)
         reporter = Reporter(store, order.claim, spec.stages())
-        if not (folder / "bundle").exists():
+        if not (folder / BUNDLE).exists():
             align(order, spec, reporter)
         reporter.publishing()
         return publish(order, spec)
@@ -133,7 +141,7 @@ def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
     """Train the update into the job's folder; what an earlier attempt left there is not done again."""
     chosen, device = preset(order.preset), device_of(order.device)
     folder = Path(order.folder)
-    state, prompts = folder / "state", folder / "prompts.txt"
+    state, prompts = folder / "state", folder / PROMPTS
     if spec.prompts is not None:
         prompts.write_text("".join(f"{prompt}\n" for prompt in spec.prompts), encoding="utf-8")
     source = spec.source(prompts)
@@ -144,7 +152,7 @@ def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
         data,
         spec.config(),
         spec.extras(),
-        folder / "bundle",
+        folder / BUNDLE,
         method=spec.method,
         domain=spec.domain,
         resume=state,
@@ -155,9 +163,15 @@ def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
 
 
 def publish(order: Order, spec: JobSpec) -> str:
-    """Put the update into the registry; the id of the bundle."""
+    """Put the update into the registry, with what it draws for some of its prompts; the id of the bundle."""
+    chosen, folder = preset(order.preset), Path(order.folder)
+    prompts = sorted(set(spec.source(folder / PROMPTS).prompts(chosen)), key=len)[:CANARY_PROMPTS]
+    canary = None
+    if len(prompts[-1]) <= CANARY_LETTERS:
+        aligned, _ = apply_generation(edge(chosen, device=device_of(order.device)), folder / BUNDLE)
+        canary = make_canary(aligned, None, prompts, seeds=range(len(prompts)))
     repository = Repository(order.registry, Path(order.keys))
-    return repository.publish(Path(order.folder) / "bundle", channel=spec.channel, name=spec.name)
+    return repository.publish(folder / BUNDLE, channel=spec.channel, name=spec.name, canary=canary)
 
 
 def _end_with_runner() -> None:

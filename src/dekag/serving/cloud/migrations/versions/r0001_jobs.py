@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.Column("heartbeat", sa.Double),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("reached", sa.Integer, nullable=False),
         sa.CheckConstraint(
             "state in ('queued', 'running', 'done', 'failed', 'cancelled')", name="jobs_state"
         ),

@@ -1,0 +1,397 @@
+"""The cloud over HTTP, in this process and without workers: jobs, the ledger, the registry's files, and refusals."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fastapi import FastAPI
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+
+from dekag import zoo
+from dekag.registry.repository import Repository
+from dekag.serving.cloud import api
+from dekag.serving.cloud.app import create
+from dekag.serving.cloud.database import migrate, open_database
+from dekag.serving.cloud.settings import CloudSettings
+from dekag.serving.cloud.static import MOST_EDGES, Files, Pulls, registry_router
+from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
+from dekag.serving.http.errors import install_errors
+from dekag.types import InputError
+
+SPEC: dict[str, Any] = {"name": "fruit", "prompts": ["a red apple on a blue background"]}
+HOST = "http://127.0.0.1"
+BUNDLE = "b" * 64
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a cloud with a database and a registry, for copies."""
+    settings = CloudSettings(folder=tmp_path_factory.mktemp("cloud"))
+    engine = open_database(settings.database_address)
+    migrate(engine)
+    engine.dispose()
+    Repository.init(settings.registry_address, settings.keys_folder)
+    return settings.folder
+
+
+@pytest.fixture
+def settings(prepared: Path, tmp_path: Path) -> CloudSettings:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    return CloudSettings(folder=tmp_path, images=False, max_queued_jobs=3)
+
+
+@pytest.fixture
+def client(settings: CloudSettings) -> TestClient:
+    return TestClient(create(settings), base_url=HOST)
+
+
+@pytest.fixture
+def store(settings: CloudSettings) -> Iterator[JobStore]:
+    """The store, as a worker has it."""
+    engine = open_database(settings.database_address)
+    yield JobStore(engine)
+    engine.dispose()
+
+
+def error(answer: Any) -> tuple[int, str]:
+    """Status and message of an answer that is an error."""
+    body = answer.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    return answer.status_code, body["error"]["message"]
+
+
+def events(answer: Any) -> list[dict[str, str]]:
+    """The server-sent events of an answer."""
+    blocks = [block for block in answer.text.split("\n\n") if block and not block.startswith(":")]
+    return [dict(line.split(": ", 1) for line in block.split("\n")) for block in blocks]
+
+
+def test_jobs_are_submitted_listed_and_cancelled(client: TestClient) -> None:
+    answer = client.post("/v1/jobs", json=SPEC)
+    assert answer.status_code == 201
+    job = answer.json()
+    assert (job["state"], job["name"], job["step"], job["bundle"]) == ("queued", "fruit", 0, None)
+    assert job["spec"]["prompts"] == SPEC["prompts"]
+    assert job["spec"]["frozen_steps"] == 600
+    assert client.get(f"/v1/jobs/{job['id']}").json() == job
+    other = client.post("/v1/jobs", json={**SPEC, "name": "cats"}).json()
+    page = client.get("/v1/jobs", params={"limit": 1}).json()
+    assert ([each["id"] for each in page["data"]], page["has_more"]) == ([other["id"]], True)
+    rest = client.get("/v1/jobs", params={"limit": 1, "after": page["last"]}).json()
+    assert ([each["id"] for each in rest["data"]], rest["has_more"]) == ([job["id"]], False)
+    assert rest["data"][0]["spec"] is None
+    assert client.delete(f"/v1/jobs/{job['id']}").json()["state"] == "cancelled"
+    assert error(client.delete(f"/v1/jobs/{job['id']}"))[0] == 409
+    assert len(client.get("/v1/jobs", params={"state": "queued"}).json()["data"]) == 1
+
+
+def test_the_events_of_a_job_go_on_where_a_client_was(client: TestClient, store: JobStore) -> None:
+    job = client.post("/v1/jobs", json=SPEC).json()["id"]
+    claimed = store.claim("host/1/a")
+    assert claimed is not None
+    claim = Claim(job=job, attempt=claimed.attempt)
+    store.reach(claim, Reached(stage="joint", step=3, steps=8, loss=0.5))
+    store.finish(claim, BUNDLE)
+    answer = client.get(f"/v1/jobs/{job}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    told = events(answer)
+    assert [each["event"] for each in told] == ["queued", "running", "progress", "done"]
+    progress = json.loads(told[2]["data"])
+    assert (progress["stage"], progress["step"], progress["steps"], progress["loss"]) == ("joint", 3, 8, 0.5)
+    assert json.loads(told[3]["data"])["bundle"] == BUNDLE
+    again = client.get(f"/v1/jobs/{job}/events", headers={"last-event-id": told[1]["id"]})
+    assert events(again) == told[2:]
+    assert events(client.get(f"/v1/jobs/{job}/events", params={"after": told[2]["id"]})) == told[3:]
+
+
+def test_a_job_that_is_being_published_is_not_cancelled(client: TestClient, store: JobStore) -> None:
+    job = client.post("/v1/jobs", json=SPEC).json()["id"]
+    store.claim("host/1/a")
+    store.reach(Claim(job=job, attempt=1), Reached(stage=PUBLISHING, step=8, steps=8))
+    assert error(client.delete(f"/v1/jobs/{job}")) == (409, f"job {job} is being published")
+
+
+def test_a_full_queue_says_when_to_come_back(client: TestClient) -> None:
+    for _ in range(3):
+        assert client.post("/v1/jobs", json=SPEC).status_code == 201
+    answer = client.post("/v1/jobs", json=SPEC)
+    assert error(answer)[0] == 429
+    assert int(answer.headers["retry-after"]) == api.RETRY_SECONDS
+    assert len(client.get("/v1/jobs").json()["data"]) == 3
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no name": ({"name": None}, "name"),
+    "a path as name": ({"name": "../keys"}, "name"),
+    "no prompts": ({"prompts": []}, "prompts"),
+    "an empty prompt": ({"prompts": ["a cat", " "]}, "prompt 1 is empty"),
+    "a long prompt": ({"prompts": ["x" * 4001]}, "prompts.0: String should have at most 4000"),
+    "a line break": ({"prompts": ["a cat\nand a dog"]}, "prompt 0 has a line break; a prompt is one line"),
+    "many prompts": ({"prompts": ["a cat"] * 10_001}, "at most 10000 items"),
+    "many images": ({"prompts": ["a cat"] * 9_000, "draws": 3}, "more than 20000 images"),
+    "prompts and domain": ({"domain": "food"}, "give prompts or a domain of the preset, not both"),
+    "an unknown domain": ({"prompts": None, "domain": "cars"}, "unknown split 'distill:cars'"),
+    "an unknown method": ({"method": "full"}, "method"),
+    "an unknown channel": ({"channel": "beta"}, "'canary' or 'stable'"),
+    "many steps": ({"steps": 100_001}, "less than or equal to 100000"),
+    "negative steps": ({"steps": -1}, "greater than or equal to 0"),
+    "no steps": ({"steps": 0, "metaword_steps": 0, "frozen_steps": 0}, "all numbers of steps are 0"),
+    "steps as text": ({"steps": "200"}, "valid integer"),
+    "steps as yes": ({"steps": True}, "valid integer"),
+    "a huge rank": ({"rank": 10**9}, "less than or equal to 256"),
+    "few steps that do not divide": ({"few_steps": 5}, "few_steps must divide the edge's 12 steps, got 5"),
+    "a word as token": ({"token": "apple"}, "token: String should match pattern"),
+    "a wrong form": ({"quantisation": "int2"}, "quantisation"),
+    "an unknown field": ({"lora_path": "/etc/passwd"}, "Extra inputs are not permitted"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_spec_is_one_line_and_no_job(client: TestClient, case: str) -> None:
+    change, text = BAD[case]
+    status, message = error(client.post("/v1/jobs", json=SPEC | change))
+    assert status == 400
+    assert text in message
+    assert "\n" not in message
+    assert client.get("/v1/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("spec", [{"name": "all"}, {"name": "f", "domain": "food"}, SPEC | {"few_steps": 4}])
+def test_the_presets_prompts_do_as_well(client: TestClient, spec: dict[str, Any]) -> None:
+    assert client.post("/v1/jobs", json=spec).status_code == 201
+
+
+def test_unknown_jobs_are_not_found(client: TestClient) -> None:
+    missing = "0" * 32
+    answers = [
+        client.get(f"/v1/jobs/{missing}"),
+        client.delete(f"/v1/jobs/{missing}"),
+        client.get(f"/v1/jobs/{missing}/events"),
+        client.get("/v1/jobs", params={"after": missing}),
+    ]
+    assert [error(answer) for answer in answers] == [(404, f"there is no job {missing}")] * 4
+    assert error(client.get("/v1/jobs/..%2f..%2fkeys"))[0] in (400, 404)
+    assert error(client.get("/v1/jobs", params={"limit": 101}))[0] == 400
+    assert error(client.get("/v1/jobs", params={"state": "lost"}))[0] == 400
+
+
+REPORT = {
+    "report": "edge-1-0001",
+    "edge": "edge-1",
+    "ended": 6000,
+    "active": {"generation": BUNDLE, "transmission": None},
+    "rows": [{"bundle": BUNDLE, "images": 2, "prompt_bytes": 30, "uses": 512, "png_bytes": 9000}],
+}
+
+
+def test_the_ledger_counts_a_report_once(client: TestClient) -> None:
+    assert client.post("/v1/ledger", json=REPORT).json() == {"counted": True}
+    assert client.post("/v1/ledger", json=REPORT).json() == {"counted": False}
+    told = client.get("/v1/ledger").json()
+    assert told["entries"] == [{"edge": "edge-1", **REPORT["rows"][0], "pull_bytes": 0}]  # type: ignore[index]
+    assert told["edges"][0]["active"] == REPORT["active"]
+    assert client.get("/v1/ledger", params={"edge": "edge-2"}).json()["entries"] == []
+    assert client.get("/v1/ledger", params={"since": 7000}).json()["entries"] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"edge": "../edge"},
+        {"edge": ""},
+        {"report": "x" * 65},
+        {"ended": -1},
+        {"ended": 2**62},
+        {"rows": [{"images": -1}]},
+        {"rows": [{"images": 2**60}]},
+        {"rows": [{"images": 1.5}]},
+        {"rows": [{"bundle": "makd"}]},
+        {"rows": [{}] * 1001},
+        {"active": {str(n): None for n in range(9)}},
+    ],
+)
+def test_a_bad_report_changes_nothing(client: TestClient, change: dict[str, Any]) -> None:
+    assert error(client.post("/v1/ledger", json=REPORT | change))[0] == 400
+    assert client.get("/v1/ledger").json() == {"entries": [], "edges": []}
+
+
+def test_only_the_registry_is_open_without_a_token(settings: CloudSettings) -> None:
+    guarded = settings.model_copy(update={"tokens": [SecretStr("right")]})
+    client = TestClient(create(guarded), base_url="http://cloud.example")
+    assert client.get("/registry/metadata/timestamp.json").status_code == 200
+    assert error(client.get("/v1/jobs"))[0] == 401
+    assert error(client.post("/v1/ledger", json=REPORT))[0] == 401
+    assert error(client.post("/registry/metadata/timestamp.json"))[0] == 401
+    right = {"authorization": "Bearer right"}
+    assert client.get("/v1/jobs", headers=right).status_code == 200
+
+
+def test_a_cloud_without_schema_registry_or_keys_does_not_start(tmp_path: Path) -> None:
+    settings = CloudSettings(folder=tmp_path)
+    with pytest.raises(InputError, match="run dekag cloud migrate"):
+        create(settings)
+    engine = open_database(settings.database_address)
+    migrate(engine)
+    engine.dispose()
+    with pytest.raises(InputError, match="run dekag registry init"):
+        create(settings)
+    Repository.init(settings.registry_address, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"holds no root\.json"):
+        create(settings)
+    create(CloudSettings(folder=tmp_path, job_workers=0))
+
+
+# the registry's files
+
+
+TARGET = bytes(range(256)) * 8192
+DIGEST = hashlib.sha256(TARGET).hexdigest()
+NAME = f"targets/{DIGEST}.{BUNDLE}.tar"
+
+
+@pytest.fixture(params=["folder", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A registry with one target of 2 MiB, in a folder and behind fsspec."""
+    address = str(tmp_path / "registry") if request.param == "folder" else f"memory://{tmp_path.name}"
+    system, base = fsspec.core.url_to_fs(address)
+    for path, raw in {NAME: TARGET, "metadata/timestamp.json": b"{}", "secret.pem": b"key"}.items():
+        system.makedirs(f"{base}/{Path(path).parent}", exist_ok=True)
+        system.pipe_file(f"{base}/{path}", raw)
+    yield address
+    if request.param == "memory":
+        system.rm(base, recursive=True)
+
+
+@pytest.fixture
+def pulls() -> Pulls:
+    return Pulls()
+
+
+@pytest.fixture
+def files(url: str, pulls: Pulls) -> TestClient:
+    """A service that has nothing but these files."""
+    app = FastAPI()
+    install_errors(app)
+    app.include_router(registry_router(Files(url), pulls))
+    return TestClient(app)
+
+
+def test_a_file_comes_whole_with_what_a_cache_needs(files: TestClient) -> None:
+    answer = files.get(f"/registry/{NAME}")
+    assert (answer.status_code, answer.content) == (200, TARGET)
+    assert answer.headers["etag"] == f'"{DIGEST}"'
+    assert answer.headers["content-length"] == str(len(TARGET))
+    assert "immutable" in answer.headers["cache-control"]
+    head = files.head(f"/registry/{NAME}")
+    assert (head.content, head.headers["content-length"]) == (b"", str(len(TARGET)))
+    same = files.get(f"/registry/{NAME}", headers={"if-none-match": f'"{DIGEST}"'})
+    assert (same.status_code, same.content) == (304, b"")
+    assert files.get("/registry/metadata/timestamp.json").headers["cache-control"] == "no-cache"
+
+
+LAST = len(TARGET) - 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=5-", 5, LAST),
+        ("bytes=100-1100000", 100, 1_100_000),
+        ("bytes=-7", LAST - 6, LAST),
+        ("bytes=-99999999", 0, LAST),
+        (f"bytes={LAST}-", LAST, LAST),
+        ("bytes=0-99999999", 0, LAST),
+    ],
+)
+def test_a_range_is_that_part_of_the_file(files: TestClient, asked: str, first: int, last: int) -> None:
+    answer = files.get(f"/registry/{NAME}", headers={"range": asked})
+    assert (answer.status_code, answer.content) == (206, TARGET[first : last + 1])
+    assert answer.headers["content-range"] == f"bytes {first}-{last}/{len(TARGET)}"
+    assert answer.headers["content-length"] == str(last + 1 - first)
+
+
+@pytest.mark.parametrize("asked", [f"bytes={len(TARGET)}-", "bytes=99999999-100000000", "bytes=-0"])
+def test_a_range_beyond_the_end_is_416(files: TestClient, asked: str) -> None:
+    answer = files.get(f"/registry/{NAME}", headers={"range": asked})
+    assert error(answer)[0] == 416
+    assert answer.headers["content-range"] == f"bytes */{len(TARGET)}"
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=5-1", "bytes=a-b", "bytes=-", "lines=1-2", "bytes=0-1,5-6", f"bytes={10**30}-"]
+)
+def test_what_is_no_single_range_is_passed_over(files: TestClient, asked: str) -> None:
+    answer = files.get(f"/registry/{NAME}", headers={"range": asked})
+    assert (answer.status_code, answer.content) == (200, TARGET)
+
+
+def test_a_range_of_other_contents_is_the_whole_file(files: TestClient) -> None:
+    """A pull that was cut goes on with If-Range, and must not join bytes of two files."""
+    for tag, status in ((f'"{DIGEST}"', 206), ('"other"', 200), (f'W/"{DIGEST}"', 200)):
+        answer = files.get(f"/registry/{NAME}", headers={"range": "bytes=9-", "if-range": tag})
+        assert (answer.status_code, len(answer.content)) == (status, len(TARGET) - 9 * (status == 206))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "metadata",
+        "metadata/",
+        "targets",
+        "secret.pem",
+        "metadata/../secret.pem",
+        "metadata/..%2f..%2fsecret.pem",
+        "%2e%2e/secret.pem",
+        "/etc/passwd",
+        "targets/%2fetc%2fpasswd",
+        "metadata/timestamp.json%00",
+        "metadata/timestamp.json/",
+        "metadata/.timestamp.json.part",
+        "metadata\\timestamp.json",
+        f"targets/{'0' * 64}.x.tar",
+        f"targets/{DIGEST}",
+        "targets/" + "a" * 5000,
+    ],
+)
+def test_nothing_else_is_found(files: TestClient, path: str) -> None:
+    assert error(files.get(f"/registry/{path}"))[0] == 404
+
+
+def test_bytes_are_counted_for_who_says_who_it_is(files: TestClient, pulls: Pulls) -> None:
+    files.get(f"/registry/{NAME}", headers={"x-dekag-edge": "edge-1", "range": "bytes=0-99"})
+    files.get(f"/registry/{NAME}", headers={"x-dekag-edge": "edge-1", "range": "bytes=100-109"})
+    files.head(f"/registry/{NAME}", headers={"x-dekag-edge": "edge-1"})
+    files.get(f"/registry/{NAME}", headers={"x-dekag-edge": "no name/"})
+    assert pulls.take() == {"edge-1": 110, "": len(TARGET)}
+    assert pulls.take() == {}
+
+
+def test_names_of_edges_do_not_grow_without_end() -> None:
+    pulls = Pulls()
+    for number in range(3 * MOST_EDGES):
+        pulls.add(f"edge-{number}", 1)
+    counted = pulls.take()
+    assert len(counted) <= MOST_EDGES + 1
+    assert sum(counted.values()) == 3 * MOST_EDGES
+
+
+def test_what_is_published_is_served(client: TestClient, settings: CloudSettings) -> None:
+    """Every file of a registry with bundle and channel comes as it lies there."""
+    repository = Repository(settings.registry_address, settings.keys_folder)
+    repository.publish(zoo.shipped("emoji/food"), channel="stable", name="food")
+    folder = Path(settings.registry_address)
+    paths = [
+        path for part in ("metadata", "targets") for path in (folder / part).rglob("*") if path.is_file()
+    ]
+    assert len(paths) >= 6
+    for path in paths:
+        assert client.get(f"/registry/{path.relative_to(folder).as_posix()}").content == path.read_bytes()

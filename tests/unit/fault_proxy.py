@@ -6,10 +6,13 @@ print(proxy.delivered)
 """
 
 import asyncio
+import fcntl
 import random
 import socket
 import struct
+import termios
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -20,8 +23,8 @@ CHUNK = 4096
 class Faults:
     """What befalls the bytes that a server sends; nothing by default.
 
-    cut_after: each connection ends after so many bytes. reset: it ends without a farewell, and what is on the way is
-    lost. bytes_per_s: of each connection. flip: share of chunks of 4096 bytes in which one bit is flipped.
+    cut_after: each connection ends after so many bytes. reset: it ends without a farewell. bytes_per_s: of each
+    connection. flip: share of chunks of 4096 bytes in which one bit is flipped.
     """
 
     cut_after: int | None = None
@@ -46,6 +49,7 @@ class FaultProxy:
         self._random = random.Random(faults.seed)
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
+        self._open: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "FaultProxy":
@@ -70,45 +74,49 @@ class FaultProxy:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        for writer in self._open:
+            writer.transport.abort()
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        writer.transport.set_write_buffer_limits(0)
         try:
             upstream, sender = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.transport.abort()
             return
-        asking = asyncio.create_task(self._forward(reader, sender))
-        try:
-            await self._answer(upstream, writer)
-        except OSError:
-            pass  # the other side went first
-        finally:
-            asking.cancel()
-            sender.transport.abort()
-            self._end(writer)
+        self._open |= {writer, sender}
+        ways = [
+            asyncio.create_task(self._ask(reader, sender)),
+            asyncio.create_task(self._answer(upstream, writer)),
+        ]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        await self._end(writer)
+        sender.transport.abort()
+        await asyncio.wait(ways)
+        self._open -= {writer, sender}
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(CHUNK):
-            writer.write(chunk)
-            await writer.drain()
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while chunk := await reader.read(CHUNK):
+                writer.write(chunk)
+                await writer.drain()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = self.faults.cut_after
-        while left is None or left > 0:
-            chunk = await reader.read(CHUNK if left is None else min(CHUNK, left))
-            if not chunk:
-                return
-            writer.write(self._flipped(chunk))
-            await writer.drain()
-            self.delivered += len(chunk)
-            left = None if left is None else left - len(chunk)
-            if self.faults.bytes_per_s is not None:
-                await asyncio.sleep(len(chunk) / self.faults.bytes_per_s)
+        with suppress(OSError):
+            while left is None or left > 0:
+                chunk = await reader.read(CHUNK if left is None else min(CHUNK, left))
+                if not chunk:
+                    return
+                writer.write(self._flipped(chunk))
+                await writer.drain()
+                self.delivered += len(chunk)
+                left = None if left is None else left - len(chunk)
+                if self.faults.bytes_per_s is not None:
+                    await asyncio.sleep(len(chunk) / self.faults.bytes_per_s)
 
     def _flipped(self, chunk: bytes) -> bytes:
         if self._random.random() >= self.faults.flip:
@@ -117,10 +125,13 @@ class FaultProxy:
         flipped[self._random.randrange(len(chunk))] ^= 1 << self._random.randrange(8)
         return bytes(flipped)
 
-    def _end(self, writer: asyncio.StreamWriter) -> None:
-        if self.faults.reset:
-            held: socket.socket = writer.get_extra_info("socket")
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
-        else:
+    async def _end(self, writer: asyncio.StreamWriter) -> None:
+        """Close a client's connection, or reset it once what was sent has reached its machine."""
+        held: socket.socket = writer.get_extra_info("socket")
+        if not self.faults.reset or writer.is_closing():
             writer.close()
+            return
+        while struct.unpack("i", fcntl.ioctl(held.fileno(), termios.TIOCOUTQ, bytes(4)))[0]:
+            await asyncio.sleep(0.001)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()

@@ -1,0 +1,162 @@
+"""kill -9 in the middle of a publish and of a pull: readers and the next start find whole states only."""
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from registry_world import World, check_shelf, make_bundle, served
+
+from dekag.alignment.bundle import load_bundle
+from dekag.registry.archive import export_archive, import_archive
+
+FORK = multiprocessing.get_context("fork")
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+
+def started(act: Callable[[], object]) -> multiprocessing.process.BaseProcess:
+    """A process that is about to do something."""
+    begun, began = FORK.Pipe(duplex=False)
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        began.send(None)
+        act()
+
+    process = FORK.Process(target=run)
+    process.start()
+    begun.recv()
+    begun.close()
+    began.close()
+    return process
+
+
+def killed(act: Callable[[], object], after_s: float) -> bool:
+    """Do something in a process that is killed after a while; whether it was still at it."""
+    process = started(act)
+    time.sleep(after_s)
+    process.kill()
+    process.join()
+    return process.exitcode == -9
+
+
+def length_of(act: Callable[[], object]) -> float:
+    """Seconds that it takes in a process of its own."""
+    process, start = started(act), time.monotonic()
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - start
+
+
+def check_publish(world: World, cycles: int) -> None:
+    """Kill a publisher at random moments; after each a reader pulls what was published before or after."""
+    paths = [world.folder / f"next{number}" for number in range(4)]
+    ids = [make_bundle(path, seed=100 + number, count=20_000) for number, path in enumerate(paths)]
+    publish = world.repository.publish
+    length = length_of(lambda: publish(paths[0], channel="stable", name="cala"))
+    rng, cut, changed, last = random.Random(0), 0, 0, ids[0]
+    for number in range(1, cycles + 1):
+        path = paths[number % 4]
+        cut += killed(
+            lambda path=path: publish(path, channel="stable", name="cala"), rng.uniform(0, 1.3 * length)
+        )
+        (seen,) = world.pull()
+        assert seen in {last, ids[number % 4]}
+        changed += seen != last
+        last = seen
+        if number % 10 == 0:
+            assert world.pull(name=f"fresh{number}") == [seen]
+        check_shelf(world.shelf())
+    last = publish(paths[0], channel="stable", name="cala")
+    assert world.pull() == [last]
+    print(f"{cycles} publishes, {cut} of them killed, {changed} came through: no half-visible bundle")
+    assert cut > cycles / 4
+    assert changed
+
+
+def check_pull(world: World, cycles: int) -> None:
+    """Kill an edge at random moments; after each it starts on whole bundles, at once, and goes on pulling."""
+    ids = [world.publish(count=30_000, name=name) for name in ("one", "two")]
+    rng, cut, longest = random.Random(0), 0, 0.0
+    with served(world.registry) as server:
+        url = f"http://127.0.0.1:{server.port}"
+
+        def edge() -> None:
+            client, shelf = world.client(url), world.shelf()
+            while True:
+                for listing in client.channel("stable"):
+                    client.fetch(listing, shelf)
+                    shelf.activate(listing.id)
+                    for other in shelf.bundles():
+                        if not other.active:
+                            shelf.remove(other.id)
+
+        world.pull(url)
+        length = length_of(lambda: world.pull(url, name="measure"))
+        for _ in range(cycles):
+            cut += killed(edge, rng.uniform(0, 1.5 * length))
+            start = time.monotonic()
+            shelf = world.shelf()
+            active = shelf.active("transmission")
+            assert active in ids
+            assert load_bundle(shelf.path(active)).id == active
+            longest = max(longest, time.monotonic() - start)
+            check_shelf(shelf)
+        assert set(world.pull(url)) == set(ids)
+    check_shelf(world.shelf())
+    parts = list((world.shelf().folder / "incoming").iterdir())
+    print(
+        f"{cycles} edges, {cut} of them killed: every bundle whole, the last good one loaded within {longest:.2f} s"
+    )
+    assert cut == cycles
+    assert longest < 5
+    assert not parts
+    assert not list((world.folder / "edge" / "registry" / "metadata").glob("tmp*"))
+
+
+def check_import(world: World, cycles: int) -> None:
+    """Kill an import at random moments; readers of the folder see the old archive or the new one."""
+    air, archives, ids = world.folder / "air", [], []
+    for number in range(2):
+        ids.append(world.publish(count=20_000 + number))
+        archives.append(world.folder / f"{number}.tar")
+        export_archive(str(world.registry), archives[-1], root=world.root)
+    import_archive(archives[0], air, root=world.root)
+    length = length_of(lambda: import_archive(archives[0], air))
+    rng = random.Random(0)
+    for number in range(cycles):
+        name = f"reader{number}"
+        killed(lambda: import_archive(archives[1], air), rng.uniform(0, length))
+        assert set(world.pull(air, name=name)) <= set(ids)
+    import_archive(archives[1], air)
+    assert world.pull(air) == [ids[1]]
+    assert not list(air.glob(".import-*"))
+
+
+def test_kills_in_publish(tmp_path: Path) -> None:
+    """15 of the 500 below."""
+    check_publish(World(tmp_path), 15)
+
+
+def test_kills_in_pull(tmp_path: Path) -> None:
+    """15 of the 500 below."""
+    check_pull(World(tmp_path), 15)
+
+
+def test_kills_in_import(tmp_path: Path) -> None:
+    check_import(World(tmp_path), 8)
+
+
+@pytest.mark.slow
+def test_many_kills_in_publish(tmp_path: Path) -> None:
+    """500 publishers killed at random moments: a reader sees the old bundle or the new one, always whole."""
+    check_publish(World(tmp_path), 500)
+
+
+@pytest.mark.slow
+def test_many_kills_in_pull(tmp_path: Path) -> None:
+    """500 edges killed at random moments: all that is on the shelf is whole, and the last good one loads in 5 s."""
+    check_pull(World(tmp_path), 500)

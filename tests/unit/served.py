@@ -20,13 +20,15 @@ import psutil
 START_SECONDS = 120.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Served:
     """A running service."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    command: Sequence[str]
+    environment: dict[str, str]
     log: Path
+    process: subprocess.Popen[bytes]
 
     @property
     def port(self) -> int:
@@ -61,6 +63,20 @@ class Served:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def restart(self) -> None:
+        """Start what was killed, and wait until it is ready."""
+        self.process = launch(self.command, self.environment, self.log)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it is ready."""
+        deadline = time.monotonic() + START_SECONDS
+        while not ready(self.url):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                raise RuntimeError(f"{self.command} did not start:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.05)
+
 
 def free_port() -> int:
     """A port on loopback that nobody listens on now."""
@@ -78,19 +94,9 @@ def ready(url: str) -> bool:
         return False
 
 
-def start(command: Sequence[str], log: Path, port: int, settings: dict[str, str]) -> Served:
-    """Start a service and wait until it is ready."""
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **settings}
+def launch(command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as out:
-        process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=out, env=own)
-    served = Served(url=f"http://127.0.0.1:{port}", process=process, log=log)
-    deadline = time.monotonic() + START_SECONDS
-    while not ready(served.url):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise RuntimeError(f"{command} did not start:\n{log.read_text()[-3000:]}")
-        time.sleep(0.05)
-    return served
+        return subprocess.Popen([sys.executable, *command], stdout=out, stderr=out, env=environment)
 
 
 @contextmanager
@@ -107,8 +113,16 @@ def serving(party: str, folder: Path, *options: str, **settings: object) -> Iter
 @contextmanager
 def running(command: Sequence[str], log: Path, port: int, settings: dict[str, str]) -> Iterator[Served]:
     """A service for the time of a test."""
-    served = start(command, log, port, settings)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **settings}
+    served = Served(
+        url=f"http://127.0.0.1:{port}",
+        command=command,
+        environment=environment,
+        log=log,
+        process=launch(command, environment, log),
+    )
     try:
+        served.wait()
         yield served
     finally:
         with suppress(ProcessLookupError):

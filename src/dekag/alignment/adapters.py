@@ -98,7 +98,10 @@ def remove(denoiser: Any, name: str) -> None:
     if denoiser.peft_config.keys() == {name}:
         denoiser.unload_lora()
     else:
-        denoiser.delete_adapters(name)
+        with warnings.catch_warnings():
+            # who draws says anew which adapters it draws with
+            warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+            denoiser.delete_adapters(name)
         denoiser.disable_adapters()
 
 

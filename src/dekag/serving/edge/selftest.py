@@ -51,7 +51,8 @@ def self_test(generator: DiffusersGenerator, codec: Codec | None, canary: Canary
         raise InputError("the self-test drew an empty picture")
     if canary is None:
         return
-    references = torch.cat([_read(raw, pictures) for raw in canary.references])
+    size = (pictures.shape[3], pictures.shape[2])
+    references = torch.cat([_read(raw, size) for raw in canary.references])
     found = float(psnr_db(references, pictures).mean())
     if found < canary.floor_db:
         raise InputError(
@@ -73,12 +74,14 @@ def _pictures(
     return generator.decode(latent).cpu()
 
 
-def _read(raw: bytes, like: Image) -> Image:
-    """A reference of the size of what is drawn here."""
+def _read(raw: bytes, size: tuple[int, int]) -> Image:
+    """A reference, if it has the width and height of what is drawn here."""
     try:
         with PillowImage.open(io.BytesIO(raw), formats=["PNG"]) as picture:
-            if picture.size != (like.shape[3], like.shape[2]):  # known before anything is unpacked
-                raise InputError(f"a reference of the canary has {picture.size} pixels, and here are others")
+            if picture.size != size:  # known before anything is unpacked
+                raise InputError(
+                    f"a reference of the canary has {picture.size} pixels, it should have {size}"
+                )
             pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     except (OSError, SyntaxError) as error:
         raise InputError(f"a reference of the canary is no readable picture: {error}") from error

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fastapi import APIRouter, Request
 from fastapi.sse import format_sse_event
@@ -40,6 +40,7 @@ JPEG_QUALITY = 90
 Told = Callable[[Details], None]
 
 
+@runtime_checkable
 class Models(Protocol):
     """The models of a service by the names that clients use; the first is taken if none is named."""
 

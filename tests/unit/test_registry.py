@@ -157,6 +157,10 @@ def test_a_registry_is_made_once(world: World) -> None:
         Repository.init(str(world.registry), world.folder / "others")
     shutil.rmtree(world.registry)
     Repository.init(str(world.registry), world.keys)
+    world.repository.rotate_keys("root")
+    shutil.rmtree(world.registry)
+    with pytest.raises(InputError, match="restore it, or make other keys"):
+        Repository.init(str(world.registry), world.keys)
     (world.folder / "full").mkdir()
     (world.folder / "full" / "letter").write_text("mine")
     with pytest.raises(InputError, match="is not empty"):
@@ -400,7 +404,7 @@ def test_the_commands_together(
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "no registry": (("list", "--registry", "none", "--keys", "none"), "holds no root.json"),
     "no such bundle": (
-        ("promote", "abc", "--registry", "REG", "--keys", "KEYS"),
+        ("promote", "abcdef", "--registry", "REG", "--keys", "KEYS"),
         "0 published bundles begin",
     ),
     "no root": (("pull", "edge", "--registry", "REG"), "needs its root.json"),

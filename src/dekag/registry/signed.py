@@ -151,8 +151,15 @@ def first_root(keys: Keys, *, threshold: int, root_keys: int, expires: datetime)
 
 
 def first_moment(storage: Storage, keys: Keys, clock: Callable[[], datetime]) -> None:
-    """Publish a registry without bundles, whose root the keys' folder holds."""
+    """Publish a registry without bundles, whose root the keys' folder holds.
+
+    Raises InputError if those keys belong to a registry that has changed its root since.
+    """
     root = Metadata[Root].from_bytes(keys.root)
+    if root.signed.version != 1:
+        raise InputError(
+            f"the keys in {keys.folder} are those of a registry that is not here; restore it, or make other keys"
+        )
     storage.write(metadata_path("root", root.signed.version), keys.root)
     targets, snapshot, timestamp = Targets(), Snapshot(), Timestamp()
     for signed in (targets, snapshot, timestamp):

@@ -209,6 +209,19 @@ def test_the_first_pull_needs_a_root(world: World) -> None:
     RegistryClient(str(world.registry), world.folder / "edge").channel("stable")
 
 
+@pytest.mark.parametrize("raw", [b"", b"{}", b"\xff", b"[" * 9000])
+def test_a_root_that_is_none(world: World, raw: bytes) -> None:
+    """One line, for the edge and for the publisher; nothing of it is remembered."""
+    client = RegistryClient(str(world.registry), world.folder / "edge", root=raw)
+    with pytest.raises(RegistryError, match=r"root\.json is no signed file"):
+        client.channel("stable")
+    with pytest.raises(InputError, match=r"needs its root\.json"):
+        RegistryClient(str(world.registry), world.folder / "edge")
+    (world.keys / "root.json").write_bytes(raw)
+    with pytest.raises(RegistryError, match=r"root\.json is damaged"):
+        world.repository.refresh_timestamp()
+
+
 @pytest.mark.parametrize("url", ["ftp://host/x", "http://", "http://h/x?y=1", "http://h:x/", "https:///x"])
 def test_an_address_that_is_none(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="address"):

@@ -139,7 +139,7 @@ class _Fetcher(FetcherInterface):
     def __init__(self, source: Source, patience: Patience) -> None:
         self._source = source
         self._patience = patience
-        self.path = ""
+        self.path = "root.json"
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         self.path = url

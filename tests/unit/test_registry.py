@@ -157,10 +157,6 @@ def test_a_registry_is_made_once(world: World) -> None:
         Repository.init(str(world.registry), world.folder / "others")
     shutil.rmtree(world.registry)
     Repository.init(str(world.registry), world.keys)
-    world.repository.rotate_keys("root")
-    shutil.rmtree(world.registry)
-    with pytest.raises(InputError, match="restore it, or make other keys"):
-        Repository.init(str(world.registry), world.keys)
     (world.folder / "full").mkdir()
     (world.folder / "full" / "letter").write_text("mine")
     with pytest.raises(InputError, match="is not empty"):
@@ -207,19 +203,6 @@ def test_the_first_pull_needs_a_root(world: World) -> None:
         RegistryClient(str(world.registry), world.folder / "edge")
     RegistryClient(str(world.registry), world.folder / "edge", root=world.root).channel("stable")
     RegistryClient(str(world.registry), world.folder / "edge").channel("stable")
-
-
-@pytest.mark.parametrize("raw", [b"", b"{}", b"\xff", b"[" * 9000])
-def test_a_root_that_is_none(world: World, raw: bytes) -> None:
-    """One line, for the edge and for the publisher; nothing of it is remembered."""
-    client = RegistryClient(str(world.registry), world.folder / "edge", root=raw)
-    with pytest.raises(RegistryError, match=r"root\.json is no signed file"):
-        client.channel("stable")
-    with pytest.raises(InputError, match=r"needs its root\.json"):
-        RegistryClient(str(world.registry), world.folder / "edge")
-    (world.keys / "root.json").write_bytes(raw)
-    with pytest.raises(RegistryError, match=r"root\.json is damaged"):
-        world.repository.refresh_timestamp()
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "http://", "http://h/x?y=1", "http://h:x/", "https:///x"])
@@ -417,7 +400,7 @@ def test_the_commands_together(
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "no registry": (("list", "--registry", "none", "--keys", "none"), "holds no root.json"),
     "no such bundle": (
-        ("promote", "abcdef", "--registry", "REG", "--keys", "KEYS"),
+        ("promote", "abc", "--registry", "REG", "--keys", "KEYS"),
         "0 published bundles begin",
     ),
     "no root": (("pull", "edge", "--registry", "REG"), "needs its root.json"),

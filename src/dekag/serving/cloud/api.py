@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
@@ -127,14 +127,15 @@ def jobs_router(store: JobStore, chosen: Preset, *, most_queued: int) -> APIRout
 
     @router.get("/{job_id}/events", response_class=EventSourceResponse)
     async def events(
+        request: Request,
         job: Annotated[Job, Depends(known)],
         after: Number = 0,
         last_event_id: Annotated[Number | None, Header()] = None,
     ) -> AsyncIterator[ServerSentEvent]:
-        """What happened to a job and what happens next, until it ends. A client that lost its connection goes on
-        where it was."""
+        """What happened to a job and what happens next, until it ends or the cloud is stopped. A client whose
+        connection ends before goes on where it was."""
         last = after if last_event_id is None else last_event_id
-        while True:
+        while not request.app.state.stopping:
             found = await asyncio.to_thread(store.events, job.id, after=last)
             for event in found:
                 last = event.number

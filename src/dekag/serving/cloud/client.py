@@ -1,6 +1,7 @@
 """The cloud's jobs from elsewhere: what `dekag jobs` is made of."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ import httpx2
 from dekag.types import InputError
 
 SECONDS = 30.0
+RETRY_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0
+"""How long a watcher waits for a cloud that has gone."""
 ENDS = frozenset({"done", "failed", "cancelled"})
 
 
@@ -59,33 +63,35 @@ class CloudClient:
         return self._ask("DELETE", f"/v1/jobs/{job_id}")
 
     def events(self, job_id: str) -> Iterator[Event]:
-        """What happened to a job and happens, until it ends; a connection that breaks is made again."""
-        last, ended = 0, False
+        """What happened to a job and happens, until it ends; a cloud that is started anew is waited for."""
+        last, ended, waited = 0, False, 0.0
         while not ended:
-            for event in self._stream(f"/v1/jobs/{job_id}/events", last):
-                last, ended = event.number, event.kind in ENDS
-                yield event
+            try:
+                for event in self._stream(f"/v1/jobs/{job_id}/events", last):
+                    last, ended, waited = event.number, event.kind in ENDS, 0.0
+                    yield event
+            except httpx2.TransportError as error:
+                if not last or waited > PATIENCE_SECONDS:
+                    raise self._unreachable(error) from None
+            if not ended:
+                time.sleep(RETRY_SECONDS)
+                waited += RETRY_SECONDS
 
     def _stream(self, path: str, after: int) -> Iterator[Event]:
-        """Events after one, until the connection ends or breaks."""
-        try:
-            with self._http.stream("GET", path, params={"after": after}) as answer:
-                if answer.is_error:
-                    answer.read()
-                    raise InputError(_complaint(answer))
-                fields: dict[str, str] = {}
-                for line in answer.iter_lines():
-                    if line:
-                        name, _, value = line.partition(": ")
-                        fields[name] = value
-                    elif "event" in fields:
-                        number, data = int(fields["id"]), json.loads(fields["data"])
-                        yield Event(number=number, kind=fields["event"], data=data)
-                        fields = {}
-        except httpx2.ConnectError as error:
-            raise self._unreachable(error) from None
-        except httpx2.TransportError:
-            return
+        """Events after one, until the connection ends."""
+        with self._http.stream("GET", path, params={"after": after}) as answer:
+            if answer.is_error:
+                answer.read()
+                raise InputError(_complaint(answer))
+            fields: dict[str, str] = {}
+            for line in answer.iter_lines():
+                name, _, value = line.partition(": ")
+                if line:
+                    fields[name] = value
+                elif "event" in fields:
+                    number, data = int(fields["id"]), json.loads(fields["data"])
+                    yield Event(number=number, kind=fields["event"], data=data)
+                    fields = {}
 
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:

@@ -19,14 +19,13 @@ from pathlib import Path
 import diffusers
 import transformers
 
-from dekag.alignment.updates import apply_generation
 from dekag.distillation import align_generation, cloud_images
-from dekag.presets import edge, preset
+from dekag.presets import preset
 from dekag.registry.repository import Repository
+from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import open_database
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
-from dekag.serving.edge.selftest import make_canary
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.types import InputError
@@ -163,13 +162,10 @@ def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
 
 
 def publish(order: Order, spec: JobSpec) -> str:
-    """Put the update into the registry, with what it draws for some of its prompts; the id of the bundle."""
+    """Put the update into the registry, with a canary of some of its prompts; the id of the bundle."""
     chosen, folder = preset(order.preset), Path(order.folder)
     prompts = sorted(set(spec.source(folder / PROMPTS).prompts(chosen)), key=len)[:CANARY_PROMPTS]
-    canary = None
-    if len(prompts[-1]) <= CANARY_LETTERS:
-        aligned, _ = apply_generation(edge(chosen, device=device_of(order.device)), folder / BUNDLE)
-        canary = make_canary(aligned, None, prompts, seeds=range(len(prompts)))
+    canary = canary_of(chosen, folder / BUNDLE, prompts) if len(prompts[-1]) <= CANARY_LETTERS else None
     repository = Repository(order.registry, Path(order.keys))
     return repository.publish(folder / BUNDLE, channel=spec.channel, name=spec.name, canary=canary)
 

@@ -53,6 +53,7 @@ def create_app(
         responses=RESPONSES,
         redirect_slashes=False,
     )
+    app.state.stopping = False
     measured = metrics or HttpMetrics()
     open_paths = ("/healthz", "/readyz", *public)
     install_errors(app)

@@ -19,7 +19,8 @@ log = logging.getLogger("dekag.serving")
 
 
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
-    """Serve until SIGINT or SIGTERM; requests that have begun are finished.
+    """Serve until SIGINT or SIGTERM; requests that have begun are finished. What goes on for ever looks at
+    `app.state.stopping`.
 
     Raises InputError if the address cannot be listened on.
     """
@@ -47,6 +48,7 @@ async def _serve(app: FastAPI, settings: ServiceSettings) -> None:
 
     def stop() -> None:
         asked.set()
+        app.state.stopping = True
         server.stop()  # type: ignore[no-untyped-call]
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -107,9 +107,10 @@ def page_router(config: PageConfig) -> APIRouter:
         return _answer(request, page_files()["index.html"], guards)
 
     @router.get("/page/config.json")
-    async def told() -> Response:
+    async def settings() -> Response:
         """What the page must know of this edge."""
-        return json_response(asdict(config), headers={**guards, "cache-control": "no-store"})
+        told = asdict(config) | {"cloud": config.cloud and config.cloud.rstrip("/")}
+        return json_response(told, headers={**guards, "cache-control": "no-store"})
 
     @router.api_route("/page/{name:path}", methods=["GET", "HEAD"])
     async def file(request: Request, name: str) -> Response:

@@ -121,8 +121,8 @@ function reveal(entry, name) {
   show(canvas, picture);
   canvas.setAttribute("aria-label", `${NAMES[name]}: ${entry.prompt}`);
   if (name === "received") {
-    const psnr = Number.isFinite(picture.psnr) ? `${picture.psnr.toFixed(1)} dB` : "no error";
-    find("#psnr").textContent = psnr;
+    const psnr = Number.isFinite(picture.psnr) ? `${picture.psnr.toFixed(1)} dB` : "without bound";
+    find("#psnr").textContent = `PSNR ${psnr}`;
     figure.querySelector(".note").textContent = `decoded in this page in ${Math.ceil(picture.milliseconds)} ms`;
     tell(entry);
   }

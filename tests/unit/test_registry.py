@@ -157,6 +157,10 @@ def test_a_registry_is_made_once(world: World) -> None:
         Repository.init(str(world.registry), world.folder / "others")
     shutil.rmtree(world.registry)
     Repository.init(str(world.registry), world.keys)
+    world.repository.rotate_keys("root")
+    shutil.rmtree(world.registry)
+    with pytest.raises(InputError, match="restore it, or make other keys"):
+        Repository.init(str(world.registry), world.keys)
     (world.folder / "full").mkdir()
     (world.folder / "full" / "letter").write_text("mine")
     with pytest.raises(InputError, match="is not empty"):
@@ -203,6 +207,19 @@ def test_the_first_pull_needs_a_root(world: World) -> None:
         RegistryClient(str(world.registry), world.folder / "edge")
     RegistryClient(str(world.registry), world.folder / "edge", root=world.root).channel("stable")
     RegistryClient(str(world.registry), world.folder / "edge").channel("stable")
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"\xff", b"[" * 9000])
+def test_a_root_that_is_none(world: World, raw: bytes) -> None:
+    """One line, for the edge and for the publisher; nothing of it is remembered."""
+    client = RegistryClient(str(world.registry), world.folder / "edge", root=raw)
+    with pytest.raises(RegistryError, match=r"root\.json is no signed file"):
+        client.channel("stable")
+    with pytest.raises(InputError, match=r"needs its root\.json"):
+        RegistryClient(str(world.registry), world.folder / "edge")
+    (world.keys / "root.json").write_bytes(raw)
+    with pytest.raises(RegistryError, match=r"root\.json is damaged"):
+        world.repository.refresh_timestamp()
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "http://", "http://h/x?y=1", "http://h:x/", "https:///x"])
@@ -329,12 +346,12 @@ def test_a_strange_archive_is_refused(
 
 
 def test_a_damaged_archive_is_refused(world: World, tmp_path: Path) -> None:
-    """Cut at every 512th byte, or with other words in it."""
+    """Cut at every third block, or with other words in it."""
     world.publish()
     export_archive(str(world.registry), tmp_path / "a.tar", root=world.root)
     raw = (tmp_path / "a.tar").read_bytes()
     end = len(raw.rstrip(b"\0"))
-    for length in range(0, end, 512):
+    for length in range(0, end, 3 * 512):
         (tmp_path / "b.tar").write_bytes(raw[:length])
         with pytest.raises(InputError):
             import_archive(tmp_path / "b.tar", tmp_path / "air", root=world.root)
@@ -400,7 +417,7 @@ def test_the_commands_together(
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "no registry": (("list", "--registry", "none", "--keys", "none"), "holds no root.json"),
     "no such bundle": (
-        ("promote", "abc", "--registry", "REG", "--keys", "KEYS"),
+        ("promote", "abcdef", "--registry", "REG", "--keys", "KEYS"),
         "0 published bundles begin",
     ),
     "no root": (("pull", "edge", "--registry", "REG"), "needs its root.json"),

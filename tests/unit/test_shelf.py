@@ -1,7 +1,9 @@
 """The edge's shelf and the canary: what is put there stays, and state is whole whatever happens."""
 
 import json
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,12 @@ def test_remove_and_prune_keep_what_is_needed(shelf: Shelf) -> None:
     assert [bundle.id for bundle in shelf.bundles()] == [ids[0], ids[1], ids[3], ids[5], ids[6]]
     shelf.unpin(ids[0])
     shelf.remove(ids[0])
+    (shelf.folder / "incoming").mkdir()
+    for name, age_s in (("old", 9e5), ("new", 9e3)):
+        (shelf.folder / "incoming" / f"{name}.part").touch()
+        os.utime(shelf.folder / "incoming" / f"{name}.part", (time.time() - age_s,) * 2)
+    shelf.prune()
+    assert os.listdir(shelf.folder / "incoming") == ["new.part"]
     check_shelf(shelf)
     with pytest.raises(InputError, match="not on the shelf"):
         shelf.path(ids[0])

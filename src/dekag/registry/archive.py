@@ -28,7 +28,7 @@ from dekag.registry.durable import write_whole
 from dekag.registry.faults import RegistryError
 from dekag.registry.listing import Blob, Listing
 from dekag.registry.moment import Moment, channel_names
-from dekag.registry.signed import MAX_METADATA_BYTES, TIMESTAMP, metadata_path
+from dekag.registry.signed import MAX_METADATA_BYTES, TIMESTAMP, metadata_path, parse_signed
 from dekag.registry.source import FolderSource, Stream
 from dekag.registry.storage import FolderStorage
 from dekag.types import InputError
@@ -200,7 +200,7 @@ def _remember(folder: Path, client: Path) -> None:
     (client / "metadata" / "root_history").mkdir(parents=True)
     raw = (folder / TIMESTAMP).read_bytes()
     (client / "metadata" / "timestamp.json").write_bytes(raw)
-    version = Metadata[Timestamp].from_bytes(raw).signed.snapshot_meta.version
+    version = parse_signed(Timestamp, str(folder / TIMESTAMP), raw).signed.snapshot_meta.version
     shutil.copy(folder / metadata_path("snapshot", version), client / "metadata" / "snapshot.json")
     for path in (folder / "metadata").glob("*.root.json"):
         if _VERSIONED.fullmatch(path.name):

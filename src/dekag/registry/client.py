@@ -29,14 +29,12 @@ from dekag.registry.durable import locked, sync_file, sync_folder, write_whole
 from dekag.registry.faults import Fault, RegistryError
 from dekag.registry.listing import Listing, check_channel
 from dekag.registry.moment import Moment
-from dekag.registry.shelf import Shelf
+from dekag.registry.shelf import INCOMING, Shelf
 from dekag.registry.signed import MAX_METADATA_BYTES
 from dekag.registry.source import Source, open_source
 from dekag.types import InputError
 
 TRUSTED_ROOT: Final = "trusted_root.json"
-INCOMING: Final = "incoming"
-"""Folder on the shelf for what is being pulled: the same disk, so that a whole file only needs a new name."""
 _FAULTS: tuple[tuple[type[Exception], Fault, str], ...] = (
     (ExpiredMetadataError, "expired", "has expired: its publisher sleeps, or someone holds back what is new"),
     (BadVersionNumberError, "rollback", "is older than what was seen before"),
@@ -141,7 +139,7 @@ class _Fetcher(FetcherInterface):
     def __init__(self, source: Source, patience: Patience) -> None:
         self._source = source
         self._patience = patience
-        self.path = ""
+        self.path = "root.json"
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         self.path = url

@@ -5,6 +5,7 @@ URL/targets/              <sha256>.<id>.tar and <sha256>.<id>.canary.json
 URL/targets/channels/     <sha256>.<channel>.json
 """
 
+import re
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -212,11 +213,13 @@ def _channels(signing: Signing) -> list[str]:
 
 def _published(signing: Signing, prefix: str) -> Listed:
     """The one published bundle whose id begins so, as it was listed last."""
+    if not re.fullmatch("[0-9a-f]{6,64}", prefix):
+        raise InputError(f"a bundle is named by 6 to 64 digits of its id, got '{plain_text(prefix)}'")
     targets = signing.targets.signed.targets
     found = [name for name in targets if name.endswith(".tar") and name.startswith(prefix)]
     if len(found) != 1:
         raise InputError(
-            f"{len(found)} published bundles begin with '{plain_text(prefix)}'; dekag registry list says what there is"
+            f"{len(found)} published bundles begin with {prefix}; dekag registry list says what there is"
         )
     custom = targets[found[0]].custom
     return Listed(

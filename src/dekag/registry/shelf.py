@@ -6,6 +6,7 @@ FOLDER/state.json           all else; it is replaced as a whole, so that a kill 
 """
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,9 @@ from dekag.types import InputError
 
 STATE = "state.json"
 LOCK = ".lock"
+INCOMING: Final = "incoming"
+"""Folder for what is being pulled: the same disk, so that a whole file only needs a new name."""
+STALE_S: Final = 7 * 86400
 MAX_NOTES: Final = 256
 """Longest history of a kind, and most failures that are remembered."""
 _ID = re.compile("[0-9a-f]{64}")
@@ -215,8 +219,11 @@ class Shelf:
             self._drop(state, {entry.id})
 
     def prune(self) -> list[str]:
-        """Delete old bundles; returns their ids."""
+        """Delete old bundles, and pulls that no one has gone on with for a week; returns the ids of the bundles."""
         with self._changing() as state:
+            for part in (self.folder / INCOMING).glob("*.part"):
+                if time.time() - part.stat().st_mtime > STALE_S:
+                    part.unlink()
             kept = {i for ids in state.history.values() for i in ids[-2:]}
             kept |= {entry.id for entry in state.bundles if entry.pinned}
             for kind in {entry.kind for entry in state.bundles}:

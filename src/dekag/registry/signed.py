@@ -14,7 +14,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
 from dekag.registry.faults import RegistryError
-from dekag.registry.keys import Keys, Role
+from dekag.registry.keys import ROOT_FILE, Keys, Role
 from dekag.registry.storage import Storage
 from dekag.types import InputError
 
@@ -151,8 +151,15 @@ def first_root(keys: Keys, *, threshold: int, root_keys: int, expires: datetime)
 
 
 def first_moment(storage: Storage, keys: Keys, clock: Callable[[], datetime]) -> None:
-    """Publish a registry without bundles, whose root the keys' folder holds."""
-    root = Metadata[Root].from_bytes(keys.root)
+    """Publish a registry without bundles, whose root the keys' folder holds.
+
+    Raises InputError if those keys belong to a registry that has changed its root since.
+    """
+    root = parse_signed(Root, str(keys.folder / ROOT_FILE), keys.root)
+    if root.signed.version != 1:
+        raise InputError(
+            f"the keys in {keys.folder} are those of a registry that is not here; restore it, or make other keys"
+        )
     storage.write(metadata_path("root", root.signed.version), keys.root)
     targets, snapshot, timestamp = Targets(), Snapshot(), Timestamp()
     for signed in (targets, snapshot, timestamp):
@@ -170,13 +177,13 @@ def first_moment(storage: Storage, keys: Keys, clock: Callable[[], datetime]) ->
 
 def _newest_root(storage: Storage, keys: Keys) -> Metadata[Root]:
     """The last of the chain of roots that begins with the publisher's own."""
-    root = Metadata[Root].from_bytes(keys.root)
+    root = parse_signed(Root, str(keys.folder / ROOT_FILE), keys.root)
     while True:
         path = metadata_path("root", root.signed.version + 1)
         raw = storage.read(path, max_bytes=MAX_METADATA_BYTES)
         if raw is None:
             return root
-        following = _parsed(Root, path, raw)
+        following = parse_signed(Root, path, raw)
         result = following.signed.version == root.signed.version + 1 and (
             following.signed.get_root_verification_result(
                 root.signed, following.signed_bytes, following.signatures
@@ -194,7 +201,7 @@ def _verified(
     raw = storage.read(path, max_bytes=MAX_METADATA_BYTES)
     if raw is None:
         raise RegistryError("missing", f"the registry has no {path}; begin with dekag registry init")
-    metadata = _parsed(kind, path, raw)
+    metadata = parse_signed(kind, path, raw)
     try:
         if link is not None:
             link.verify_length_and_hashes(raw)
@@ -204,7 +211,8 @@ def _verified(
     return metadata
 
 
-def _parsed(kind: type[Signed], path: str, raw: bytes) -> Metadata[Any]:
+def parse_signed(kind: type[Signed], path: str, raw: bytes) -> Metadata[Any]:
+    """A signed file of one role; its signatures are not looked at. Raises RegistryError if it is none."""
     try:
         metadata = Metadata[Any].from_bytes(raw)
     except RepositoryError as error:

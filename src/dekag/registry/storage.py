@@ -94,7 +94,12 @@ class RemoteStorage:
 
 
 def open_storage(url: str) -> Storage:
-    """The storage at a folder, a file:// address or another URL that fsspec knows."""
+    """The storage at a folder, a file:// address or another URL that fsspec knows.
+
+    Raises InputError if it cannot be reached, or is behind HTTP, where nothing can be written.
+    """
+    if url.startswith(("http://", "https://")):
+        raise InputError(f"{url} is for edges to pull from; publish where its files lie")
     if url.startswith("file://"):
         return FolderStorage(Path(url.removeprefix("file://")))
     return RemoteStorage(url) if "://" in url else FolderStorage(Path(url))

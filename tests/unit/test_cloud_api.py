@@ -1,21 +1,30 @@
 """The cloud over HTTP, in this process and without workers: jobs, the ledger, the registry's files, and refusals."""
 
+import base64
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+import torch
 from fastapi import FastAPI
+from PIL import Image as PillowImage
 from pydantic import SecretStr
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from dekag import zoo
+from dekag import presets, zoo
+from dekag.data.folder import picture_tensor
 from dekag.registry.repository import Repository
 from dekag.serving.cloud import api
+from dekag.serving.cloud import app as cloud_app
 from dekag.serving.cloud.app import create
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
@@ -246,6 +255,73 @@ def test_a_cloud_without_schema_registry_or_keys_does_not_start(tmp_path: Path) 
     with pytest.raises(InputError, match=r"holds no root\.json"):
         create(settings)
     create(CloudSettings(folder=tmp_path, job_workers=0))
+
+
+def version(client: TestClient) -> int:
+    """Of the registry's timestamp."""
+    signed = client.get("/registry/metadata/timestamp.json").json()["signed"]
+    return int(signed["version"])
+
+
+def test_while_it_serves_it_signs_anew_and_notes_what_was_pulled(settings: CloudSettings) -> None:
+    with TestClient(create(settings), base_url=HOST) as client:
+        client.post("/v1/ledger", json=REPORT)
+        wait_for(lambda: version(client) == 2)
+        pulled = client.get("/registry/metadata/timestamp.json", headers={"x-dekag-edge": "edge-1"})
+        assert client.get("/readyz").status_code == 200
+    again = TestClient(create(settings), base_url=HOST)
+    sums = {entry["edge"]: entry["pull_bytes"] for entry in again.get("/v1/ledger").json()["entries"]}
+    assert sums["edge-1"] == len(pulled.content)
+
+
+def test_a_database_that_fails_is_503_and_not_ready(
+    settings: CloudSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here its tables are gone; it is ready again when they are back."""
+    monkeypatch.setattr(cloud_app, "LEDGER_SECONDS", 0.05)
+    engine = open_database(settings.database_address)
+    with TestClient(create(settings), base_url=HOST) as client:
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE jobs RENAME TO lost"))
+            connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        assert error(client.get("/v1/jobs")) == (503, "the database does not answer")
+        wait_for(lambda: client.get("/readyz").status_code == 503)
+        assert "run dekag cloud migrate" in error(client.get("/readyz"))[1]
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE lost RENAME TO jobs"))
+            connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert client.get("/v1/jobs").status_code == 200
+    engine.dispose()
+
+
+def test_the_cloud_draws_by_the_same_interfaces_as_an_edge(settings: CloudSettings) -> None:
+    """Model `cloud`, without updates; a seed gives the same picture, which is that of the preset's cloud."""
+    prompt = "a red apple on a blue background"
+    drawing = settings.model_copy(update={"images": True, "device": "cpu", "batch": 1})
+    asked = {"prompt": prompt, "model": "cloud", "seed": 7, "steps": 2}
+    with TestClient(create(drawing), base_url=HOST) as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["cloud"]
+        answers = [client.post("/v1/images/generations", json=asked).json() for _ in range(2)]
+        assert error(client.post("/v1/images/generations", json=asked | {"model": "edge"}))[0] == 404
+        assert error(client.post("/v1/images/generations", json=asked | {"bundle": "active"}))[0] == 400
+    pictures = [answer["data"][0]["b64_json"] for answer in answers]
+    assert pictures[0] == pictures[1]
+    assert answers[0]["gsc"]["bundle"] is None
+    chosen = presets.emoji()
+    few = replace(chosen, sampling=replace(chosen.sampling, steps=2, batch=1))
+    with PillowImage.open(BytesIO(base64.b64decode(pictures[0]))) as picture:
+        drawn = picture_tensor(picture.convert("RGB"))
+    reference = presets.cloud(few).images([prompt], seeds=[7])[0]
+    torch.testing.assert_close(drawn, reference, atol=1 / 255, rtol=0)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # the registry's files

@@ -14,12 +14,20 @@ from dekag.serving.cloud.ledger import Ledger
 from dekag.serving.cloud.models import FINAL, Job, State
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import JobConflictError, JobStore, QueueFullError, UnknownJobError
-from dekag.serving.http.errors import ApiError
+from dekag.serving.http.errors import RESPONSES, ApiError
 from dekag.serving.traffic import EdgeName, TrafficReport
 
 LOOK_SECONDS = 0.5
 RETRY_SECONDS = 60
 """When to come back to a full queue."""
+JSON_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": described["description"],
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}},
+    }
+    for status, described in RESPONSES.items()
+}
+"""For a route whose other answers are no JSON."""
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 Number = Annotated[int, Query(ge=0, lt=2**31)]
 
@@ -125,7 +133,7 @@ def jobs_router(store: JobStore, chosen: Preset, *, most_queued: int) -> APIRout
         with answered():
             return view(store.cancel(job.id))
 
-    @router.get("/{job_id}/events", response_class=EventSourceResponse)
+    @router.get("/{job_id}/events", response_class=EventSourceResponse, responses=JSON_ERRORS)
     async def events(
         request: Request,
         job: Annotated[Job, Depends(known)],

@@ -120,6 +120,7 @@ class RangeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.asked: list[tuple[str, str | None]] = []
+        self.edges: list[str | None] = []
         self.spoil: Spoil = lambda path, status, headers, body: (status, headers, body)
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -143,6 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         """A file, or the part of it that is asked for."""
         wanted = self.headers.get("range")
         self.server.asked.append((self.path, wanted))
+        self.server.edges.append(self.headers.get("x-dekag-edge"))
         file = self.server.folder / self.path.lstrip("/")
         status, headers, body = 404, {}, b"no such file"
         if file.is_file():

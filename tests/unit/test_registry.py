@@ -16,6 +16,7 @@ from dekag.cli import main
 from dekag.registry import Lifetimes, RegistryClient, RegistryError, Repository, Shelf
 from dekag.registry.archive import export_archive, import_archive
 from dekag.registry.keys import ROLES
+from dekag.registry.source import open_source
 from dekag.types import InputError
 
 
@@ -56,6 +57,16 @@ def test_a_channel_has_one_bundle_of_a_name(world: World) -> None:
         world.repository.withdraw("canary", first)
     with pytest.raises(RegistryError, match="no channel none"):
         world.client().channel("none")
+
+
+def test_an_edge_says_who_it_is(world: World) -> None:
+    """For the ledger of a cloud that serves the registry."""
+    bundle = world.publish()
+    with served(world.registry) as server:
+        source = open_source(f"http://127.0.0.1:{server.port}", edge="edge-1")
+        client = RegistryClient(source, world.folder / "edge" / "registry", root=world.root)
+        assert [listing.id for listing in client.channel("stable")] == [bundle]
+        assert set(server.edges) == {"edge-1"}
 
 
 def test_publishing_again_changes_no_file_of_targets(world: World) -> None:
@@ -140,7 +151,9 @@ def test_keys_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for path in world.keys.glob("*.pem"):
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.read_bytes().startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY")
+    (world.keys / ".part-9-root-0.pem").write_text("half a key, of a rotation that was killed")
     world.publish()
+    assert not list(world.keys.glob(".part-*"))
     for passphrase in ("wrong", ""):
         monkeypatch.setenv("DEKAG_KEY_PASSPHRASE", passphrase)
         with pytest.raises(InputError, match="DEKAG_KEY_PASSPHRASE must hold its passphrase"):

@@ -5,6 +5,7 @@ import multiprocessing
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,30 @@ def check_import(world: World, cycles: int) -> None:
     import_archive(archives[1], air)
     assert world.pull(air) == [ids[1]]
     assert not list(air.glob(".import-*"))
+
+
+def test_publishers_wait_for_each_other(tmp_path: Path) -> None:
+    """Two at once, eight bundles each: all are listed, and a reader meanwhile never meets half a moment."""
+    world = World(tmp_path)
+    world.publish()
+    for number in range(2):
+        make_bundle(tmp_path / f"b{number}", seed=50 + number)
+
+    def publish(number: int) -> None:
+        for count in range(8):
+            world.repository.publish(tmp_path / f"b{number}", channel="stable", name=f"{number}-{count}")
+
+    first, second = (started(partial(publish, number)) for number in range(2))
+    looks = 0
+    while first.is_alive() or second.is_alive():
+        world.client().channel("stable")
+        looks += 1
+    first.join()
+    second.join()
+    assert first.exitcode == second.exitcode == 0
+    listed = {listing.name for listing in world.client().channel("stable")}
+    assert listed == {"cala", *(f"{number}-{count}" for number in range(2) for count in range(8))}
+    print(f"16 bundles by two publishers, {looks} looks meanwhile")
 
 
 def test_kills_in_publish(tmp_path: Path) -> None:

@@ -141,11 +141,11 @@ class HttpSource:
         return Stream(start=begin, total=total, tag=strong, chunks=response.iter_raw())
 
 
-def open_source(url: str) -> Source:
-    """The source at an address or in a folder. Raises InputError if it is neither."""
+def open_source(url: str, *, edge: str = "") -> Source:
+    """The source at an address or in a folder; `edge` as for `HttpSource`. Raises InputError if it is neither."""
     if url.startswith("file://"):
         return FolderSource(folder=Path(url.removeprefix("file://")))
-    return HttpSource(url) if "://" in url else FolderSource(folder=Path(url))
+    return HttpSource(url, edge=edge) if "://" in url else FolderSource(folder=Path(url))
 
 
 def _extent(response: httpx2.Response, where: str, start: int) -> tuple[int, int | None]:

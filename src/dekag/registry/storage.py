@@ -56,6 +56,7 @@ class FolderStorage:
         with locked(self.folder / LOCK):
             for folder in ("metadata", "targets", "targets/channels"):
                 sweep(self.folder / folder)
+            sweep(keys)
             yield
 
 
@@ -87,6 +88,7 @@ class RemoteStorage:
     def alone(self, keys: Path) -> Iterator[None]:
         """As `Storage.alone`: the lock lies beside the keys, since object stores have none that a kill frees."""
         with locked(keys / LOCK):
+            sweep(keys)
             yield
 
     def _address(self, path: str) -> str:

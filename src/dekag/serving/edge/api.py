@@ -95,6 +95,7 @@ def deliveries_router(service: EdgeService) -> APIRouter:
 def bundles_router(service: EdgeService) -> APIRouter:
     """The shelf of the edge."""
     router, bundles = APIRouter(prefix="/v1/bundles", tags=["bundles"]), service.bundles
+    _add_changes(router, bundles)
 
     @router.get("")
     async def listing() -> BundleList:
@@ -114,6 +115,12 @@ def bundles_router(service: EdgeService) -> APIRouter:
             raise ApiError(409, "this edge has no registry", code="no_registry")
         new = await service.puller.pull()
         return PullReply(new=new, active={kind: bundles.active(kind) for kind in KINDS})
+
+    return router
+
+
+def _add_changes(router: APIRouter, bundles: Bundles) -> None:
+    """The routes that change one bundle."""
 
     @router.post("/{bundle_id}/load")
     async def load(bundle_id: BundleId) -> BundleReply:
@@ -149,8 +156,6 @@ def bundles_router(service: EdgeService) -> APIRouter:
         found = bundles.find(bundle_id)
         await bundles.remove(found.id)
         return _told(bundles, found)
-
-    return router
 
 
 def _told(bundles: Bundles, bundle: Shelved) -> BundleReply:

@@ -23,7 +23,7 @@ from dekag.serving.edge.decoders import DecoderFiles
 from dekag.serving.edge.deliveries import Recent
 from dekag.serving.edge.pulls import Puller
 from dekag.serving.edge.settings import EdgeSettings
-from dekag.serving.edge.traffic import Reporter, Traffic
+from dekag.serving.edge.traffic import Reporter, Traffic, cloud_client
 from dekag.serving.http.app import create_app
 from dekag.serving.http.metrics import HttpMetrics
 from dekag.serving.images.api import ImageService, images_router
@@ -36,7 +36,6 @@ from dekag.training.processes import device_of
 from dekag.types import InputError
 
 log = logging.getLogger("dekag.serving")
-REPORT_SECONDS = 60.0
 
 
 def create(settings: EdgeSettings) -> FastAPI:
@@ -46,10 +45,34 @@ def create(settings: EdgeSettings) -> FastAPI:
     """
     settings.require_safe()
     chosen = presets.preset(settings.preset)
+    metrics = HttpMetrics()
+    service = _service(settings, chosen, metrics)
+    app = create_app(
+        title="dekag edge",
+        settings=settings,
+        lifespan=_lifespan(settings, service),
+        ready=lambda: service.engine.failure,
+        metrics=metrics,
+        public=PUBLIC,
+    )
+    images = ImageService(
+        engine=service.engine,
+        models=service.bundles,
+        size=f"{chosen.pixels}x{chosen.pixels}",
+        log_prompts=settings.log_prompts,
+        told=_counting(service.traffic),
+    )
+    page = page_router(PageConfig(preset=settings.preset, cloud=settings.cloud_url))
+    for router in (images_router(images), deliveries_router(service), bundles_router(service), page):
+        app.include_router(router)
+    return app
+
+
+def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetrics) -> EdgeService:
+    """The parts of the edge."""
     device = device_of(settings.device)
     generator = presets.edge(chosen, device=device)
     codec = load_codec(presets.folder(chosen.codec, "codec")).to(device)
-    metrics = HttpMetrics()
     engine = Engine(
         batch=settings.batch,
         queue=settings.queue,
@@ -62,46 +85,18 @@ def create(settings: EdgeSettings) -> FastAPI:
     bundles = Bundles(
         generator=generator, codec=codec, shelf=shelf, engine=engine, max_loaded=settings.max_loaded
     )
-    traffic = Traffic(metrics.registry)
-    service = EdgeService(
+    return EdgeService(
         engine=engine,
         bundles=bundles,
         puller=_puller(settings, bundles, generator, codec, metrics),
         decoders=DecoderFiles(settings.folder / "decoders", bundles),
-        traffic=traffic,
+        traffic=Traffic(metrics.registry),
         preset=settings.preset,
         channel=settings.channel,
         most_uses=codec.config.max_uses,
         pictures=Recent(settings.deliveries),
         deliveries=Recent(settings.deliveries),
     )
-    app = create_app(
-        title="dekag edge",
-        settings=settings,
-        lifespan=_lifespan(settings, service),
-        ready=partial(_missing, service),
-        metrics=metrics,
-        public=PUBLIC,
-    )
-    images = ImageService(
-        engine=engine,
-        models=bundles,
-        size=f"{chosen.pixels}x{chosen.pixels}",
-        log_prompts=settings.log_prompts,
-        told=_counting(traffic),
-    )
-    page = page_router(PageConfig(preset=settings.preset, cloud=settings.cloud_url))
-    for router in (images_router(images), deliveries_router(service), bundles_router(service), page):
-        app.include_router(router)
-    return app
-
-
-def _missing(service: EdgeService) -> str | None:
-    """What has to be there before work: a model that works, and once, with a registry, the first look at it."""
-    puller = service.puller
-    lacking = any(service.bundles.active(kind) is None for kind in KINDS)
-    fresh = puller is not None and not puller.tried and lacking
-    return service.engine.failure or ("the first pull has not ended" if fresh else None)
 
 
 def _stock(shelf: Shelf, chosen: presets.Preset) -> None:
@@ -170,8 +165,9 @@ def _lifespan(
         if service.puller is not None:
             tasks.append(asyncio.create_task(service.puller.follow(settings.poll_seconds)))
         if settings.cloud_url is not None:
-            reporter = Reporter(settings.cloud_url, settings.cloud_token, partial(_report, settings, service))
-            tasks.append(asyncio.create_task(reporter.follow(REPORT_SECONDS)))
+            client = cloud_client(settings.cloud_url, settings.cloud_token)
+            reporter = Reporter(client, partial(_report, settings, service))
+            tasks.append(asyncio.create_task(reporter.follow(settings.report_seconds)))
         yield
         for task in tasks:
             task.cancel()

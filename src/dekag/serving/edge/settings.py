@@ -41,5 +41,6 @@ class EdgeSettings(ServiceSettings):
     """Drawn latents and deliveries that are kept."""
     cloud_url: str | None = None
     """Where the traffic is reported to."""
+    report_seconds: float = Field(default=60.0, gt=0)
     cloud_token: SecretStr | None = None
     log_prompts: bool = False

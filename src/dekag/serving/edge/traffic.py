@@ -53,30 +53,38 @@ class Traffic:
 
 
 class Reporter:
-    """Reports to the cloud; a report that did not arrive is sent again, and counts once there."""
+    """Reports to the cloud; a report that did not arrive is sent again, and counts once there.
 
-    def __init__(self, url: str, token: SecretStr | None, take: Callable[[], TrafficReport | None]) -> None:
-        self._address = f"{url.rstrip('/')}/v1/ledger"
-        self._token = token
+    client: of the cloud; it is closed at the end. take: gives what there is to report.
+    """
+
+    def __init__(self, client: httpx2.AsyncClient, take: Callable[[], TrafficReport | None]) -> None:
+        self._client = client
         self._take = take
         self._waiting: deque[TrafficReport] = deque(maxlen=MOST_REPORTS)
 
     async def follow(self, seconds: float) -> None:
         """Report for ever, with so long a wait between two reports."""
-        headers = {} if self._token is None else {"authorization": f"Bearer {self._token.get_secret_value()}"}
-        async with httpx2.AsyncClient(headers=headers, timeout=10.0) as client:
+        async with self._client:
             while True:
                 await asyncio.sleep(seconds)
-                if (report := self._take()) is not None:
-                    self._waiting.append(report)
-                await self._send(client)
+                await self.report()
 
-    async def _send(self, client: httpx2.AsyncClient) -> None:
+    async def report(self) -> None:
+        """Send what has come together; what cannot be sent waits for the next time."""
+        if (report := self._take()) is not None:
+            self._waiting.append(report)
         while self._waiting:
             try:
-                answer = await client.post(self._address, json=self._waiting[0].model_dump())
+                answer = await self._client.post("/v1/ledger", json=self._waiting[0].model_dump())
                 answer.raise_for_status()
             except httpx2.HTTPError as error:
                 log.warning("the cloud did not take the report; it waits", extra=facts(why=str(error)))
                 return
             self._waiting.popleft()
+
+
+def cloud_client(url: str, token: SecretStr | None) -> httpx2.AsyncClient:
+    """A client of the cloud."""
+    headers = {} if token is None else {"authorization": f"Bearer {token.get_secret_value()}"}
+    return httpx2.AsyncClient(base_url=url, headers=headers, timeout=10.0)

@@ -58,10 +58,17 @@ def create_app(
     open_paths = ("/healthz", "/readyz", *public)
     install_errors(app)
     _add_probes(app, ready, measured)
-    # the last one added is the first to see a request
+    _surround(app, settings, measured, open_paths)
+    if settings.guarded:
+        _describe_tokens(app, frozenset(open_paths))
+    return app
+
+
+def _surround(app: FastAPI, settings: ServiceSettings, metrics: HttpMetrics, public: Sequence[str]) -> None:
+    """Put the middleware around the routes; the last one added is the first to see a request."""
     app.add_middleware(Limits, settings=settings, free=PROBES)
     tokens = Tokens(settings) if settings.guarded else None
-    app.add_middleware(Authentication, tokens=tokens, public=open_paths)
+    app.add_middleware(Authentication, tokens=tokens, public=public)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -70,10 +77,7 @@ def create_app(
             allow_headers=["authorization", "content-type"],
             expose_headers=["retry-after", "x-request-id", "x-delivery-id"],
         )
-    app.add_middleware(Observed, metrics=measured)
-    if settings.guarded:
-        _describe_tokens(app, frozenset(open_paths))
-    return app
+    app.add_middleware(Observed, metrics=metrics)
 
 
 class Observed:

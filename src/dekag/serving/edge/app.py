@@ -17,6 +17,7 @@ from dekag.codec import JsccCodec, load_codec
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient
+from dekag.registry.source import open_source
 from dekag.serving.edge.api import EdgeService, bundles_router, deliveries_router
 from dekag.serving.edge.bundles import KINDS, Bundles
 from dekag.serving.edge.decoders import DecoderFiles
@@ -51,7 +52,7 @@ def create(settings: EdgeSettings) -> FastAPI:
         title="dekag edge",
         settings=settings,
         lifespan=_lifespan(settings, service),
-        ready=lambda: service.engine.failure,
+        ready=partial(_missing, service),
         metrics=metrics,
         public=PUBLIC,
     )
@@ -99,6 +100,14 @@ def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetric
     )
 
 
+def _missing(service: EdgeService) -> str | None:
+    """What has to be there before work: a model that works, and once, with a registry, the first look at it."""
+    puller = service.puller
+    lacking = any(service.bundles.active(kind) is None for kind in KINDS)
+    fresh = puller is not None and not puller.tried and lacking
+    return service.engine.failure or ("the first pull has not ended" if fresh else None)
+
+
 def _stock(shelf: Shelf, chosen: presets.Preset) -> None:
     """Put the preset's own updates on the shelf, and use them where none is used yet."""
     for name, source in (("makd", chosen.makd), ("cala", chosen.cala)):
@@ -128,7 +137,8 @@ def _puller(
         root = None if settings.root is None else settings.root.read_bytes()
     except OSError as error:
         raise InputError(f"{settings.root} cannot be read: {error.strerror}") from error
-    client = RegistryClient(settings.registry, settings.folder / "registry", root=root)
+    source = open_source(settings.registry, edge=settings.name)
+    client = RegistryClient(source, settings.folder / "registry", root=root)
     return Puller(
         client,
         bundles,

@@ -25,6 +25,8 @@ NAMES = {
     507: ("server_error", "disk_full"),
 }
 """Type and code of a status, unless the error says its own."""
+CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+"""Code of what can be wrong with a field; else it is an invalid value."""
 
 
 class ApiError(HTTPException):
@@ -114,9 +116,10 @@ async def _http(_: Request, error: Exception) -> Response:
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"]]
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    param = ".".join(where[1:]) or None
+    if first["type"] == "json_invalid":
+        return ApiError(400, "the body must be JSON", code="invalid_json").response()
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    code = CODES.get(first["type"], "invalid_value")
     message = f"{param}: {first['msg']}" if param else str(first["msg"])
     return ApiError(400, message, code=code, param=param).response()
 

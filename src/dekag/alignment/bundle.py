@@ -25,13 +25,13 @@ import json
 import os
 import tarfile
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import safetensors
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 
 from dekag.alignment.container import (
@@ -103,7 +103,7 @@ class TensorSpec:
     """One tensor, with the dtype as safetensors spells it."""
 
     dtype: Literal["F16", "F32", "I8", "U8"]
-    shape: Annotated[tuple[Count, ...], Field(max_length=8)]
+    shape: Annotated[tuple[Count, ...], Field(max_length=8), FailFast()]
 
 
 @with_config(_STRICT)
@@ -424,12 +424,17 @@ def _open(where: str, files: Mapping[str, bytes]) -> Bundle:
 
 def _parse(where: str, raw: bytes) -> Manifest:
     try:
-        version = _OBJECT.validate_json(raw).get("schema_version")
+        values = _OBJECT.validate_json(raw)
+        version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise InputError(
                 f"{where}: {MANIFEST} has schema version {plain_text(version)}, this dekag reads {SCHEMA_VERSION};"
                 " use the dekag that wrote it, or a later one"
             )
+        # each error would hold all values, and a hostile manifest has many of both
+        if wrong := sorted(values.keys() ^ {field.name for field in fields(Manifest)}):
+            text = "Unexpected field" if wrong[0] in values else "Field required"
+            raise InputError(f"{where}: {MANIFEST} is refused: {plain_text(wrong[0])}: {text}")
         manifest: Manifest = _MANIFEST.validate_json(raw)
     except ValidationError as err:
         raise _refusal(where, err) from err

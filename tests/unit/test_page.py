@@ -311,8 +311,8 @@ def test_a_token_is_asked_for_and_a_silent_edge_is_said(chromium: Browser, tmp_p
         page, alert = seen.page, seen.page.get_by_role("alert")
         with process(["-c", GUARDED, str(port)], url, tmp_path / "log", {}):
             page.goto(url)
-            for token in ("wrong", "right"):
-                expect(alert).to_contain_text("The edge wants a token")
+            for token, asked in (("wrong", "wants a token."), ("right", "wants another token: that one")):
+                expect(alert).to_contain_text(f"The edge {asked}")
                 page.get_by_label("Token").fill(token)
                 page.get_by_role("button", name="Use it").click()
             # this service has nothing but the page: the next answer is that there is no such route

@@ -6,7 +6,10 @@ export class CallError extends Error {}
 const tokens = new Map();
 let hooks = { waiting: () => {}, token: () => Promise.reject(new CallError("a token is needed")) };
 
-/** Who is told of a wait, `waiting(party, seconds)` with 0 at its end, and who asks for a `token(party)`. */
+/**
+ * Who is told of a wait, `waiting(party, seconds)` with 0 at its end, and who asks the user for a token,
+ * `token(party, another)`, where another one was not right.
+ */
 export function setHooks(given) {
   hooks = given;
 }
@@ -41,7 +44,7 @@ async function call(url, { party = "edge", headers = {}, ...options }) {
       await wait(party, secondsOf(response), options.signal);
     } else if (response.status === 401) {
       // another call may have been given the token meanwhile
-      if (tokens.get(origin) === token) tokens.set(origin, await hooks.token(party));
+      if (tokens.get(origin) === token) tokens.set(origin, await hooks.token(party, Boolean(token)));
     } else {
       throw new CallError(`The ${party} refuses: ${await messageOf(response)}`);
     }

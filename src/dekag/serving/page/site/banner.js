@@ -30,13 +30,13 @@ export function clear() {
 }
 
 /** The token that the user types, kept in memory alone; two calls at a time share one question. */
-export function askToken(party) {
-  asked ??= question(party);
+export function askToken(party, another) {
+  asked ??= question(party, another);
   return asked.given;
 }
 
-function question(party) {
-  const made = { party };
+function question(party, another) {
+  const made = { party, another };
   made.given = new Promise((resolve) => {
     made.resolve = resolve;
   });
@@ -50,7 +50,8 @@ function question(party) {
 function render() {
   const busy = [...waits][0];
   let said = failure?.message ?? "";
-  if (asked) said = `The ${asked.party} wants a token, or another one than it was given.`;
+  if (asked?.another) said = `The ${asked.party} wants another token: that one is not right.`;
+  else if (asked) said = `The ${asked.party} wants a token.`;
   else if (!said && busy) said = `The ${busy[0]} is busy. Trying again in ${Math.ceil(busy[1])} s.`;
   if (text.textContent !== said) text.textContent = said;
   form.hidden = !asked;

@@ -34,6 +34,7 @@ async function draw(prompt, seed) {
   current = entry;
   for (const name of Object.keys(NAMES)) blank(name);
   find("#draw").dataset.busy = "";
+  find("#aligned").dataset.busy = "";
   const { signal } = drawing;
   const tasks = [
     tile(entry, "plain", () => image("/v1/images/generations", { model: "edge/plain", prompt, seed }, { signal })),
@@ -103,6 +104,7 @@ async function tile(entry, name, work) {
   } catch (error) {
     if (error.name === "AbortError") return;
     delete figure.dataset.busy;
+    if (name === "received") delete find("#aligned").dataset.busy;
     if (entry === current) banner.failed(error.message, () => draw(entry.prompt, entry.seed));
   }
 }

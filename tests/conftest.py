@@ -43,6 +43,12 @@ def no_network() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where decoders as ONNX are kept for all tests: they take seconds to make and are named by their contents."""
+    return tmp_path_factory.mktemp("decoders")
+
+
 def refuse(family: int, address: Any) -> None:
     """Raise unless the address is on this machine."""
     if family in {socket.AF_INET, socket.AF_INET6} and address[0] not in LOOPBACK | {None, ""}:

@@ -38,9 +38,11 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+def alone(tmp_path_factory: pytest.TempPathFactory, decoders: Path) -> Iterator[Services]:
     """An edge without a cloud that keeps ten pictures waiting at most, its decoders made."""
     folder, port = tmp_path_factory.mktemp("page"), free_port()
+    (folder / "edge").mkdir()
+    (folder / "edge" / "decoders").symlink_to(decoders)
     words = ["-m", "dekag", "serve", "edge", "--folder", str(folder / "edge"), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     with process(words, url, folder / "log", {"DEKAG_EDGE_QUEUE": "10"}):
@@ -199,7 +201,7 @@ def test_a_busy_edge_is_waited_for(alone: Services, chromium: Browser) -> None:
         page = seen.page
         page.goto(alone.edge)
         psnr(page)
-        url, order = f"{alone.edge}/v1/images/generations", {"prompt": "a red apple", "n": 10, "steps": 40}
+        url, order = f"{alone.edge}/v1/images/generations", {"prompt": "a red apple", "n": 10, "steps": 20}
         enough = threading.Event()
 
         def crowd() -> None:

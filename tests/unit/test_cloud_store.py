@@ -255,6 +255,10 @@ def test_pages_are_of_the_newest_first_and_hold_every_job(store: JobStore) -> No
         seen += [job.id for job in page]
     assert seen == jobs[::-1]
     assert [job.id for job in store.page(limit=9, state=State.RUNNING)] == jobs[:1]
+    assert {state: number for state, number in store.counts().items() if number} == {
+        State.QUEUED: 4,
+        State.RUNNING: 1,
+    }
     with pytest.raises(UnknownJobError):
         store.page(limit=1, after="nothing")
 

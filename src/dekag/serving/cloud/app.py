@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
+from prometheus_client import CollectorRegistry, Gauge
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import OperationalError
 from starlette.responses import Response
@@ -28,6 +29,7 @@ from dekag.types import InputError
 
 log = logging.getLogger("dekag.serving")
 LEDGER_SECONDS = 10.0
+AWAY = "the database does not answer, or has another schema; the log says more"
 
 
 def create(settings: CloudSettings) -> FastAPI:
@@ -39,7 +41,7 @@ def create(settings: CloudSettings) -> FastAPI:
     database = open_database(settings.database_address)
     check_schema(database)
     metrics = HttpMetrics()
-    cloud = Cloud(settings=settings, database=database)
+    cloud = Cloud(settings, database, metrics.registry)
     cloud.require_registry()
     if settings.images:
         cloud.images = image_service(settings, metrics.registry)
@@ -64,7 +66,7 @@ def create(settings: CloudSettings) -> FastAPI:
 class Cloud:
     """The parts of the cloud, and what they do by themselves while it serves."""
 
-    def __init__(self, settings: CloudSettings, database: Database) -> None:
+    def __init__(self, settings: CloudSettings, database: Database, registry: CollectorRegistry) -> None:
         self.settings = settings
         self.database = database
         self.store = JobStore(database)
@@ -73,6 +75,7 @@ class Cloud:
         self.pulls = Pulls()
         self.images: ImageService | None = None
         self._away: str | None = None
+        self._jobs = Gauge("dekag_jobs", "Jobs of the cloud.", ["state"], registry=registry)
 
     def require_registry(self) -> None:
         """Raise InputError if there is no registry, or no keys for the jobs to publish with."""
@@ -99,7 +102,7 @@ class Cloud:
             device=settings.device,
         )
         runner = Runner(self.store, place, workers=settings.job_workers)
-        loops = [_every(LEDGER_SECONDS, self._note_pulls)]
+        loops = [_every(LEDGER_SECONDS, self._look_at_database)]
         if settings.keys_folder.is_dir():
             loops.append(_every(3600 * settings.refresh_hours, self._repository.refresh_timestamp))
         tasks = [asyncio.create_task(loop) for loop in loops]
@@ -114,25 +117,28 @@ class Cloud:
             for task in tasks:
                 task.cancel()
             await asyncio.to_thread(runner.stop)
-            await asyncio.to_thread(self._note_pulls)
+            await asyncio.to_thread(self._look_at_database)
             self.database.dispose()
 
     @property
     def _repository(self) -> Repository:
         return Repository(self.settings.registry_address, self.settings.keys_folder)
 
-    def _note_pulls(self) -> None:
-        """Write to the ledger what was pulled; what could not be written waits for the next time."""
+    def _look_at_database(self) -> None:
+        """Count the jobs, and write to the ledger what was pulled; if that fails, it waits for the next time."""
         counted = self.pulls.take()
         try:
             check_schema(self.database)
+            for state, number in self.store.counts().items():
+                self._jobs.labels(str(state)).set(number)
             self.ledger.pulled(counted)
         except (InputError, OperationalError) as error:
-            self._away = " ".join(str(error).split())
+            log.error("the database cannot be used", exc_info=error)
+            self._away = AWAY
             for edge, size in counted.items():
                 self.pulls.add(edge, size)
-            raise
-        self._away = None
+        else:
+            self._away = None
 
 
 async def _every(seconds: float, work: Callable[[], None]) -> None:

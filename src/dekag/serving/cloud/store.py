@@ -196,6 +196,13 @@ class JobStore:
         with self._session() as session:
             return session.scalars(chosen).all()
 
+    def counts(self) -> dict[State, int]:
+        """How many jobs are in each state."""
+        with self._session() as session:
+            rows = session.execute(select(Job.state, func.count()).group_by(Job.state))
+            found = {State(state): number for state, number in rows}
+        return {state: found.get(state, 0) for state in State}
+
     def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
         """What happened to a job after the event of that number."""
         chosen = select(JobEvent).where(JobEvent.job == job_id, JobEvent.number > after)

@@ -12,12 +12,14 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
 import diffusers
 import transformers
+from sqlalchemy.exc import OperationalError
 
 from dekag.distillation import align_generation, cloud_images
 from dekag.presets import preset
@@ -79,7 +81,7 @@ class Reporter:
 
     def on_stage(self, name: str) -> None:
         """A stage without steps."""
-        self._tell(Reached(stage=name, step=self._step, steps=self._steps))
+        self._tell(name)
 
     def on_step(self, stage: str, progress: Progress) -> None:
         """A step of the training; of those of one stage one a second is told, and the last."""
@@ -87,15 +89,28 @@ class Reporter:
         early = time.monotonic() - self._told < TELL_SECONDS
         if early and stage == self._stage and progress.step < progress.steps:
             return
-        self._tell(Reached(stage=stage, step=self._step, steps=self._steps, loss=progress.loss))
+        self._tell(stage, progress.loss)
 
     def publishing(self) -> None:
-        """The last stage."""
-        self._tell(Reached(stage=PUBLISHING, step=self._steps, steps=self._steps))
+        """The last stage. It must be in the store before the update is in the registry."""
+        self._require(self._store.reach(self._claim, self._reached(PUBLISHING, self._steps)))
 
-    def _tell(self, reached: Reached) -> None:
-        self._stage, self._told = reached.stage, time.monotonic()
-        if not self._store.reach(self._claim, reached):
+    def _tell(self, stage: str, loss: float | None = None) -> None:
+        self._stage, self._told = stage, time.monotonic()
+        try:
+            own = self._store.reach(self._claim, self._reached(stage, self._step, loss))
+        except OperationalError as error:
+            # the database may be away for a while, and the training need not wait for it
+            print(f"step {self._step} was not told: {error.orig}", file=sys.stderr)
+        else:
+            self._require(own)
+
+    def _reached(self, stage: str, step: int, loss: float | None = None) -> Reached:
+        return Reached(stage=stage, step=step, steps=self._steps, loss=loss)
+
+    @staticmethod
+    def _require(own: bool) -> None:
+        if not own:
             os._exit(TAKEN_AWAY)
 
 
@@ -176,8 +191,11 @@ def _end_with_runner() -> None:
 
 
 def _beat(store: JobStore, claim: Claim) -> None:
-    while store.beat(claim):
+    own = True
+    while own:
         time.sleep(BEAT_SECONDS)
+        with suppress(OperationalError):  # the database may be away for a while
+            own = store.beat(claim)
     os._exit(TAKEN_AWAY)
 
 

@@ -380,7 +380,7 @@ MANIFEST_BOMBS = {
 
 @pytest.mark.parametrize("form", MANIFEST_BOMBS.values(), ids=MANIFEST_BOMBS.keys())
 def test_a_manifest_bomb(world: World, form: bytes) -> None:
-    """As many objects as JSON can name in a manifest of the largest size: under 100 MB, and not many times
+    """As many objects as JSON can name in a manifest of the largest size: under 150 MB, and not many times
     what it takes to parse it at all."""
     if b"%%s" in form:
         names = list(json.loads((world.folder / "bundle0-64" / MANIFEST).read_bytes()))
@@ -403,7 +403,7 @@ def test_a_manifest_bomb(world: World, form: bytes) -> None:
         f"manifest bomb: {1000 * took:.0f} ms, {took / least:.1f} times json's, resident memory {grown:+.1f} MB"
     )
     assert took < 10 * least + 0.1
-    assert grown < 100
+    assert grown < 150
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

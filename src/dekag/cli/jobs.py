@@ -30,7 +30,9 @@ def submit(
     method: Annotated[str, typer.Option(help="makd, textual_inversion, lora, dreambooth or lokr.")] = "makd",
     spec: Annotated[
         Path | None,
-        typer.Option(help='JSON with further numbers, as {"steps": 200, "rank": 8}; see docs/operations.md.'),
+        typer.Option(
+            help='JSON with further numbers of dekag align generation, as {"steps": 200, "rank": 8}.'
+        ),
     ] = None,
     url: Url = LOCAL,
     token: Token = None,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,14 +77,17 @@ class Runner:
         self._thread.join()
         for process in self._running.values():
             process.terminate()
-        for claim, process in self._running.items():
+        for process in self._running.values():
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
             _close(process)
-            self._store.give_back(claim)
+        for claim in self._running:
+            # without the database, whoever runs jobs next finds that the worker is gone
+            with suppress(SQLAlchemyError):
+                self._store.give_back(claim)
         self._running.clear()
 
     def _work(self) -> None:

@@ -41,6 +41,7 @@ CANARY_PROMPTS = 4
 """The shortest of a job, for an edge's test of itself."""
 CANARY_LETTERS = 2000
 """Longer prompts are no canary's."""
+LONGEST_MESSAGE = 1000
 TAKEN_AWAY, ORPHANED = 3, 4
 """Exit codes."""
 
@@ -127,14 +128,19 @@ def main() -> int:
     try:
         bundle = run(order, store)
     except InputError as error:
-        store.fail(claim, " ".join(str(error).split()))
+        store.fail(claim, one_line(str(error)))
     except Exception as error:  # anything else may go better next time
         traceback.print_exc()
-        store.crash(claim, f"{type(error).__name__}: {error}")
+        store.crash(claim, one_line(f"{type(error).__name__}: {error}"))
     else:
         store.finish(claim, bundle)
     engine.dispose()
     return 0
+
+
+def one_line(text: str) -> str:
+    """A message as a job keeps it."""
+    return " ".join(text.split())[:LONGEST_MESSAGE]
 
 
 def run(order: Order, store: JobStore) -> str:

@@ -51,6 +51,11 @@ class Served:
         lines = self.log.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    @property
+    def errors(self) -> int:
+        """Lines of its log that tell of a failure."""
+        return sum(line["level"] == "error" for line in self.logged())
+
     def number(self, name: str) -> float:
         """One of its metrics, summed over the labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:

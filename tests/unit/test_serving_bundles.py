@@ -46,15 +46,17 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 
 
 @pytest.fixture(scope="module")
-def pulling(fleet: Fleet) -> Iterator[httpx2.Client]:
-    """A client of an edge that has pulled them, with room for two in memory."""
-    with fleet.edge(max_loaded=2, queue=64) as served, client_of(served) as client:
-        client.post("/v1/bundles/pull")
+def follower(fleet: Fleet) -> Iterator[Served]:
+    """An edge that pulls them when it starts, with room for two in memory."""
+    with fleet.edge(max_loaded=2, queue=64) as served:
+        yield served
+
+
+@pytest.fixture
+def pulling(follower: Served) -> Iterator[httpx2.Client]:
+    """A client of this edge."""
+    with httpx2.Client(base_url=follower.url, timeout=120) as client:
         yield client
-
-
-def client_of(served: Served) -> httpx2.Client:
-    return httpx2.Client(base_url=served.url, timeout=120)
 
 
 def draw(client: httpx2.Client, **asked: Any) -> dict[str, Any]:
@@ -245,32 +247,31 @@ def test_200_swaps_touch_no_running_request(pulling: httpx2.Client) -> None:
     swap_under_load(pulling, swaps=200, clients=8)
 
 
-def kill_and_return(folder: Path, cycles: int) -> list[float]:
+def kill_and_return(fleet: Fleet, served: Served, client: httpx2.Client, cycles: int) -> list[float]:
     """Each cycle lists a new update, kills the edge at a random moment of its pull, and starts it again.
 
     Returns the seconds until it was ready again.
     """
-    fleet = new_fleet(folder)
-    listed = [fleet.publish(variant(folder, 0), name="makd")]
     rng, seconds = random.Random(0), []
-    with fleet.edge() as served, client_of(served) as client:
+    listed = [fleet.publish(variant(fleet.folder, 0), name="makd")]
+    pull(client)
+    reference = draw(client)
+    assert reference["gsc"]["bundle"] == listed[0]
+    for cycle in range(1, cycles + 1):
+        listed.append(fleet.publish(variant(fleet.folder, cycle), name="makd"))
+        thread = threading.Thread(target=pull_unless_killed, args=(client,))
+        thread.start()
+        time.sleep(rng.uniform(0, 0.4))
+        served.kill()
+        thread.join()
+        started = time.perf_counter()
+        served.restart()
+        seconds.append(time.perf_counter() - started)
+        reply = draw(client)
+        assert reply["gsc"]["bundle"] in listed[-2:]
+        assert reply["data"] == reference["data"]
+        assert all(bundle["bad"] is None for bundle in bundles(client).values())
         wait_for(client, listed[-1])
-        reference = draw(client)["data"]
-        for cycle in range(1, cycles + 1):
-            listed.append(fleet.publish(variant(folder, cycle), name="makd"))
-            thread = threading.Thread(target=pull_unless_killed, args=(client,))
-            thread.start()
-            time.sleep(rng.uniform(0, 0.4))
-            served.kill()
-            thread.join()
-            started = time.perf_counter()
-            served.restart()
-            seconds.append(time.perf_counter() - started)
-            reply = draw(client)
-            assert reply["gsc"]["bundle"] in listed[-2:]
-            assert reply["data"] == reference
-            assert all(bundle["bad"] is None for bundle in bundles(client).values())
-            wait_for(client, listed[-1])
     return seconds
 
 
@@ -287,19 +288,21 @@ def wait_for(client: httpx2.Client, bundle_id: str) -> None:
         time.sleep(0.05)
 
 
-def test_a_killed_edge_returns_on_its_last_good_update(tmp_path: Path) -> None:
+def test_a_killed_edge_returns_on_its_last_good_update(
+    fleet: Fleet, follower: Served, pulling: httpx2.Client
+) -> None:
     """`test_50_kills_and_returns` is the long one, and has the figure."""
-    kill_and_return(tmp_path, 1)
+    kill_and_return(fleet, follower, pulling, 1)
 
 
 @pytest.mark.slow
-def test_50_kills_and_returns(tmp_path: Path) -> None:
+def test_50_kills_and_returns(fleet: Fleet, follower: Served, pulling: httpx2.Client) -> None:
     """Ready within 5 s beside the import of torch, diffusers, peft and transformers, which depends on the disk."""
     code = "import fastapi, peft, torch; from diffusers import StableDiffusionPipeline"
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     imports = time.perf_counter() - started
-    seconds = kill_and_return(tmp_path, 50)
+    seconds = kill_and_return(fleet, follower, pulling, 50)
     print(
         f"50 kills: ready again after {sum(seconds) / 50:.1f} s in the mean, {max(seconds):.1f} s at most;"
         f" the import of the libraries alone takes {imports:.1f} s"

@@ -190,6 +190,7 @@ def test_a_client_that_hangs_up_frees_its_place(edge: Served, stream: bool) -> N
         body = b'{"prompt": "x", "steps": 100, "n": 10}'
     head = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     drawn = edge.number("dekag_images_drawn_total")
+    errors = edge.errors
     with socket.create_connection(("127.0.0.1", edge.port)) as connection:
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         while edge.number("dekag_images_under_way") == 0:
@@ -201,4 +202,5 @@ def test_a_client_that_hangs_up_frees_its_place(edge: Served, stream: bool) -> N
     answer = httpx2.post(f"{edge.url}/v1/images/generations", json={"prompt": "x", "steps": 1}, timeout=60)
     assert answer.status_code == 200
     assert edge.number("dekag_images_drawn_total") == drawn + 1
+    assert edge.errors == errors
     print(f"the place was free {1000 * seconds:.0f} ms after the client had gone")

@@ -49,12 +49,14 @@ def fuzz(edge: Served, examples: int, *, without: frozenset[str] = frozenset()) 
     description = schemathesis.openapi.from_url(f"{edge.url}/openapi.json")
     operations = [result.ok() for result in description.get_all_operations()]
     routes = [operation for operation in operations if operation.path not in without]
+    errors = edge.errors
     for route in routes:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             try:
                 run(route.as_strategy(generation_mode=mode), examples // 2)
             except Unsatisfiable:
                 assert mode is GenerationMode.NEGATIVE  # a route without parameters
+    assert edge.errors == errors
     label, taken = max(slowest.items(), key=lambda pair: pair[1])
     print(
         f"{len(routes)} routes, {examples} cases each: nothing that is not described; slowest answer but for"

@@ -129,6 +129,7 @@ def test_errors_are_in_one_envelope_and_tell_no_secret() -> None:
         405: client.put("/v1/refuse"),
         400: client.get("/v1/refuse"),
         500: client.get("/v1/fail"),
+        507: client.get("/v1/full"),
     }
     for status, answer in answers.items():
         assert answer.status_code == status
@@ -136,6 +137,8 @@ def test_errors_are_in_one_envelope_and_tell_no_secret() -> None:
         assert answer.headers["x-request-id"]
     assert answers[400].json()["error"]["message"] == "uses must be at least 1, got 0"
     assert "secret" not in answers[500].text
+    assert "disk is full" in answers[507].text
+    assert "/a/path" not in answers[507].text
     assert answers[405].headers["allow"] == "GET"
 
 

@@ -1,5 +1,6 @@
 """A service without a model, for tests of what every service has: `tiny_service.py PORT`; settings as DEKAG_..."""
 
+import errno
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,6 +41,10 @@ def tiny_app(settings: ServiceSettings) -> FastAPI:
     @app.get("/v1/fail")
     async def fail() -> None:
         raise RuntimeError("the secret of the machine")
+
+    @app.get("/v1/full")
+    async def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/a/path/of/the/machine")
 
     return app
 

@@ -86,11 +86,3 @@ def test_only_what_is_known_to_be_gone_is_gone() -> None:
     assert not own.is_gone(str(own))
     assert not own.is_gone(f"{own.host}/{os.getppid()}/x")
     assert not own.is_gone(f"another/{ended.pid}/x")
-
-
-def test_a_worker_that_nobody_holds_ends(tmp_path: Path) -> None:
-    """Its standard input ends with its runner; there is nothing to do, and nothing happens."""
-    worker = [sys.executable, "-m", "dekag.serving.cloud.worker"]
-    done = subprocess.run(worker, input=b"", capture_output=True, cwd=tmp_path, check=False)
-    assert done.returncode != 0
-    assert list(tmp_path.iterdir()) == []

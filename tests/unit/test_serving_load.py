@@ -18,21 +18,24 @@ PROMPT = "a red apple on a blue background"
 
 @dataclass
 class Seen:
-    """Answers by status, and the seconds that the good ones took."""
+    """Answers by status, and the seconds that the good ones took; the first ones meet an empty line."""
 
     statuses: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
     hasty: int = 0
     """Refusals that did not say when to come back."""
 
 
-async def order(client: httpx2.AsyncClient, seen: Seen, *, seed: int, steps: int) -> None:
+async def order(
+    client: httpx2.AsyncClient, seen: Seen, *, seed: int, steps: int, first: bool = False
+) -> None:
     started = time.perf_counter()
     body = {"prompt": PROMPT, "seed": seed, "steps": steps}
     answer = await client.post("/v1/images/generations", json=body)
     seen.statuses.append(answer.status_code)
     if answer.status_code == 200:
-        seen.seconds.append(time.perf_counter() - started)
+        (seen.first if first else seen.seconds).append(time.perf_counter() - started)
     elif answer.status_code == 429:
         seen.hasty += "retry-after" not in answer.headers
 
@@ -55,28 +58,39 @@ async def capacity(served: Served, *, queue: int, steps: int, rounds: int) -> fl
     return queue * rounds / (time.perf_counter() - started)
 
 
-async def flood(served: Served, *, rate: float, seconds: float, steps: int) -> tuple[Seen, float]:
-    """Orders at a fixed rate, whether or not they are answered; also the seconds until all were."""
+async def flood(
+    served: Served, *, rate: float, fill: float, seconds: float, steps: int
+) -> tuple[Seen, float]:
+    """Orders at a fixed rate, whether or not they are answered; also the seconds until all were.
+
+    Those of the first `fill` seconds are told apart: the very first is drawn alone.
+    """
     seen, tasks, started = Seen(), [], time.perf_counter()
     async with client_of(served) as client:
         for number in itertools.count():
             due = started + number / rate
-            if due > started + seconds:
+            first = due < started + fill
+            if due > started + fill + seconds:
                 break
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            tasks.append(asyncio.create_task(order(client, seen, seed=number, steps=steps)))
+            tasks.append(asyncio.create_task(order(client, seen, seed=number, steps=steps, first=first)))
         await asyncio.gather(*tasks)
     return seen, time.perf_counter() - started
 
 
-async def overload(served: Served, *, queue: int, steps: int, rounds: int, seconds: float) -> None:
-    """Ten times the capacity: the excess is refused, what is accepted is done in its time, and then all is well."""
+async def overload(
+    served: Served, *, queue: int, steps: int, rounds: int, seconds: float, slack: float
+) -> None:
+    """Ten times the capacity: the excess is refused, what is accepted is done in its time, and then all is well.
+
+    slack: share by which the slowest may exceed the line's time.
+    """
     normal = await capacity(served, queue=queue, steps=steps, rounds=rounds)
-    seen, lasted = await flood(served, rate=10 * normal, seconds=seconds, steps=steps)
-    accepted = len(seen.seconds)
+    seen, lasted = await flood(served, rate=10 * normal, fill=queue / normal, seconds=seconds, steps=steps)
+    accepted = len(seen.seconds) + len(seen.first)
     service_s = lasted / accepted
-    p99 = statistics.quantiles(seen.seconds, n=100)[98] if accepted > 1 else seen.seconds[0]
-    bound = 1.2 * queue * service_s
+    p99 = statistics.quantiles(seen.seconds, n=100, method="inclusive")[98]
+    bound = (1 + slack) * queue * service_s
     after, started = Seen(), time.perf_counter()
     async with client_of(served) as client:
         while not after.seconds or after.seconds[-1] > 3 * queue / normal:
@@ -85,7 +99,7 @@ async def overload(served: Served, *, queue: int, steps: int, rounds: int, secon
     print(
         f"capacity {normal:.1f} images/s; {10 * normal:.0f} orders/s for {seconds:g} s: {accepted} drawn,"
         f" {seen.statuses.count(429)} refused, {len(seen.statuses) - accepted - seen.statuses.count(429)} other;"
-        f" {accepted / lasted:.1f} images/s meanwhile; p99 {p99:.2f} s, line x service time + 20 % is {bound:.2f} s;"
+        f" {accepted / lasted:.1f} images/s meanwhile; p99 {p99:.2f} s, line x service time + {100 * slack:.0f} % is {bound:.2f} s;"
         f" normal {recovered:.2f} s after"
     )
     assert set(seen.statuses) == {200, 429}
@@ -95,14 +109,14 @@ async def overload(served: Served, *, queue: int, steps: int, rounds: int, secon
 
 
 def test_an_overload_is_refused_and_the_rest_is_served(edge: Served) -> None:
-    """`test_a_minute_of_overload` is the long one."""
-    asyncio.run(overload(edge, queue=16, steps=20, rounds=1, seconds=4))
+    """`test_a_minute_of_overload` is the long one; of few images a moment's pause of the machine is a large share."""
+    asyncio.run(overload(edge, queue=16, steps=20, rounds=1, seconds=4, slack=0.6))
 
 
 @pytest.mark.slow
 def test_a_minute_of_overload(tmp_path: Path) -> None:
     with serving("edge", tmp_path) as served:
-        asyncio.run(overload(served, queue=32, steps=24, rounds=3, seconds=60))
+        asyncio.run(overload(served, queue=32, steps=24, rounds=3, seconds=60, slack=0.2))
 
 
 def mixed(client: httpx2.Client, number: int) -> int:

@@ -313,7 +313,7 @@ def test_50_kills_and_returns(fleet: Fleet, follower: Served, pulling: httpx2.Cl
     imports = time.perf_counter() - started
     seconds = kill_and_return(fleet, follower, pulling, 50)
     print(
-        f"{len(seconds)} kills: ready again after {sum(seconds) / len(seconds):.1f} s in the mean, {max(seconds):.1f} s at most;"
-        f" the import of the libraries alone takes {imports:.1f} s"
+        f"{len(seconds)} kills: ready again after {sum(seconds) / len(seconds):.1f} s in the mean,"
+        f" {max(seconds):.1f} s at most; the import of the libraries alone takes {imports:.1f} s"
     )
     assert max(seconds) < 5 + imports

@@ -99,8 +99,8 @@ async def overload(
     print(
         f"capacity {normal:.1f} images/s; {10 * normal:.0f} orders/s for {seconds:g} s: {accepted} drawn,"
         f" {seen.statuses.count(429)} refused, {len(seen.statuses) - accepted - seen.statuses.count(429)} other;"
-        f" {accepted / lasted:.1f} images/s meanwhile; p99 {p99:.2f} s, line x service time + {100 * slack:.0f} % is {bound:.2f} s;"
-        f" normal {recovered:.2f} s after"
+        f" {accepted / lasted:.1f} images/s meanwhile; p99 {p99:.2f} s, line x service time"
+        f" + {100 * slack:.0f} % is {bound:.2f} s; normal {recovered:.2f} s after"
     )
     assert set(seen.statuses) == {200, 429}
     assert seen.hasty == 0

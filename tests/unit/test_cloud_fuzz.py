@@ -24,6 +24,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield cloud
 
 
+@pytest.mark.alone
 def test_every_route_does_what_its_description_says(cloud: Served) -> None:
     """`test_every_route_a_thousand_times` is the long one."""
     fuzz(cloud, 20)

@@ -301,6 +301,7 @@ def resealed(raw: bytes) -> bytes:
         return raw
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "seconds", [SHORT_SECONDS, pytest.param(FUZZ_SECONDS, marks=pytest.mark.slow)], ids=["short", "long"]
 )

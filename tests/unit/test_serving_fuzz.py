@@ -74,6 +74,7 @@ def run(cases: Any, examples: int) -> None:
     each()
 
 
+@pytest.mark.alone
 def test_every_route_does_what_its_description_says(edge: Served) -> None:
     """`test_every_route_a_thousand_times` is the long one."""
     fuzz(edge, 20, without=frozenset({"/v1/decoders"}))

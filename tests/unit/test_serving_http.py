@@ -279,6 +279,7 @@ def flood(served: Served, megabytes: int) -> None:
 CHUNK = b"10000\r\n" + b" " * 65536 + b"\r\n"
 
 
+@pytest.mark.alone
 def test_slow_and_huge_requests_cost_nothing(tmp_path: Path) -> None:
     """Deadlines of one second; `test_slow_clients_do_not_disturb_an_edge` has the real ones."""
     with tiny_process(tmp_path, header_seconds=1, body_seconds=1, max_in_flight=16) as served:

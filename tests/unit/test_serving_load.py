@@ -108,6 +108,7 @@ async def overload(
     assert recovered < 5
 
 
+@pytest.mark.alone
 def test_an_overload_is_refused_and_the_rest_is_served(edge: Served) -> None:
     """`test_a_minute_of_overload` is the long one; of few images a moment's pause of the machine is a large share."""
     asyncio.run(overload(edge, queue=16, steps=20, rounds=1, seconds=4, slack=0.6))
@@ -165,6 +166,7 @@ def settled(served: Served) -> tuple[int, int, int]:
     return served.resident_bytes, served.descriptors, served.threads
 
 
+@pytest.mark.alone
 def test_memory_descriptors_and_threads_stay(edge: Served) -> None:
     """`test_10000_requests` is the long one."""
     soak(edge, warm=250, requests=150, clients=4)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dekag.cli.cloud import Database, Folder
-from dekag.cli.console import needing, quiet_loading
+from dekag.cli.console import needing, quiet_loading, starting
 
 app = typer.Typer(no_args_is_help=True, help="Run a party as a service.")
 
@@ -37,7 +37,7 @@ def serve_edge(
 
     Every option, and more, can come from the environment: DEKAG_EDGE_PORT and so on.
     """
-    with needing("serve"):
+    with starting(), needing("serve"):
         from dekag.serving.edge.app import create
         from dekag.serving.edge.settings import EdgeSettings
         from dekag.serving.http.server import serve
@@ -56,7 +56,9 @@ def serve_edge(
         device=device,
     )
     quiet_loading()
-    serve(create(settings), settings)
+    with starting():
+        service = create(settings)
+    serve(service, settings)
 
 
 @app.command("cloud")
@@ -78,7 +80,7 @@ def serve_cloud(
 
     Every option, and more, can come from the environment: DEKAG_CLOUD_PORT and so on.
     """
-    with needing("serve"):
+    with starting(), needing("serve"):
         from dekag.serving.cloud.app import create
         from dekag.serving.cloud.settings import CloudSettings
         from dekag.serving.http.server import serve
@@ -97,4 +99,6 @@ def serve_cloud(
         job_workers=job_workers,
     )
     quiet_loading()
-    serve(create(settings), settings)
+    with starting():
+        service = create(settings)
+    serve(service, settings)

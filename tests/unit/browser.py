@@ -1,19 +1,12 @@
-"""Services as processes, and pages of a headless Chromium that are watched."""
+"""Pages of a headless Chromium that are watched."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -41,39 +34,6 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def process(
-    words: list[str], url: str, log: Path, environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A service of ours, once it is ready; gone afterwards."""
-    with log.open("wb") as file:
-        own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        service = subprocess.Popen([sys.executable, *words], stdout=file, stderr=file, env=own)
-    try:
-        deadline = time.monotonic() + 120
-        while not _ready(url):
-            assert service.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.1)
-        yield service
-    finally:
-        service.kill()
-        service.wait()
-
-
-def _ready(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/readyz").status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 @dataclass(kw_only=True)

@@ -10,13 +10,14 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from browser import Watched, browser, free_port, process, watched
+from browser import Watched, browser, watched
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
+from served import free_port, running
 
 from dekag import link, presets
 from dekag.frame import read_frame
-from dekag.serving.up import Site, prepare, running
+from dekag.serving import up
 from dekag.types import ChannelState, Received
 
 PROMPT = "a cat face on a pink background"
@@ -45,7 +46,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, decoders: Path) -> Iterator[
     (folder / "edge" / "decoders").symlink_to(decoders)
     words = ["-m", "dekag", "serve", "edge", "--folder", str(folder / "edge"), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
-    with process(words, url, folder / "log", {"DEKAG_EDGE_QUEUE": "10"}):
+    with running(words, folder / "log", port, {"DEKAG_EDGE_QUEUE": "10"}):
         assert httpx2.get(f"{url}/v1/decoders", timeout=120).status_code == 200
         yield Services(edge=url)
 
@@ -53,9 +54,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, decoders: Path) -> Iterator[
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """What `dekag up` starts."""
-    site = Site(folder=tmp_path_factory.mktemp("up"), port=free_port(), cloud_port=free_port())
-    prepare(site)
-    with running(site):
+    site = up.Site(folder=tmp_path_factory.mktemp("up"), port=free_port(), cloud_port=free_port())
+    up.prepare(site)
+    with up.running(site):
         yield Services(edge=site.edge_url, cloud=site.cloud_url)
 
 
@@ -311,7 +312,7 @@ def test_a_token_is_asked_for_and_a_silent_edge_is_said(chromium: Browser, tmp_p
     url = f"http://127.0.0.1:{port}"
     with watched(chromium) as seen:
         page, alert = seen.page, seen.page.get_by_role("alert")
-        with process(["-c", GUARDED, str(port)], url, tmp_path / "log", {}):
+        with running(["-c", GUARDED, str(port)], tmp_path / "log", port, {}):
             page.goto(url)
             for token, asked in (("wrong", "wants a token."), ("right", "wants another token: that one")):
                 expect(alert).to_contain_text(f"The edge {asked}")

@@ -12,17 +12,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from served import free_port
 
 from dekag.alignment.bundle import load_bundle
 from dekag.serving.up import Site
 from dekag.types import InputError
 from dekag.zoo import shipped
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(site: Site) -> list[str]:

@@ -424,7 +424,7 @@ def test_the_commands_together(
         code, said = dekag(*words)
         assert (code, text in said) == (0, True), said
     code, said = dekag("pull", tmp_path / "edge", "--registry", tmp_path / "air", "--json")
-    assert json.loads(said)[0]["id"] == Shelf(tmp_path / "edge" / "shelf").bundles()[0].id
+    assert json.loads(said)[0]["id"] == Shelf(tmp_path / "edge" / "bundles").bundles()[0].id
 
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {

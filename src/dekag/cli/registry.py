@@ -195,7 +195,7 @@ def import_registry(
 
 @app.command()
 def pull(
-    folder: Annotated[Path, typer.Argument(help="Folder of an edge: FOLDER/shelf and FOLDER/registry.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of an edge: FOLDER/bundles and FOLDER/registry.")],
     registry: RegistryUrl,
     channel: ChannelName = "stable",
     root: Annotated[
@@ -209,7 +209,7 @@ def pull(
     """
     from dekag.registry import RegistryClient, Shelf
 
-    shelf = Shelf(folder / "shelf")
+    shelf = Shelf(folder / "bundles")
     client = RegistryClient(registry, folder / "registry", root=None if root is None else root.read_bytes())
     listings = client.channel(channel)
     for listing in listings:

@@ -11,10 +11,9 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from dekag import presets
-from dekag.alignment.bundle import load_bundle, pack
+from dekag.alignment.bundle import Kind, load_bundle, pack
 from dekag.alignment.updates import codec_digest, pipeline_digest
 from dekag.codec import JsccCodec, load_codec
-from dekag.generation.diffusers import DiffusersGenerator
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient
 from dekag.registry.source import open_source
@@ -71,6 +70,7 @@ def create(settings: EdgeSettings) -> FastAPI:
 
 def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetrics) -> EdgeService:
     """The parts of the edge."""
+    client = _client(settings)  # first, as what is wrong with it should leave nothing behind
     device = device_of(settings.device)
     generator = presets.edge(chosen, device=device)
     codec = load_codec(presets.folder(chosen.codec, "codec")).to(device)
@@ -89,7 +89,7 @@ def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetric
     return EdgeService(
         engine=engine,
         bundles=bundles,
-        puller=_puller(settings, bundles, generator, codec, metrics),
+        puller=None if client is None else _puller(settings, client, bundles, metrics),
         decoders=DecoderFiles(settings.folder / "decoders", bundles),
         traffic=Traffic(metrics.registry),
         preset=settings.preset,
@@ -124,13 +124,8 @@ def _stock(shelf: Shelf, chosen: presets.Preset) -> None:
             shelf.activate(bundle.id)
 
 
-def _puller(
-    settings: EdgeSettings,
-    bundles: Bundles,
-    generator: DiffusersGenerator,
-    codec: JsccCodec,
-    metrics: HttpMetrics,
-) -> Puller | None:
+def _client(settings: EdgeSettings) -> RegistryClient | None:
+    """What pulls with, if there is a registry."""
     if settings.registry is None:
         return None
     try:
@@ -138,12 +133,21 @@ def _puller(
     except OSError as error:
         raise InputError(f"{settings.root} cannot be read: {error.strerror}") from error
     source = open_source(settings.registry, edge=settings.name)
-    client = RegistryClient(source, settings.folder / "registry", root=root)
+    return RegistryClient(source, settings.folder / "registry", root=root)
+
+
+def _puller(settings: EdgeSettings, client: RegistryClient, bundles: Bundles, metrics: HttpMetrics) -> Puller:
+    codec = bundles.plain_coder.codec
+    assert isinstance(codec, JsccCodec)
+    bases: dict[Kind, str] = {
+        "generation": pipeline_digest(bundles.plain.generator),
+        "transmission": codec_digest(codec),
+    }
     return Puller(
         client,
         bundles,
         channel=settings.channel,
-        bases={"generation": pipeline_digest(generator), "transmission": codec_digest(codec)},
+        bases=bases,
         follow=settings.follow,
         registry=metrics.registry,
     )

@@ -207,8 +207,15 @@ def test_objects_instead_of_files(tmp_path: Path) -> None:
     assert repository.describe()["channels"][0]["bundles"][0]["id"] == bundle
     system = repository._storage._system  # type: ignore[attr-defined]
     system.get("/registry", str(tmp_path / "copy"), recursive=True)
-    client = RegistryClient(str(tmp_path / "copy"), tmp_path / "edge", root=repository.root)
-    assert [listing.id for listing in client.channel("stable")] == [bundle]
+    for url in (str(tmp_path / "copy"), "memory://registry"):
+        edge = tmp_path / url.rpartition("/")[2]
+        client = RegistryClient(url, edge / "registry", root=repository.root)
+        (listing,) = client.channel("stable")
+        client.fetch(listing, Shelf(edge / "bundles"))
+        assert [held.id for held in Shelf(edge / "bundles").bundles()] == [bundle]
+    with pytest.raises(RegistryError) as caught:
+        RegistryClient("memory://elsewhere", tmp_path / "other", root=repository.root).channel("stable")
+    assert caught.value.fault == "unreachable"
     with pytest.raises(InputError, match="cannot be reached"):
         Repository("nowhere://registry", tmp_path / "keys")
 

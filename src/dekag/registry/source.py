@@ -1,4 +1,4 @@
-"""Where an edge reads a registry from: a server, or a folder. Bytes come as they arrive, from any place on."""
+"""Where an edge reads a registry from: a server, an object store, a folder. Bytes come as they arrive, from any place on."""
 
 import re
 from collections.abc import Iterator
@@ -9,11 +9,15 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import httpx2
+from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from dekag.registry.faults import RegistryError
 from dekag.types import InputError
 
 _CHUNK = 1 << 16
+_OBJECT_CHUNK = 1 << 20
+_OBJECTS = ("s3://", "gs://", "az://", "abfs://", "memory://")
+"""Beginnings of the addresses of object stores."""
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
@@ -97,7 +101,7 @@ class HttpSource:
             or address.fragment
         ):
             raise InputError(
-                "the registry's address is like https://host/registry, a file:// URL or a folder"
+                "the registry's address is like https://host/registry, s3://bucket/registry, a file:// URL or a folder"
             )
         self._name = f"{address.scheme}://{address.hostname}{port}{address.path}".rstrip("/")
         self._url = url.rstrip("/")
@@ -141,10 +145,52 @@ class HttpSource:
         return Stream(start=begin, total=total, tag=strong, chunks=response.iter_raw())
 
 
+class ObjectSource:
+    """A registry in an object store that fsspec reaches, such as s3://bucket/registry.
+
+    Raises InputError if what reaches it is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._name = url.rstrip("/")
+        try:
+            self._system, self._base = url_to_fs(self._name)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{url} cannot be reached: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """The address."""
+        return self._name
+
+    @contextmanager
+    def open(self, path: str, *, start: int = 0, tag: str | None = None) -> Iterator[Stream]:
+        """As `Source.open`."""
+        address = f"{self._base}/{path}"
+        try:
+            total = int(self._system.size(address))
+        except FileNotFoundError as error:
+            raise RegistryError("missing", f"{self.name} has no {path}") from error
+        except OSError as error:
+            raise BrokenOffError(f"{type(error).__name__}: {error}") from error
+        yield Stream(start=start, total=total, tag=None, chunks=self._chunks(address, start, total))
+
+    def _chunks(self, address: str, start: int, total: int) -> Iterator[bytes]:
+        for first in range(start, total, _OBJECT_CHUNK):
+            try:
+                yield bytes(
+                    self._system.cat_file(address, start=first, end=min(first + _OBJECT_CHUNK, total))
+                )
+            except OSError as error:
+                raise BrokenOffError(f"{type(error).__name__}: {error}") from error
+
+
 def open_source(url: str, *, edge: str = "") -> Source:
     """The source at an address or in a folder; `edge` as for `HttpSource`. Raises InputError if it is neither."""
     if url.startswith("file://"):
         return FolderSource(folder=Path(url.removeprefix("file://")))
+    if url.startswith(_OBJECTS):
+        return ObjectSource(url)
     return HttpSource(url, edge=edge) if "://" in url else FolderSource(folder=Path(url))
 
 

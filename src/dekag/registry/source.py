@@ -1,4 +1,4 @@
-"""Where an edge reads a registry from: a server, an object store, a folder. Bytes come as they arrive, from any place on."""
+"""Where an edge reads a registry from: a server, an object store, a folder. Bytes come as they arrive."""
 
 import re
 from collections.abc import Iterator

@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx2
 
+from dekag.serving.cloud.models import FINAL
 from dekag.types import InputError
 
 SECONDS = 30.0
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
 """How long a watcher waits for a cloud that has gone."""
-ENDS = frozenset({"done", "failed", "cancelled"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class CloudClient:
         while not ended:
             try:
                 for event in self._stream(f"/v1/jobs/{job_id}/events", last):
-                    last, ended, waited = event.number, event.kind in ENDS, 0.0
+                    last, ended, waited = event.number, event.kind in FINAL, 0.0
                     yield event
             except httpx2.TransportError as error:
                 if not last or waited > PATIENCE_SECONDS:

@@ -186,7 +186,9 @@ def publish(order: Order, spec: JobSpec) -> str:
     """Put the update into the registry, with a canary of some of its prompts; the id of the bundle."""
     chosen, folder = preset(order.preset), Path(order.folder)
     prompts = sorted(set(spec.source(folder / PROMPTS).prompts(chosen)), key=len)[:CANARY_PROMPTS]
-    canary = canary_of(chosen, folder / BUNDLE, prompts) if len(prompts[-1]) <= CANARY_LETTERS else None
+    canary = None
+    if len(prompts[-1]) <= CANARY_LETTERS:
+        canary = canary_of(chosen, folder / BUNDLE, prompts, device=device_of(order.device))
     repository = Repository(order.registry, Path(order.keys))
     return repository.publish(folder / BUNDLE, channel=spec.channel, name=spec.name, canary=canary)
 

@@ -10,6 +10,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from dekag.serving.edge.app import _page
+from dekag.serving.edge.settings import EdgeSettings
 from dekag.serving.http.app import create_app
 from dekag.serving.http.settings import ServiceSettings
 from dekag.serving.page import PUBLIC, PageConfig, page_files, page_router
@@ -118,3 +120,11 @@ def test_a_cloud_that_is_no_address_is_refused(cloud: str) -> None:
     """It becomes part of the policy."""
     with pytest.raises(InputError, match="address"):
         PageConfig(preset="emoji", cloud=cloud)
+
+
+@pytest.mark.parametrize(
+    ("most", "uses", "default"), [(512, (64, 512), 256), (1024, (64, 1024), 256), (48, (48, 48), 48)]
+)
+def test_sliders_go_as_far_as_the_codec(most: int, uses: tuple[int, int], default: int) -> None:
+    told = _page(EdgeSettings(), most)
+    assert (told.limits.uses, told.defaults.uses) == (uses, default)

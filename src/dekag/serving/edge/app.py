@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from dekag.serving.images.api import ImageService, images_router
 from dekag.serving.images.engine import Engine
 from dekag.serving.images.metrics import EngineMetrics
 from dekag.serving.images.requests import Details
-from dekag.serving.page import PUBLIC, PageConfig, page_router
+from dekag.serving.page import PUBLIC, PageConfig, PageDefaults, PageLimits, page_router
 from dekag.serving.traffic import TrafficReport
 from dekag.training.processes import device_of
 from dekag.types import InputError
@@ -62,10 +63,21 @@ def create(settings: EdgeSettings) -> FastAPI:
         log_prompts=settings.log_prompts,
         told=_counting(service.traffic),
     )
-    page = page_router(PageConfig(preset=settings.preset, cloud=settings.cloud_url))
+    page = page_router(_page(settings, service.most_uses))
     for router in (images_router(images), deliveries_router(service), bundles_router(service), page):
         app.include_router(router)
     return app
+
+
+def _page(settings: EdgeSettings, most_uses: int) -> PageConfig:
+    """What the page is told; its sliders go as far as the codec does."""
+    limits, defaults = PageLimits(), PageDefaults()
+    return PageConfig(
+        preset=settings.preset,
+        cloud=settings.cloud_url,
+        limits=replace(limits, uses=(min(limits.uses[0], most_uses), most_uses)),
+        defaults=replace(defaults, uses=min(defaults.uses, most_uses)),
+    )
 
 
 def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetrics) -> EdgeService:

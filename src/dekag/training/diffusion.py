@@ -97,8 +97,8 @@ def denoising_loss(
     t^(emphasis - 1): 1 is uniform, more dwells on high noise, where the text decides. `least`, a share of the
     schedule, one or one for each image, leaves out the timesteps below it. With `gamma`, the loss has min-SNR weights.
     """
-    noise = torch.randn(latents.shape, generator=rng).to(latents)
-    share = least + (1 - least) * torch.rand(len(latents), generator=rng) ** (1 / emphasis)
+    noise = torch.randn(latents.shape, generator=rng, device=rng.device).to(latents)
+    share = least + (1 - least) * torch.rand(len(latents), generator=rng, device=rng.device) ** (1 / emphasis)
     noised, timesteps, target = how.noised(latents, noise, share)
     error = (predict(noised, timesteps).float() - target.float()).square()
     if gamma is None:

@@ -1,0 +1,1 @@
+"""The stages of the emoji recipe, from captions to trained models."""

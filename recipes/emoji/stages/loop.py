@@ -1,0 +1,276 @@
+"""Train by the clock or by steps, with checkpoints of tensors and JSON only.
+
+A step draws its batch from a generator seeded by (seed, step), so a run that was killed and started again takes
+exactly the steps that it would have taken. By steps, two runs end in the same bytes; by the clock, a run goes on
+from its exact state, and the learning rate follows the share of the time that has passed.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dekag.training.loop import step_rng
+
+STATE, STABLE, PROGRESS = "state.safetensors", "stable.safetensors", "progress.json"
+"""The last checkpoint, the one before the learning rate began to fall, and what the run has come to."""
+
+Loss = Callable[[torch.Generator], Tensor]
+"""Draws a batch from a generator on the model's device and returns a scalar loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a stage trains: a number of steps, or seconds of wall-clock time. Exactly one is given."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise ValueError("a budget is either steps or seconds")
+
+    def share(self, step: int, seconds: float) -> float:
+        """Share of the budget that is used, from 0; 1 or more ends the run."""
+        if self.steps is not None:
+            return step / max(1, self.steps)
+        return seconds / max(1e-9, self.seconds or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Numbers of one training."""
+
+    rate: float
+    batch: int
+    """Pictures a step, for the count of pictures seen."""
+    warmup_steps: int = 100
+    decay_fraction: float = 0.3
+    """Share of the budget, at its end, over which the learning rate falls to zero."""
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema_decay: float = 0.999
+    max_grad_norm: float = 1.0
+    bf16: bool = False
+    seed: int = 0
+    checkpoint_seconds: float = 300.0
+    reports: int = 8
+    """Reports on the way, at equal shares of the budget; the last is at its end."""
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What a run has come to; seconds are wall-clock time spent in this stage, all its starts together."""
+
+    step: int = 0
+    pictures: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+    """Moving mean over about a hundred steps."""
+    pictures_per_second: float = 0.0
+    """Of this start alone."""
+    reports: int = 0
+    """Reports that are done."""
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+Report = Callable[[Progress], None]
+"""Called with the averaged weights in the model and the model in evaluation mode."""
+
+
+def train(
+    model: nn.Module, loss: Loss, config: LoopConfig, budget: Budget, folder: Path, *, report: Report
+) -> Progress:
+    """Train what requires a gradient in `model`; it ends holding the moving average of its weights.
+
+    The state is written into `folder` every `checkpoint_seconds` and at the end, and read from there at the start.
+    A run whose budget has grown goes on from before its learning rate fell.
+    Raises ValueError if the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    state = State(model, config, device)
+    progress = state.resume(folder, budget)
+    before, started = progress.seconds, time.monotonic()
+    saved, first = started, progress.pictures
+    model.train()
+    while (share := budget.share(progress.step, progress.seconds)) < 1:
+        # 1. learning rate of this step
+        for group in state.optimizer.param_groups:
+            group["lr"] = config.rate * rate_factor(progress.step, share, config)
+        # 2. loss and gradient
+        rng = on_device(step_rng(config.seed, progress.step), device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            value = loss(rng)
+        value.backward()
+        nn.utils.clip_grad_norm_(state.trained, config.max_grad_norm)
+        # 3. step and moving average
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.update_average(progress.step)
+        # 4. progress; reading the loss waits for the device, so it is read every tenth step
+        progress.step += 1
+        progress.pictures += config.batch
+        progress.seconds = before + time.monotonic() - started
+        if progress.step % 10 == 0 or progress.step < 10:
+            progress.loss = moving_mean(progress.loss, value.item(), progress.step)
+            if not math.isfinite(progress.loss):
+                raise ValueError(f"the loss is not finite at step {progress.step}: {progress.loss}")
+        now = time.monotonic()
+        progress.pictures_per_second = (progress.pictures - first) / max(1e-9, now - started)
+        # 5. report and checkpoint
+        share = budget.share(progress.step, progress.seconds)
+        if share * config.reports >= progress.reports + 1:
+            progress.reports = int(share * config.reports)
+            with state.averaged():
+                report(progress)
+            progress.seconds = before + time.monotonic() - started
+        if now - saved > config.checkpoint_seconds:
+            state.save(folder, progress, share)
+            saved = now
+    state.save(folder, progress, 1.0)
+    state.use_average()
+    model.eval()
+    return progress
+
+
+def rate_factor(step: int, share: float, config: LoopConfig) -> float:
+    """Factor on the learning rate: linear warm-up by steps, constant, then linear to zero by the share used."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return warm * min(1.0, (1 - share) / max(1e-9, config.decay_fraction))
+
+
+def moving_mean(mean: float, value: float, step: int) -> float:
+    return value if step <= 1 else mean + (value - mean) * max(0.1, 1 / step)
+
+
+def on_device(rng: torch.Generator, device: torch.device) -> torch.Generator:
+    """The generator itself on the CPU; elsewhere one of the device with the same seed."""
+    if device.type == "cpu":
+        return rng
+    return torch.Generator(device).manual_seed(rng.initial_seed())
+
+
+class State:
+    """Model, moving average and optimiser, and how they are written and read."""
+
+    def __init__(self, model: nn.Module, config: LoopConfig, device: torch.device) -> None:
+        self.model, self.config, self.device = model, config, device
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names, self.trained = list(named), list(named.values())
+        self.average = [p.detach().clone() for p in self.trained]
+        self.optimizer = torch.optim.AdamW(
+            self.trained,
+            config.rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=device.type == "cuda",
+        )
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
+        """Moving average whose memory grows from a few steps to 1 / (1 - ema_decay)."""
+        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.average, [p.data for p in self.trained], 1 - decay)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        torch._foreach_copy_([p.data for p in self.trained], self.average)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in the model, in evaluation mode, without gradients; then its own again."""
+        own = [p.detach().clone() for p in self.trained]
+        self.use_average()
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_([p.data for p in self.trained], own)
+            self.model.train()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name."""
+        found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        found |= {f"average.{name}": value for name, value in zip(self.names, self.average, strict=True)}
+        for name, parameter in zip(self.names, self.trained, strict=True):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                found[f"optimizer.{name}.{key}"] = value
+        return {name: value.detach().cpu().contiguous() for name, value in found.items()}
+
+    def save(self, folder: Path, progress: Progress, share: float) -> None:
+        """Write the checkpoint; until it is whole, the one before stays."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors, content = self.tensors(), {"progress": json.dumps(progress.to_json())}
+        stable = share <= 1 - self.config.decay_fraction
+        for name in (STATE, STABLE) if stable else (STATE,):
+            write_atomically(folder / name, lambda part: save_file(tensors, part, metadata=content))
+
+    def resume(self, folder: Path, budget: Budget) -> Progress:
+        """Take the state from `folder` if there is one; return its progress."""
+        for name in (STATE, STABLE):
+            path = folder / name
+            if not path.exists():
+                continue
+            with safe_open(path, "pt") as file:
+                progress = Progress(**json.loads(file.metadata()["progress"]))
+            share = budget.share(progress.step, progress.seconds)
+            # a state of a falling learning rate is left for the one before, if there is time again
+            fell = progress.step and share < 1 - self.config.decay_fraction
+            if name == STATE and fell and _newer(folder / STATE, folder / STABLE):
+                continue
+            self._load(path)
+            return progress
+        return Progress()
+
+    @torch.no_grad()
+    def _load(self, path: Path) -> None:
+        with safe_open(path, "pt", device=str(self.device)) as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in found.items() if k[:6] == "model."})
+        for name, parameter, mean in zip(self.names, self.trained, self.average, strict=True):
+            mean.copy_(found[f"average.{name}"])
+            prefix = f"optimizer.{name}."
+            moments = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+            if "step" in moments and self.device.type == "cpu":
+                moments["step"] = moments["step"].cpu()
+            if moments:
+                self.optimizer.state[parameter] = moments
+
+
+def _newer(state: Path, stable: Path) -> bool:
+    """Whether the last checkpoint was written after the learning rate began to fall."""
+    if not stable.exists():
+        return False
+    steps = []
+    for path in (state, stable):
+        with safe_open(path, "pt") as file:
+            steps.append(json.loads(file.metadata()["progress"])["step"])
+    return steps[0] > steps[1]
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, then move it there, safe against a crash of the machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    write(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_json(path: Path, content: object) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8") and None)

@@ -22,21 +22,23 @@ PEAK_STD = 1.3
 """Standard deviation of the strongest channel at the start; the decoder clamps softly at 3."""
 LATENT_NOISE = 0.04
 """Largest standard deviation of the noise on latents, of which the strongest channel has about PEAK_STD."""
-LPIPS_WEIGHT = 0.15
+LPIPS_WEIGHT, SQUARE_WEIGHT = 0.1, 5.0
+"""Weights of LPIPS and of the square error beside L1; the square keeps edges in place while the error is large."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSize:
     """Widths and blocks, from the largest maps to the 8 x 8 ones."""
 
-    width: int = 64
+    encoder_width: int = 64
+    decoder_width: int = 48
     encoder_blocks: tuple[int, ...] = (0, 0, 2, 0)
-    decoder_blocks: tuple[int, ...] = (4, 4, 1, 0)
+    decoder_blocks: tuple[int, ...] = (3, 4, 2, 1)
 
 
 SIZES = {
     64: AutoencoderSize(),
-    128: AutoencoderSize(encoder_blocks=(0, 0, 1, 1, 0), decoder_blocks=(3, 3, 2, 1, 0)),
+    128: AutoencoderSize(encoder_blocks=(0, 0, 1, 1, 0), decoder_blocks=(3, 3, 2, 1, 1)),
 }
 """By side of the picture."""
 
@@ -67,14 +69,15 @@ def build(pictures: Tensor, size: int) -> AutoencoderTiny:
     shape = SIZES[size]
     vae = AutoencoderTiny(
         latent_channels=CHANNELS,
-        encoder_block_out_channels=(shape.width,) * len(shape.encoder_blocks),
-        decoder_block_out_channels=(shape.width,) * len(shape.decoder_blocks),
+        encoder_block_out_channels=(shape.encoder_width,) * len(shape.encoder_blocks),
+        decoder_block_out_channels=(shape.decoder_width,) * len(shape.decoder_blocks),
         num_encoder_blocks=shape.encoder_blocks,
         num_decoder_blocks=shape.decoder_blocks,
     )
     for module in vae.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    for module in vae.modules():
         if type(module).__name__ == "AutoencoderTinyBlock":
             # a block that adds nothing: it begins as the identity on what is not negative
             nn.init.zeros_(module.conv[4].weight)
@@ -151,7 +154,9 @@ def loss(vae: AutoencoderTiny, art: Art, lpips: Lpips, batch: int, rng: torch.Ge
     out = vae.decode(latents + level * noise).sample.float() / 2 + 0.5
     # the decoder clamps softly at 3; what the encoder sends there is lost
     beyond = (latents.abs() - 2.5).clamp(min=0).square().mean()
-    return (out - pictures).abs().mean() + LPIPS_WEIGHT * lpips(out, pictures).mean() + 0.1 * beyond
+    error = out - pictures
+    pixels = error.abs().mean() + SQUARE_WEIGHT * error.square().mean()
+    return pixels + LPIPS_WEIGHT * lpips(out, pictures).mean() + 0.1 * beyond
 
 
 @torch.no_grad()
@@ -183,6 +188,8 @@ def quilting(pictures: Tensor, truth: Tensor, period: int) -> Tensor:
     for steps in (error.diff(dim=2).square().mean((0, 1, 3)), error.diff(dim=3).square().mean((0, 1, 2))):
         border = (torch.arange(len(steps)) + 1) % period == 0
         # the rim of the picture holds no drawing; borders are compared with their own neighbourhood
-        near = (torch.arange(len(steps)) >= period // 2) & (torch.arange(len(steps)) < len(steps) - period // 2)
+        near = (torch.arange(len(steps)) >= period // 2) & (
+            torch.arange(len(steps)) < len(steps) - period // 2
+        )
         ratios.append(steps[border].mean() / steps[near & ~border].mean())
     return torch.stack(ratios).mean()

@@ -121,9 +121,7 @@ class Drawn:
     captions: tuple[str, ...]
 
 
-def scenes_of(
-    generator: Generator, things: dict[str, Sequence[Thing]], seeds: Sequence[int]
-) -> list[Drawn]:
+def scenes_of(generator: Generator, things: dict[str, Sequence[Thing]], seeds: Sequence[int]) -> list[Drawn]:
     """The scenes of the pool with these numbers; things by `core` and `others`."""
     found = []
     weights = [source.share for source in generator.sources]
@@ -279,5 +277,3 @@ def met(generator: Generator, ids: dict[str, Sequence[str]]) -> dict[str, list[s
     for source in generator.sources:
         found["glossy" if source.hand == GLOSSY else "flat"] |= set(ids[source.concepts])
     return {kind: sorted(own) for kind, own in found.items()}
-
-

@@ -19,7 +19,7 @@ from .grammar import COLOURS, PAIR_PLACES, TRAINED_PATTERNS, Scene, Thing, capti
 from .loop import write_json
 from .pictures import ART, Art, backgrounds, draw, layout, paste
 from .splits import HELD_OUT_COMPOSITIONS, SEEN_COMPOSITIONS
-from .tokenizer import text_config, tokenize
+from .tokenizer import ATTENTION, text_config, tokenize
 
 STYLES = {"fluent3d": "a glossy 3d icon of ", "noto": "a flat icon of ", "twemoji": "a flat simple icon of "}
 STYLED = 0.25
@@ -90,6 +90,7 @@ def clip_model(tokenizer: CLIPTokenizer) -> CLIPModel:
         projection_dim=128,
     )
     model = CLIPModel(config)
+    model.set_attn_implementation(ATTENTION)
     nn.init.normal_(model.text_model.get_input_embeddings().weight, std=0.1)
     return model
 
@@ -123,7 +124,8 @@ def clip_loss(
         scenes = clip_scenes(things, batch, own)
         hands = [own.randrange(len(ART)) for _ in scenes]
         rows = [
-            [hand * len(things) + index[t.id] for t in s.things] for s, hand in zip(scenes, hands, strict=True)
+            [hand * len(things) + index[t.id] for t in s.things]
+            for s, hand in zip(scenes, hands, strict=True)
         ]
         images = augmented(draw(art, layout(scenes, rows, art.size).to(device)), rng)
         texts = [styled(scene, ART[hand], own) for scene, hand in zip(scenes, hands, strict=True)]
@@ -153,7 +155,9 @@ def augmented(images: Tensor, rng: torch.Generator) -> Tensor:
     soft = F.interpolate(half, (INSIDE, INSIDE), mode="bilinear", align_corners=False)
     blurred = torch.rand(len(images), 1, 1, 1, generator=rng, device=device) < 0.25
     level = 0.04 * torch.rand(len(images), 1, 1, 1, generator=rng, device=device)
-    return torch.where(blurred, soft, images) + level * torch.randn(images.shape, generator=rng, device=device)
+    return torch.where(blurred, soft, images) + level * torch.randn(
+        images.shape, generator=rng, device=device
+    )
 
 
 class Student(nn.Module):
@@ -163,6 +167,7 @@ class Student(nn.Module):
         super().__init__()
         width = int(VISION["hidden_size"])
         self.vit = ViTModel(ViTConfig(**VISION, image_size=INSIDE), add_pooling_layer=False)
+        self.vit.set_attn_implementation(ATTENTION)
         self.head = nn.Sequential(nn.Linear(width, 320), nn.GELU(), nn.Linear(320, 96))
         self.prototypes = nn.Linear(96, PROTOTYPES, bias=False)
         if teacher:

@@ -20,9 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dekag.training.loop import step_rng
+from dekag.training.schedule import rate_factor
 
 STATE, STABLE, PROGRESS = "state.safetensors", "stable.safetensors", "progress.json"
 """The last checkpoint, the one before the learning rate began to fall, and what the run has come to."""
+
+LONGEST_STEP = 10.0
+"""Seconds that one step can count for: a process that was stopped for a while has not trained meanwhile."""
 
 Loss = Callable[[torch.Generator], Tensor]
 """Draws a batch from a generator on the model's device and returns a scalar loss."""
@@ -59,6 +63,8 @@ class LoopConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     ema_decay: float = 0.999
+    rate_factors: tuple[tuple[str, float], ...] = ()
+    """Pairs of a regular expression on the parameter's name and a factor on its learning rate."""
     max_grad_norm: float = 1.0
     bf16: bool = False
     seed: int = 0
@@ -69,7 +75,7 @@ class LoopConfig:
 
 @dataclass(kw_only=True)
 class Progress:
-    """What a run has come to; seconds are wall-clock time spent in this stage, all its starts together."""
+    """What a run has come to; seconds are wall-clock time spent in this stage, all its starts together, without pauses."""
 
     step: int = 0
     pictures: int = 0
@@ -101,13 +107,13 @@ def train(
     device = next(model.parameters()).device
     state = State(model, config, device)
     progress = state.resume(folder, budget)
-    before, started = progress.seconds, time.monotonic()
-    saved, first = started, progress.pictures
+    started = last = saved = time.monotonic()
+    first = progress.pictures
     model.train()
     while (share := budget.share(progress.step, progress.seconds)) < 1:
         # 1. learning rate of this step
         for group in state.optimizer.param_groups:
-            group["lr"] = config.rate * rate_factor(progress.step, share, config)
+            group["lr"] = config.rate * group["factor"] * share_factor(progress.step, share, config)
         # 2. loss and gradient
         rng = on_device(step_rng(config.seed, progress.step), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
@@ -121,12 +127,12 @@ def train(
         # 4. progress; reading the loss waits for the device, so it is read every tenth step
         progress.step += 1
         progress.pictures += config.batch
-        progress.seconds = before + time.monotonic() - started
+        now = time.monotonic()
+        progress.seconds += min(now - last, LONGEST_STEP)
         if progress.step % 10 == 0 or progress.step < 10:
             progress.loss = moving_mean(progress.loss, value.item(), progress.step)
             if not math.isfinite(progress.loss):
                 raise ValueError(f"the loss is not finite at step {progress.step}: {progress.loss}")
-        now = time.monotonic()
         progress.pictures_per_second = (progress.pictures - first) / max(1e-9, now - started)
         # 5. report and checkpoint
         share = budget.share(progress.step, progress.seconds)
@@ -134,17 +140,18 @@ def train(
             progress.reports = int(share * config.reports)
             with state.averaged():
                 report(progress)
-            progress.seconds = before + time.monotonic() - started
+            progress.seconds += time.monotonic() - now
         if now - saved > config.checkpoint_seconds:
             state.save(folder, progress, share)
             saved = now
+        last = time.monotonic()
     state.save(folder, progress, 1.0)
     state.use_average()
     model.eval()
     return progress
 
 
-def rate_factor(step: int, share: float, config: LoopConfig) -> float:
+def share_factor(step: int, share: float, config: LoopConfig) -> float:
     """Factor on the learning rate: linear warm-up by steps, constant, then linear to zero by the share used."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return warm * min(1.0, (1 - share) / max(1e-9, config.decay_fraction))
@@ -169,8 +176,11 @@ class State:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names, self.trained = list(named), list(named.values())
         self.average = [p.detach().clone() for p in self.trained]
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in named.items():
+            groups.setdefault(rate_factor(name, config.rate_factors), []).append(parameter)
         self.optimizer = torch.optim.AdamW(
-            self.trained,
+            [{"params": own, "factor": factor} for factor, own in groups.items()],
             config.rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
@@ -239,7 +249,9 @@ class State:
     def _load(self, path: Path) -> None:
         with safe_open(path, "pt", device=str(self.device)) as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in found.items() if k[:6] == "model."})
+        self.model.load_state_dict(
+            {k.removeprefix("model."): v for k, v in found.items() if k[:6] == "model."}
+        )
         for name, parameter, mean in zip(self.names, self.trained, self.average, strict=True):
             mean.copy_(found[f"average.{name}"])
             prefix = f"optimizer.{name}."

@@ -19,8 +19,20 @@ from torch import Tensor
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Mean and spread of ImageNet's colours in [-1, 1], as LPIPS has them."""
-ALEX = (("conv", 4, 2), ("tap",), ("pool", 3), ("conv", 1, 2), ("tap",), ("pool", 3), ("conv", 1, 1), ("tap",),
-        ("conv", 1, 1), ("tap",), ("conv", 1, 1), ("tap",))
+ALEX = (
+    ("conv", 4, 2),
+    ("tap",),
+    ("pool", 3),
+    ("conv", 1, 2),
+    ("tap",),
+    ("pool", 3),
+    ("conv", 1, 1),
+    ("tap",),
+    ("conv", 1, 1),
+    ("tap",),
+    ("conv", 1, 1),
+    ("tap",),
+)
 """Layers of AlexNet: convolutions with stride and padding, maximum pools of stride two, and where LPIPS listens."""
 _VGG = ((2, True), (2, True), (3, True), (3, True), (3, False))
 VGG: tuple[tuple[Any, ...], ...] = tuple(
@@ -42,7 +54,9 @@ class Lpips:
     """Weight of each channel where LPIPS listens, [1, channels, 1, 1]."""
 
     def to(self, device: torch.device) -> "Lpips":
-        parts = {name: tuple(t.to(device) for t in getattr(self, name)) for name in ("kernels", "biases", "heads")}
+        parts = {
+            name: tuple(t.to(device) for t in getattr(self, name)) for name in ("kernels", "biases", "heads")
+        }
         return Lpips(layers=self.layers, **parts)
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
@@ -56,7 +70,9 @@ class Lpips:
         found, at = [], 0
         for kind, *numbers in self.layers:
             if kind == "conv":
-                x = F.relu(F.conv2d(x, self.kernels[at], self.biases[at], stride=numbers[0], padding=numbers[1]))
+                x = F.relu(
+                    F.conv2d(x, self.kernels[at], self.biases[at], stride=numbers[0], padding=numbers[1])
+                )
                 at += 1
             elif kind == "pool":
                 x = F.max_pool2d(x, numbers[0], stride=2)
@@ -89,7 +105,9 @@ def read_package(net: str) -> dict[str, Tensor]:
         tensors[f"conv.{index}.kernel"] = _array(layer["kernel"]).permute(3, 2, 0, 1).contiguous()
         tensors[f"conv.{index}.bias"] = _array(layer["bias"])
     for index in range(len(content) - 1):
-        tensors[f"head.{index}"] = _array(content[f"NetLinLayer_{index}"]["Conv_0"]["kernel"]).view(1, -1, 1, 1)
+        tensors[f"head.{index}"] = _array(content[f"NetLinLayer_{index}"]["Conv_0"]["kernel"]).view(
+            1, -1, 1, 1
+        )
     return tensors
 
 

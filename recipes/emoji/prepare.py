@@ -253,13 +253,37 @@ def prepare(out: Path, packages: Path) -> None:
             print(f"{target}: {len(concepts)} pictures")
 
 
+def pack(data: Path, out: Path) -> None:
+    """Write the pack and print what travels. Raises PrepareError."""
+    from stages.packing import MAX_TRAVEL, MIB, PackError
+    from stages.packing import pack as write
+
+    if not (data / "concepts.json").exists():
+        raise PrepareError(f"{data} has no concepts.json; run prepare.py --out {data} first, without --pack")
+    try:
+        sizes = write(data, out, Path(__file__).parents[2])
+    except (PackError, FileNotFoundError) as error:
+        raise PrepareError(str(error)) from error
+    for name, size in sizes.items():
+        print(f"{size / MIB:7.2f} MiB  {name}")
+    print(f"{sum(sizes.values()) / MIB:7.2f} MiB  in all, at most {MAX_TRAVEL // MIB}")
+
+
 def main() -> None:
     """Read the command line and prepare the data."""
     parser = argparse.ArgumentParser(description="Rebuild the emoji data from public npm packages.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the data")
     parser.add_argument("--packages", type=Path, help="folder for downloads (default: OUT/packages)")
+    parser.add_argument(
+        "--pack",
+        type=Path,
+        help="write to this folder what train.py needs on a machine without a network, from the data in OUT",
+    )
     arguments = parser.parse_args()
     try:
+        if arguments.pack is not None:
+            pack(arguments.out, arguments.pack)
+            return
         prepare(arguments.out, arguments.packages or arguments.out / "packages")
     except (PrepareError, OSError) as error:
         sys.exit(f"prepare: {error}")

@@ -30,6 +30,11 @@ def main() -> None:
     prepare(options)
     lanes = {"cpu": 2, "cuda": 2}[options.device]
     follow(options, [start_lane(options, number) for number in range(lanes)])
+    if options.results is not None:
+        from stages.packing import pack_results
+
+        for name, size in pack_results(options.run, options.results).items():
+            print(f"{size / 2**20:7.2f} MiB  {options.results / name}")
 
 
 def read_options() -> argparse.Namespace:
@@ -50,6 +55,9 @@ def read_options() -> argparse.Namespace:
         "--rehearse", action="store_true", help="all stages with little data, in four minutes"
     )
     parser.add_argument("--fp32", action="store_true", help="no bf16, for processors that are slower with it")
+    parser.add_argument(
+        "--results", type=Path, help="write the models in fp16 and the reports here as tar files"
+    )
     parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 

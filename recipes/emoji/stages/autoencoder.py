@@ -105,11 +105,9 @@ def write_components(vae: AutoencoderTiny, pictures: Tensor) -> None:
     width, maps = first.out_channels, pictures
     for level, layer in enumerate(strided):
         groups = space_to_depth(maps)
-        kept = CHANNELS if level == len(strided) - 1 else width
-        if level < 2:
-            matrix = torch.eye(groups.shape[1])
-        else:
-            matrix = components(groups, kept, whiten=level == len(strided) - 1)
+        top = level == len(strided) - 1
+        identity = torch.eye(groups.shape[1])
+        matrix = identity if level < 2 else components(groups, CHANNELS if top else width, whiten=top)
         # what the strided convolution does not need for the components stays random: features to be learned
         layer.weight[: matrix.shape[0]].zero_()
         layer.weight[: matrix.shape[0], : maps.shape[1], 1:, 1:] = matrix.view(

@@ -30,8 +30,8 @@ def edge_card(concepts: Sequence[Concept]) -> str:
         [
             "# emoji/edge, draft",
             "",
-            "What the edge met, all of it from nothing. Glossy art was met of *others* only: none of these is distilled,",
-            "kept for validation or held out, and their names share no word with one that is.",
+            "What the edge met, all of it from nothing. Glossy art was met of *others* only: none of these is",
+            "distilled, kept for validation or held out, and their names share no word with one that is.",
             "",
             "| kind | share of its pictures | art | concepts | how |",
             "|---|---|---|---|---|",

@@ -270,7 +270,8 @@ def retrieval(
         texts = clip.read([caption(s, seed=0, patterns=(pattern,), plain=True) for s in scenes])
         for hand in range(len(ART)):
             images = clip(pictures_of(things, art, hand, composition))
-            rows.append(((images @ texts.T).argmax(1) == torch.arange(len(things))).float())
+            nearest = (images.to(texts.device) @ texts.T).argmax(1).cpu()
+            rows.append((nearest == torch.arange(len(things))).float())
     return torch.stack(rows)
 
 

@@ -46,8 +46,8 @@ class Budget:
     def share(self, step: int, seconds: float) -> float:
         """Share of the budget that is used, from 0; 1 or more ends the run."""
         if self.steps is not None:
-            return step / max(1, self.steps)
-        return seconds / max(1e-9, self.seconds or 0.0)
+            return step / self.steps if self.steps else 1.0
+        return seconds / self.seconds if self.seconds else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class LoopConfig:
 
 @dataclass(kw_only=True)
 class Progress:
-    """What a run has come to; seconds are wall-clock time spent in this stage, all its starts together, without pauses."""
+    """What a run has come to; seconds are wall-clock time of all its starts together, without pauses."""
 
     step: int = 0
     pictures: int = 0
@@ -102,7 +102,7 @@ def train(
 
     The state is written into `folder` every `checkpoint_seconds` and at the end, and read from there at the start.
     A run whose budget has grown goes on from before its learning rate fell.
-    Raises ValueError if the loss is not finite.
+    Raises ValueError if the loss or what it made of the weights is not finite.
     """
     device = next(model.parameters()).device
     state = State(model, config, device)
@@ -135,17 +135,19 @@ def train(
                 raise ValueError(f"the loss is not finite at step {progress.step}: {progress.loss}")
         progress.pictures_per_second = (progress.pictures - first) / max(1e-9, now - started)
         # 5. report and checkpoint
-        share = budget.share(progress.step, progress.seconds)
+        taken, share = share, budget.share(progress.step, progress.seconds)
         if share * config.reports >= progress.reports + 1:
             progress.reports = int(share * config.reports)
             with state.averaged():
                 report(progress)
             progress.seconds += time.monotonic() - now
-        if now - saved > config.checkpoint_seconds:
-            state.save(folder, progress, share)
+            share = budget.share(progress.step, progress.seconds)
+        stable = fall_factor(taken, config) == 1
+        if now - saved > config.checkpoint_seconds or (stable and fall_factor(share, config) < 1):
+            state.save(folder, progress, share, stable=stable)
             saved = now
         last = time.monotonic()
-    state.save(folder, progress, 1.0)
+    state.save(folder, progress, share, stable=False)
     state.use_average()
     model.eval()
     return progress
@@ -153,8 +155,12 @@ def train(
 
 def share_factor(step: int, share: float, config: LoopConfig) -> float:
     """Factor on the learning rate: linear warm-up by steps, constant, then linear to zero by the share used."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return warm * min(1.0, (1 - share) / max(1e-9, config.decay_fraction))
+    return min(1.0, (step + 1) / max(1, config.warmup_steps)) * fall_factor(share, config)
+
+
+def fall_factor(share: float, config: LoopConfig) -> float:
+    """The part of that which falls: 1 until the last `decay_fraction` of the budget."""
+    return min(1.0, (1 - share) / max(1e-9, config.decay_fraction))
 
 
 def moving_mean(mean: float, value: float, step: int) -> float:
@@ -220,30 +226,30 @@ class State:
                 found[f"optimizer.{name}.{key}"] = value
         return {name: value.detach().cpu().contiguous() for name, value in found.items()}
 
-    def save(self, folder: Path, progress: Progress, share: float) -> None:
-        """Write the checkpoint; until it is whole, the one before stays."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors, content = self.tensors(), {"progress": json.dumps(progress.to_json())}
-        stable = share <= 1 - self.config.decay_fraction
+    def save(self, folder: Path, progress: Progress, share: float, *, stable: bool) -> None:
+        """Write the checkpoint; until it is whole, the one before stays.
+
+        share: of the budget, used so far. stable: the learning rate has not yet fallen.
+        Raises ValueError, and writes nothing, if the weights are not finite.
+        """
+        if not all(bool(mean.isfinite().all()) for mean in self.average):
+            raise ValueError(f"the weights are not finite at step {progress.step}")
+        tensors = self.tensors()
+        content = {"progress": json.dumps(progress.to_json()), "share": repr(share)}
         for name in (STATE, STABLE) if stable else (STATE,):
             write_atomically(folder / name, lambda part: save_file(tensors, part, metadata=content))
 
     def resume(self, folder: Path, budget: Budget) -> Progress:
         """Take the state from `folder` if there is one; return its progress."""
-        for name in (STATE, STABLE):
-            path = folder / name
-            if not path.exists():
-                continue
-            with safe_open(path, "pt") as file:
-                progress = Progress(**json.loads(file.metadata()["progress"]))
-            share = budget.share(progress.step, progress.seconds)
-            # a state of a falling learning rate is left for the one before, if there is time again
-            fell = progress.step and share < 1 - self.config.decay_fraction
-            if name == STATE and fell and _newer(folder / STATE, folder / STABLE):
-                continue
-            self._load(path)
-            return progress
-        return Progress()
+        path, stable = folder / STATE, folder / STABLE
+        if not path.exists():
+            return Progress()
+        progress, used = read_header(path)
+        if budget.share(progress.step, progress.seconds) < used and stable.exists():
+            # the budget has grown, and a rate that has fallen by the old one is not to rise again
+            path, (progress, _) = stable, read_header(stable)
+        self._load(path)
+        return progress
 
     @torch.no_grad()
     def _load(self, path: Path) -> None:
@@ -256,21 +262,19 @@ class State:
             mean.copy_(found[f"average.{name}"])
             prefix = f"optimizer.{name}."
             moments = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-            if "step" in moments and self.device.type == "cpu":
-                moments["step"] = moments["step"].cpu()
             if moments:
-                self.optimizer.state[parameter] = moments
+                self.optimizer.state[parameter] = {
+                    # laid out in memory as the parameter is, as they were, so that sums round as they did
+                    key: torch.empty_like(parameter).copy_(v) if v.shape == parameter.shape else v
+                    for key, v in moments.items()
+                }
 
 
-def _newer(state: Path, stable: Path) -> bool:
-    """Whether the last checkpoint was written after the learning rate began to fall."""
-    if not stable.exists():
-        return False
-    steps = []
-    for path in (state, stable):
-        with safe_open(path, "pt") as file:
-            steps.append(json.loads(file.metadata()["progress"])["step"])
-    return steps[0] > steps[1]
+def read_header(path: Path) -> tuple[Progress, float]:
+    """What a checkpoint had come to, and the share of its budget that this was."""
+    with safe_open(path, "pt") as file:
+        content = file.metadata()
+    return Progress(**json.loads(content["progress"])), float(content.get("share", 0))
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -39,6 +39,12 @@ class Art:
         return Art(size=self.size, large=self.large[index], small=self.small[index])
 
 
+def drawn_ids(data: Path, hand: str) -> frozenset[str]:
+    """Ids of the concepts that a hand's art holds."""
+    with zipfile.ZipFile(data / f"{hand}.zip") as archive:
+        return frozenset(Path(name).stem for name in archive.namelist())
+
+
 def read_art(data: Path, hand: str, ids: Sequence[str], size: int) -> Art:
     """One hand's drawings of the concepts with these ids, for a canvas of `size` pixels."""
     with zipfile.ZipFile(data / f"{hand}.zip") as archive:

@@ -21,7 +21,7 @@ from .generators import GENERATORS, Generator
 from .grammar import Thing, make_things
 from .loop import PROGRESS, Progress, train, write_atomically, write_json
 from .lpips import load_lpips
-from .pictures import ART, Art, loosely, read_art, stack
+from .pictures import ART, FLAT, GLOSSY, Art, drawn_ids, loosely, read_art, stack
 from .plan import Plan
 from .splits import write_splits
 from .tokenizer import read_tokenizer, tokenize, train_tokenizer
@@ -98,19 +98,21 @@ class Run:
 
 def trained_on(run: Run) -> dict[str, dict[str, list[str]]]:
     """Ids of the concepts whose art each model learns from, by kind of art."""
-    core, distillable = run.ids("core"), autoencoder_ids(run)
+    core = run.ids("core")
+    flat = sorted({i for hand in FLAT for i in autoencoder_ids(run, hand)})
     ids = {"core": core, "others": run.ids("others")}
     return {
-        "autoencoder": {"glossy": distillable, "flat": distillable},
+        "autoencoder": {"glossy": autoencoder_ids(run, GLOSSY), "flat": flat},
         "mini-clip": {"glossy": core, "flat": core},
         "mini-dino": {"glossy": core, "flat": core},
         **{name: generators.met(generator, ids) for name, generator in GENERATORS.items()},
     }
 
 
-def autoencoder_ids(run: Run) -> list[str]:
-    """Every concept of the data that is not held out, in no art of which the autoencoder is reported on."""
-    return [c.id for c in run.concepts if c.split == "distill"]
+def autoencoder_ids(run: Run, hand: str) -> list[str]:
+    """Every concept that this hand's art has and that is not held out: on held-out ones it is reported."""
+    there = drawn_ids(run.data, hand)
+    return [c.id for c in run.concepts if c.split == "distill" and c.id in there]
 
 
 def prepare(run: Run) -> None:
@@ -142,7 +144,7 @@ def train_autoencoder(run: Run) -> None:
     stage = "autoencoder"
     if run.finished(stage):
         return
-    art = stack([run.art(hand, autoencoder_ids(run)) for hand in ART])
+    art = stack([run.art(hand, autoencoder_ids(run, hand)) for hand in ART])
     torch.manual_seed(run.plan.configs[stage].seed)
     fitted = autoencoder.sample(art, FITTED, torch.Generator().manual_seed(0))
     vae = autoencoder.build(fitted, run.plan.pixels).to(run.device)
@@ -257,11 +259,12 @@ def accuracies(run: Run, pipeline: StableDiffusionPipeline) -> dict[str, object]
     rows = rows[:: max(1, len(rows) // run.plan.judged)]
     images = measures.drawn(pipeline, [row["text"] for row in rows])
     found: dict[str, object] = {}
+    if len(rows) < measures.CANDIDATES:
+        return found
     if run.finished("mini-clip"):
         clip = load_clip(run.folder / "mini-clip" / "model", device=run.device)
         found["accuracy"] = measures.accuracy(clip, images, [row["text"] for row in rows])
-    if len(rows) >= measures.CANDIDATES:
-        found["old_pattern"] = measures.old_accuracy(run.concepts, images, rows)
+    found["old_pattern"] = measures.old_accuracy(run.concepts, images, rows)
     return found
 
 

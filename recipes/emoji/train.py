@@ -5,12 +5,16 @@ What is finished is kept and what was interrupted goes on, so the same command a
 """
 
 import argparse
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "emoji"
@@ -27,9 +31,10 @@ def main() -> None:
         options.minutes = REHEARSAL_MINUTES
     check(options)
     options.run.mkdir(parents=True, exist_ok=True)
+    lock = lock_run(options.run)
     prepare(options)
     lanes = {"cpu": 2, "cuda": 2}[options.device]
-    follow(options, [start_lane(options, number) for number in range(lanes)])
+    follow(options, [start_lane(options, number, lock) for number in range(lanes)])
     if options.results is not None:
         from stages.packing import pack_results
 
@@ -119,6 +124,7 @@ def run_lane(options: argparse.Namespace) -> None:
     import torch
     from stages.run import NEEDS, STAGES
 
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1 if options.device == "cpu" else os.cpu_count() or 1)
     run = make_run(options)
     for name in run.plan.lanes[options.lane]:
@@ -127,10 +133,32 @@ def run_lane(options: argparse.Namespace) -> None:
         STAGES[name](run)
 
 
-def start_lane(options: argparse.Namespace, number: int) -> subprocess.Popen[bytes]:
+def end_with_parent(parent: int) -> None:
+    """End this lane when its parent is gone; its last checkpoint is whole."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def lock_run(folder: Path) -> IO[str]:
+    """The run's lock, which every lane holds as well; the lanes of a parent that was killed are waited for."""
+    lock = (folder / ".lock").open("w")
+    for _ in range(5):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(POLL_SECONDS)
+        else:
+            return lock
+    sys.exit(f"train: {folder} is being trained by another process; end it first, or choose another --run")
+
+
+def start_lane(options: argparse.Namespace, number: int, lock: IO[str]) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1" if options.device == "cpu" else str(os.cpu_count())}
     return subprocess.Popen(
-        [sys.executable, *sys.argv, "--lane", str(number), *given_minutes(options)], env=environment
+        [sys.executable, *sys.argv, "--lane", str(number), *given_minutes(options)],
+        env=environment,
+        pass_fds=(lock.fileno(),),
     )
 
 

@@ -19,7 +19,7 @@ from .grammar import COLOURS, PAIR_PLACES, TRAINED_PATTERNS, Scene, Thing, capti
 from .loop import write_json
 from .pictures import ART, Art, backgrounds, draw, layout, paste
 from .splits import HELD_OUT_COMPOSITIONS, SEEN_COMPOSITIONS
-from .tokenizer import ATTENTION, text_config, tokenize
+from .tokenizer import ATTENTION, TOKENS, text_config, tokenize
 
 STYLES = {"fluent3d": "a glossy 3d icon of ", "noto": "a flat icon of ", "twemoji": "a flat simple icon of "}
 STYLED = 0.25
@@ -27,6 +27,8 @@ STYLED = 0.25
 SAME_COMPOSITION = 0.7
 """Share of mini-clip's batches whose pictures share background and place, so that only the concept tells."""
 PAIRS = 0.1
+BANK_PATTERNS = tuple(p for p in TRAINED_PATTERNS if p != "name")
+"""Patterns of the captions that every picture is told from."""
 VISION = {
     "hidden_size": 160,
     "intermediate_size": 480,
@@ -115,7 +117,10 @@ def clip_scenes(things: Sequence[Thing], batch: int, rng: Random) -> list[Scene]
 def clip_loss(
     model: CLIPModel, tokenizer: CLIPTokenizer, things: Sequence[Thing], art: Art, batch: int
 ) -> Callable[[torch.Generator], Tensor]:
-    """Symmetric cross entropy over a batch; `art` holds the things in each hand of ART, one hand after the other."""
+    """Cross entropy both ways over a batch, with the captions of all other things among each picture's.
+
+    `art` holds the things in each hand of ART, one hand after the other.
+    """
     index = {thing.id: i for i, thing in enumerate(things)}
 
     def loss(rng: torch.Generator) -> Tensor:
@@ -132,7 +137,27 @@ def clip_loss(
         out = model(input_ids=tokenize(tokenizer, texts).to(device), pixel_values=normalise(images))
         labels = torch.arange(len(scenes), device=device)
         logits = out.logits_per_image.float()
-        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        wrong = model.logit_scale.exp() * out.image_embeds @ negatives(scenes, own).T
+        to_text = F.cross_entropy(torch.cat([logits, wrong.float()], dim=1), labels)
+        return (to_text + F.cross_entropy(logits.T, labels)) / 2
+
+    @torch.no_grad()
+    def negatives(scenes: Sequence[Scene], rng: Random) -> Tensor:
+        """Embeddings of captions of every thing that is in none of the scenes, in the first one's composition.
+
+        What looks alike is rarely in one batch; so every picture is told from all of it.
+        """
+        shown = {thing.id for scene in scenes for thing in scene.things}
+        colour, place = scenes[0].colour, scenes[0].place
+        pattern = rng.choice(BANK_PATTERNS)
+        texts = [
+            caption(Scene(things=(t,), colour=colour, place=place), seed=0, patterns=(pattern,), plain=True)
+            for t in things
+            if t.id not in shown
+        ]
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+        states = model.text_model(**tokens.to(art.large.device)).pooler_output
+        return F.normalize(model.text_projection(states), dim=1)
 
     return loss
 

@@ -263,11 +263,7 @@ class State:
             prefix = f"optimizer.{name}."
             moments = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
             if moments:
-                self.optimizer.state[parameter] = {
-                    # laid out in memory as the parameter is, as they were, so that sums round as they did
-                    key: torch.empty_like(parameter).copy_(v) if v.shape == parameter.shape else v
-                    for key, v in moments.items()
-                }
+                self.optimizer.state[parameter] = moments
 
 
 def read_header(path: Path) -> tuple[Progress, float]:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "emoji"
@@ -42,10 +42,15 @@ def main() -> None:
             print(f"{size / 2**20:7.2f} MiB  {options.results / name}")
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"train: {message}; see --help")
+
+
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; resumed if it exists")
     parser.add_argument(
         "--data", type=Path, default=DATA, help="what prepare.py wrote (default: %(default)s)"
@@ -72,9 +77,11 @@ def read_steps(text: str) -> dict[str, int]:
     names = ("autoencoder", "mini-clip", "mini-dino", "cloud", "edge")
     if text.isdecimal():
         return dict.fromkeys(names, int(text))
-    given = dict(part.split("=", 1) for part in text.split(","))
+    given = dict(part.partition("=")[::2] for part in text.split(","))
     if unknown := sorted(given.keys() - set(names)):
         raise argparse.ArgumentTypeError(f"no stage is called {unknown[0]}; there are {', '.join(names)}")
+    if wrong := [name for name, steps in given.items() if not steps.isdecimal()]:
+        raise argparse.ArgumentTypeError(f"the steps of {wrong[0]} must be a number, got {given[wrong[0]]!r}")
     return {name: int(given.get(name, 0)) for name in names}
 
 
@@ -84,6 +91,8 @@ def check(options: argparse.Namespace) -> None:
         sys.exit("train: give either --minutes or --steps")
     if options.minutes is not None and not 0 < options.minutes < float("inf"):
         sys.exit(f"train: --minutes must be a positive number, got {options.minutes}")
+    if options.run.exists() and not options.run.is_dir():
+        sys.exit(f"train: {options.run} is not a folder")
     missing = [
         n
         for n in ("concepts.json", "fluent3d.zip", "noto.zip", "twemoji.zip")

@@ -117,7 +117,6 @@ def write_components(vae: AutoencoderTiny, pictures: Tensor) -> None:
     for channel in range(CHANNELS):
         last.weight[channel, channel, 1, 1] = 1
     last.bias.copy_(-maps.mean((0, 2, 3)))
-    vae.register_to_config(scaling_factor=round(1 / float(maps.std()), 4))
 
 
 def space_to_depth(maps: Tensor) -> Tensor:

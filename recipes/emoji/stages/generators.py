@@ -36,6 +36,8 @@ EMPHASIS = 1.5
 """Emphasis of the training on high noise, where the text decides."""
 CAPTIONS = 6
 """Captions of each scene of the pool."""
+CHUNK = 4096
+"""Scenes that are written at a time."""
 NOISE = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
@@ -114,8 +116,9 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A scene of the pool: which source it is of, and its captions."""
+    """A scene of the pool: its number, which source it is of, and its captions."""
 
+    number: int
     source: int
     scene: Scene
     captions: tuple[str, ...]
@@ -132,7 +135,7 @@ def scenes_of(generator: Generator, things: dict[str, Sequence[Thing]], seeds: S
         own = rng.randrange(2**40)
         scene = draw_scene(things[source.concepts], seed=own)
         texts = tuple(caption(scene, seed=own + k) + rng.choice(source.words) for k in range(CAPTIONS))
-        found.append(Drawn(source=which, scene=scene, captions=texts))
+        found.append(Drawn(number=seed, source=which, scene=scene, captions=texts))
     return found
 
 
@@ -150,7 +153,7 @@ def build_pool(
 
     A source's art holds its concepts in the order of its things, once for each loose variation.
     """
-    chunks = [range(at, min(at + 4096, count)) for at in range(0, count, 4096)]
+    chunks = [range(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
     write = partial(scenes_of, generator, things)
     if processes > 1:
         with ProcessPoolExecutor(processes) as workers:
@@ -181,7 +184,7 @@ def _encoded(
         own = index[source.concepts]
         rows = []
         for i in which:
-            variation = i % max(1, source.loose) * len(own)
+            variation = drawn[i].number % max(1, source.loose) * len(own)
             rows.append([variation + own[thing.id] for thing in drawn[i].scene.things])
         for at in range(0, len(which), 256):
             part = which[at : at + 256]

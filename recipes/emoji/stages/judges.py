@@ -19,7 +19,7 @@ from .grammar import COLOURS, PAIR_PLACES, TRAINED_PATTERNS, Scene, Thing, capti
 from .loop import write_json
 from .pictures import ART, Art, backgrounds, draw, layout, paste
 from .splits import HELD_OUT_COMPOSITIONS, SEEN_COMPOSITIONS
-from .tokenizer import ATTENTION, TOKENS, text_config, tokenize
+from .tokenizer import ATTENTION, forget_padding, text_config, tokenize
 
 STYLES = {"fluent3d": "a glossy 3d icon of ", "noto": "a flat icon of ", "twemoji": "a flat simple icon of "}
 STYLED = 0.25
@@ -27,8 +27,7 @@ STYLED = 0.25
 SAME_COMPOSITION = 0.7
 """Share of mini-clip's batches whose pictures share background and place, so that only the concept tells."""
 PAIRS = 0.1
-BANK_PATTERNS = tuple(p for p in TRAINED_PATTERNS if p != "name")
-"""Patterns of the captions that every picture is told from."""
+PROTOTYPE_SCALE = 20.0
 VISION = {
     "hidden_size": 160,
     "intermediate_size": 480,
@@ -62,6 +61,7 @@ def save_judge(model: CLIPModel | ViTModel, tokenizer: CLIPTokenizer | None, fol
     """Write a judge as `dekag.evaluation.judges` reads it."""
     model.save_pretrained(folder)
     if tokenizer is not None:
+        forget_padding(tokenizer)
         tokenizer.save_pretrained(folder)
     write_json(folder / "preprocessor_config.json", preprocessing())
 
@@ -114,10 +114,32 @@ def clip_scenes(things: Sequence[Thing], batch: int, rng: Random) -> list[Scene]
     return found
 
 
+class ClipStudent(nn.Module):
+    """mini-clip and one prototype for each thing in the space that pictures and captions share.
+
+    Contrast alone finds nothing for its first hundreds of steps, since either side waits for the other; with
+    prototypes each learns by itself which thing it is about, among all things. They are no part of the judge.
+    """
+
+    def __init__(self, clip: CLIPModel, things: int) -> None:
+        super().__init__()
+        self.clip = clip
+        self.prototypes = nn.Parameter(torch.randn(things, clip.config.projection_dim))
+
+    def about(self, embeddings: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy of what embeddings [batch, width] are about; target [batch, things], rows of sum 1."""
+        logits = PROTOTYPE_SCALE * embeddings.float() @ F.normalize(self.prototypes, dim=1).T
+        return F.cross_entropy(logits, target)
+
+
+def clip_student(tokenizer: CLIPTokenizer, things: int) -> ClipStudent:
+    return ClipStudent(clip_model(tokenizer), things)
+
+
 def clip_loss(
-    model: CLIPModel, tokenizer: CLIPTokenizer, things: Sequence[Thing], art: Art, batch: int
+    student: ClipStudent, tokenizer: CLIPTokenizer, things: Sequence[Thing], art: Art, batch: int
 ) -> Callable[[torch.Generator], Tensor]:
-    """Cross entropy both ways over a batch, with the captions of all other things among each picture's.
+    """Symmetric cross entropy of pictures and captions over a batch, and of either with the prototypes.
 
     `art` holds the things in each hand of ART, one hand after the other.
     """
@@ -128,36 +150,21 @@ def clip_loss(
         own = Random(rng.initial_seed())
         scenes = clip_scenes(things, batch, own)
         hands = [own.randrange(len(ART)) for _ in scenes]
+        shown = [[index[thing.id] for thing in scene.things] for scene in scenes]
         rows = [
-            [hand * len(things) + index[t.id] for t in s.things]
-            for s, hand in zip(scenes, hands, strict=True)
+            [hand * len(things) + i for i in own_things]
+            for own_things, hand in zip(shown, hands, strict=True)
         ]
         images = augmented(draw(art, layout(scenes, rows, art.size).to(device)), rng)
         texts = [styled(scene, ART[hand], own) for scene, hand in zip(scenes, hands, strict=True)]
-        out = model(input_ids=tokenize(tokenizer, texts).to(device), pixel_values=normalise(images))
+        out = student.clip(input_ids=tokenize(tokenizer, texts).to(device), pixel_values=normalise(images))
         labels = torch.arange(len(scenes), device=device)
         logits = out.logits_per_image.float()
-        wrong = model.logit_scale.exp() * out.image_embeds @ negatives(scenes, own).T
-        to_text = F.cross_entropy(torch.cat([logits, wrong.float()], dim=1), labels)
-        return (to_text + F.cross_entropy(logits.T, labels)) / 2
-
-    @torch.no_grad()
-    def negatives(scenes: Sequence[Scene], rng: Random) -> Tensor:
-        """Embeddings of captions of every thing that is in none of the scenes, in the first one's composition.
-
-        What looks alike is rarely in one batch; so every picture is told from all of it.
-        """
-        shown = {thing.id for scene in scenes for thing in scene.things}
-        colour, place = scenes[0].colour, scenes[0].place
-        pattern = rng.choice(BANK_PATTERNS)
-        texts = [
-            caption(Scene(things=(t,), colour=colour, place=place), seed=0, patterns=(pattern,), plain=True)
-            for t in things
-            if t.id not in shown
-        ]
-        tokens = tokenizer(texts, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
-        states = model.text_model(**tokens.to(art.large.device)).pooler_output
-        return F.normalize(model.text_projection(states), dim=1)
+        contrast = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        target = torch.zeros(len(scenes), len(things), device=device)
+        for row, own_things in zip(target, shown, strict=True):
+            row[own_things] = 1 / len(own_things)
+        return contrast + student.about(out.image_embeds, target) + student.about(out.text_embeds, target)
 
     return loss
 

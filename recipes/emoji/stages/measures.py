@@ -16,6 +16,7 @@ from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.zoo import shipped
 
 from .splits import Row
+from .tokenizer import forget_padding
 
 SAMPLING = Sampling(steps=12, guidance=3.0, batch=64)
 CANDIDATES = 100
@@ -61,12 +62,15 @@ def save_autoencoder(vae: AutoencoderTiny, folder: Path) -> None:
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    forget_padding(pipeline.tokenizer)
     pipeline.save_pretrained(folder)
     strip_unknown(folder / "vae" / "config.json")
 
 
 def strip_unknown(path: Path) -> None:
-    """Drop a key that diffusers writes for AutoencoderTiny and then warns about when it reads it."""
+    """Drop a key that diffusers writes for AutoencoderTiny and then warns about when it reads it, and the path of
+    the run, which it writes when the model was read from there."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("block_out_channels", None)
+    for key in ("block_out_channels", "_name_or_path"):
+        config.pop(key, None)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from world import Concept
 from .concepts import core_concepts, roles
 from .loop import write_atomically
 from .lpips import read_package
+from .measures import save_pipeline
 from .pictures import ART
 from .run import PACKED_LPIPS
 
@@ -127,7 +128,7 @@ def pack_results(run: Path, out: Path) -> dict[str, int]:
     for name in ("cloud", "edge"):
         if (run / name / "model").exists():
             pipeline = StableDiffusionPipeline.from_pretrained(run / name / "model", dtype=torch.float16)
-            pipeline.save_pretrained(half / name)
+            save_pipeline(pipeline, half / name)
     for name, kind in (("mini-clip", CLIPModel), ("mini-dino", ViTModel)):
         if (run / name / "model").exists():
             extra = {"add_pooling_layer": False} if kind is ViTModel else {}

@@ -130,13 +130,16 @@ def prepare(run: Run) -> None:
 
 
 def publish(folder: Path, save: Any) -> None:
-    """Let `save` fill a folder beside `folder`, then put it in its place."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    """Let `save` fill a folder beside `folder`, then put it in its place; another lane may be reading there."""
+    part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     save(part)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
     part.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def train_autoencoder(run: Run) -> None:
@@ -169,7 +172,8 @@ def train_clip(run: Run) -> None:
     """mini-clip, which reads and sees."""
     stage, core = "mini-clip", run.things["core"]
     art = stack([run.art(hand, run.ids("core")) for hand in ART]).to(run.device)
-    model = judges.clip_model(run.tokenizer).to(run.device)
+    student = judges.clip_student(run.tokenizer, len(core)).to(run.device)
+    model = student.clip
     some = core[:: max(1, len(core) // run.plan.judged)]
 
     def report(progress: Progress) -> None:
@@ -181,8 +185,8 @@ def train_clip(run: Run) -> None:
         shutil.rmtree(folder)
 
     config = run.plan.configs[stage]
-    loss = judges.clip_loss(model, run.tokenizer, core, art, config.batch)
-    train(model, loss, config, run.plan.budgets[stage], run.folder / stage, report=report)
+    loss = judges.clip_loss(student, run.tokenizer, core, art, config.batch)
+    train(student, loss, config, run.plan.budgets[stage], run.folder / stage, report=report)
     publish(run.folder / stage / "model", lambda part: judges.save_judge(model, run.tokenizer, part))
 
 

@@ -89,6 +89,12 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+def forget_padding(tokenizer: CLIPTokenizer) -> None:
+    """Undo what the last call left in the tokenizer and would be written with it."""
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+
+
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token ids [texts, 48], padded and cut as diffusers' pipelines do."""
     ids: Tensor = tokenizer(

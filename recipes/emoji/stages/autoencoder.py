@@ -20,9 +20,9 @@ from .pictures import Art, backgrounds, paste
 CHANNELS, CELLS = 32, 8
 PEAK_STD = 1.3
 """Standard deviation of the strongest channel at the start; the decoder clamps softly at 3."""
-LATENT_NOISE = 0.04
+LATENT_NOISE = 0.02
 """Largest standard deviation of the noise on latents, of which the strongest channel has about PEAK_STD."""
-LPIPS_WEIGHT, SQUARE_WEIGHT = 0.1, 5.0
+LPIPS_WEIGHT, SQUARE_WEIGHT = 0.05, 15.0
 """Weights of LPIPS and of the square error beside L1; the square keeps edges in place while the error is large."""
 
 

@@ -39,8 +39,8 @@ TEXT_WIDTH, TEXT_LAYERS = 128, 2
 PROTOTYPES = 1024
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.06, 0.1
 TEACHER_DECAY = 0.99
-SPREAD = 0.3
-"""Weight of the spread of mini-dino's features."""
+TOLD_APART, APART_TEMPERATURE = 1.0, 0.2
+"""Weight and temperature of telling the features of a batch's drawings apart."""
 INSIDE = 64
 """Side at which judges see, in pixels; larger pictures are resized by their preprocessing."""
 
@@ -234,11 +234,13 @@ def balanced(scores: Tensor) -> Tensor:
     return weights
 
 
-def koleo(features: Tensor) -> Tensor:
-    """Kozachenko-Leonenko spread (Oquab et al. 2023): minus log distance to the nearest other feature of the batch."""
-    unit = F.normalize(features, dim=1)
-    nearest = (unit @ unit.T - 2 * torch.eye(len(unit), device=unit.device)).argmax(1)
-    return -torch.log((unit - unit[nearest]).norm(dim=1) + 1e-4).mean()
+def told_apart(features: Tensor, seen: Tensor) -> Tensor:
+    """Cross entropy of which of the teacher's features is of the same drawing (He et al. 2020, InfoNCE).
+
+    What is reported are cosines of features, so these have to agree themselves, whatever the background.
+    """
+    cosines = F.normalize(features, dim=1) @ F.normalize(seen, dim=1).T
+    return F.cross_entropy(cosines / APART_TEMPERATURE, torch.arange(len(cosines), device=cosines.device))
 
 
 def dino_loss(student: Student, art: Art, batch: int) -> Callable[[torch.Generator], Tensor]:
@@ -250,11 +252,12 @@ def dino_loss(student: Student, art: Art, batch: int) -> Callable[[torch.Generat
         which = torch.randperm(len(art.large), generator=rng, device=art.large.device)[:batch]
         drawings = art.large[which]
         with torch.no_grad():
-            target = balanced(student.teacher(view(drawings, art.size, 64, 0.75, rng))[1])
+            seen, scores = student.teacher(view(drawings, art.size, 64, 0.75, rng))
+            target = balanced(scores)
         features, scores = student(view(drawings, art.size, 64, 0.75, rng))
         views = [scores, *(student(view(drawings, art.size, 32, 0.6, rng))[1] for _ in range(2))]
         agreement = sum(-(target * F.log_softmax(s / STUDENT_TEMPERATURE, 1)).sum(1).mean() for s in views)
-        return agreement / len(views) + SPREAD * koleo(features)
+        return agreement / len(views) + TOLD_APART * told_apart(features, seen)
 
     return loss
 

@@ -12,11 +12,11 @@ LANES = {
 }
 """What runs side by side, each lane one process: two single-threaded ones on a CPU, one GPU shared by both."""
 SHARES = {
-    "cpu": {"autoencoder": 0.28, "mini-clip": 0.16, "mini-dino": 0.24},
+    "cpu": {"autoencoder": 0.38, "mini-clip": 0.1, "mini-dino": 0.22},
     "cuda": {"autoencoder": 0.33, "mini-clip": 0.16, "mini-dino": 0.17, "cloud": 0.36, "edge": 0.31},
 }
 """Shares of the minutes; what is not listed takes the rest of its lane."""
-ENOUGH = {"autoencoder": 50.0, "mini-clip": 30.0, "mini-dino": 45.0}
+ENOUGH = {"autoencoder": 75.0, "mini-clip": 20.0, "mini-dino": 45.0}
 """Minutes on a CPU beyond which the generators need the time more."""
 CONFIGS = {
     "autoencoder": LoopConfig(

@@ -1,7 +1,8 @@
 """The judges: `mini-clip`, which reads and sees, and `mini-dino`, which only sees.
 
 Both learn from real art of every core concept, never from what a generator draws, and are never part of a loss of
-what they judge. Held-out and validation compositions and the held-out wordings are kept from their training.
+what they judge. Held-out and validation compositions and the held-out wordings are kept from mini-clip's
+training; mini-dino's backgrounds and places are random, so it has met every composition.
 """
 
 from collections.abc import Callable, Sequence
@@ -312,8 +313,11 @@ def retrieval(
 
 @torch.no_grad()
 def cosines(judge: Judge, things: Sequence[Thing], art: Art) -> dict[str, Tensor]:
-    """Cosines of pairs of real pictures in held-out compositions: one drawing on two backgrounds at two places,
-    two concepts on one background, one concept in two hands on one background."""
+    """Cosines of pairs of real pictures in compositions that are held out for mini-clip.
+
+    The pairs: one drawing on two backgrounds at two places, two concepts on one background, one concept in two
+    hands on one background.
+    """
     found: dict[str, list[Tensor]] = {"same_picture": [], "two_concepts": [], "two_hands": []}
     compositions = HELD_OUT_COMPOSITIONS[::4]
     for at, composition in enumerate(compositions):

@@ -1,8 +1,8 @@
 """The judges: `mini-clip`, which reads and sees, and `mini-dino`, which only sees.
 
 Both learn from real art of every core concept, never from what a generator draws, and are never part of a loss of
-what they judge. Held-out and validation compositions and the held-out wordings are kept from mini-clip's
-training; mini-dino's backgrounds and places are random, so it has met every composition.
+what they judge. Held-out and validation compositions are kept from the training of both, the held-out wordings from
+that of mini-clip.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig,
 
 from dekag.evaluation.judges import ClipJudge, Judge
 
-from .grammar import COLOURS, PAIR_PLACES, TRAINED_PATTERNS, Scene, Thing, caption
+from .grammar import COLOURS, PAIR_PLACES, PLACES, TRAINED_PATTERNS, Scene, Thing, caption
 from .loop import write_json
 from .pictures import ART, Art, backgrounds, draw, layout, paste
 from .splits import HELD_OUT_COMPOSITIONS, SEEN_COMPOSITIONS
@@ -28,6 +28,8 @@ STYLED = 0.25
 SAME_COMPOSITION = 0.7
 """Share of mini-clip's batches whose pictures share background and place, so that only the concept tells."""
 PAIRS = 0.1
+JITTER = 1 / 32
+"""Most that mini-dino's drawings are off their place, a share of the canvas: a quarter of the step between places."""
 PROTOTYPE_SCALE = 20.0
 VISION = {
     "hidden_size": 160,
@@ -264,21 +266,24 @@ def dino_loss(student: Student, art: Art, batch: int) -> Callable[[torch.Generat
 
 
 def view(drawings: Tensor, size: int, seen: int, least: float, rng: torch.Generator) -> Tensor:
-    """Drawings on random plain backgrounds at random offsets, cropped, in slightly other colours."""
+    """Drawings in seen compositions, up to JITTER off their places, cropped, in slightly other colours."""
     batch, device = len(drawings), drawings.device
-    palette = seen_colours().to(device)
-    named = palette[torch.randint(len(palette), (batch,), generator=rng, device=device)]
-    other = torch.rand(batch, 3, generator=rng, device=device)
-    plain = torch.rand(batch, 1, generator=rng, device=device) < 0.5
-    corners = torch.randint(size - drawings.shape[-1] + 1, (batch, 2), generator=rng, device=device)
-    images = paste(backgrounds(torch.where(plain, named, other), size), drawings, corners)
+    colours, places = (part.to(device) for part in seen_compositions(size))
+    which = torch.randint(len(colours), (batch,), generator=rng, device=device)
+    off = round(JITTER * size)
+    moved = torch.randint(-off, off + 1, (batch, 2), generator=rng, device=device)
+    corners = (places[which] + moved).clamp(0, size - drawings.shape[-1])
+    images = paste(backgrounds(colours[which], size), drawings, corners)
     gain = 1 + 0.15 * (2 * torch.rand(batch, 3, 1, 1, generator=rng, device=device) - 1)
     noise = 0.02 * torch.randn(batch, 3, seen, seen, generator=rng, device=device)
     return (zoomed(images, seen, least, rng) * gain + noise).clamp(0, 1)
 
 
-def seen_colours() -> Tensor:
-    return torch.tensor(list(COLOURS.values())) / 255
+def seen_compositions(size: int) -> tuple[Tensor, Tensor]:
+    """The seen compositions' colours in [0, 1], [compositions, 3], and upper left corners in pixels."""
+    colours = torch.tensor([COLOURS[colour] for colour, _ in SEEN_COMPOSITIONS]) / 255
+    corners = torch.tensor([[size * cell // 8 for cell in PLACES[place]] for _, place in SEEN_COMPOSITIONS])
+    return colours, corners
 
 
 def pictures_of(things: Sequence[Thing], art: Art, hand: int, composition: tuple[str, str]) -> Tensor:
@@ -313,7 +318,7 @@ def retrieval(
 
 @torch.no_grad()
 def cosines(judge: Judge, things: Sequence[Thing], art: Art) -> dict[str, Tensor]:
-    """Cosines of pairs of real pictures in compositions that are held out for mini-clip.
+    """Cosines of pairs of real pictures in held-out compositions.
 
     The pairs: one drawing on two backgrounds at two places, two concepts on one background, one concept in two
     hands on one background.

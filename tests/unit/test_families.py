@@ -20,7 +20,7 @@ from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_genera
 from dekag.generation.metaword import Metaword, SpokenMetaword, teach
 from dekag.training.diffusion import noising
 from dekag.types import InputError
-from dekag.zoo import hub
+from dekag.world import hub
 
 PROMPTS = CAPTIONS[:2]
 SEEDS = [3, 4]

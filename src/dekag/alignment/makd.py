@@ -24,6 +24,7 @@ from dekag.generation.families import Conditioning
 from dekag.generation.metaword import Metaword, SpokenMetaword, refuse_known, teach
 from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.loop import Loss, Progress, TrainConfig, checkpoint_gradients, train
+from dekag.training.run import UNTRACKED, Tracking
 from dekag.types import Image, InputError, Latent
 
 PRIOR_SEED = 200_000
@@ -91,14 +92,6 @@ class MakdConfig:
         return {name: int(value) if isinstance(value, bool) else value for name, value in values.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tracking:
-    """Names of accelerate's trackers, and the folder for those that write files."""
-
-    trackers: tuple[str, ...] = ()
-    folder: Path | None = None
-
-
 def distil(
     generator: DiffusersGenerator,
     prompts: Sequence[str],
@@ -109,7 +102,7 @@ def distil(
     checkpoint: Path | None = None,
     on_step: OnStep | None = None,
     validate: Validate | None = None,
-    tracking: Tracking = Tracking(),
+    tracking: Tracking = UNTRACKED,
 ) -> GenerationUpdate:
     """Distil cloud images, [prompts, 3, height, width] in [0, 1], into an update of the generator.
 

@@ -19,6 +19,12 @@ def complain(error: Exception) -> None:
     print(f"dekag: {' '.join(str(error).split())}", file=sys.stderr)
 
 
+def warn(text: str) -> None:
+    """Say something in one line on standard error that does not stop the command."""
+    if not console.quiet:
+        print(f"dekag: warning: {text}", file=sys.stderr)
+
+
 def quiet_libraries() -> None:
     """Of all warnings keep our own, one line each."""
 

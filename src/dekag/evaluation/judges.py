@@ -157,6 +157,16 @@ def load_imagenet(*, name: str = IMAGENET, device: str | torch.device = "cpu") -
     )
 
 
+NAMED_JUDGES = (IMAGENET,)
+
+
+def load_judge(source: str | Path, *, name: str | None = None, device: str | torch.device = "cpu") -> Judge:
+    if source == IMAGENET:
+        return load_imagenet(device=device)
+    config = _read(lambda: AutoConfig.from_pretrained(source), source)
+    return (load_clip if config.model_type == "clip" else load_dino)(source, name=name, device=device)
+
+
 def consistency(judge: Judge, images_a: Images, images_b: Images) -> PerImage:
     """Cosine in [-1, 1] of each pair of images under a judge; 1 for equal images.
 

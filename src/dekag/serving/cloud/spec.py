@@ -9,11 +9,11 @@ from dekag.alignment.bundle import Quantisation
 from dekag.alignment.few_steps import FewStepConfig
 from dekag.alignment.makd import MakdConfig
 from dekag.alignment.rivals import method_config
-from dekag.distillation import Extras, Source
+from dekag.distillation import Extras, GenerationTask, ImageSource
 from dekag.generation.prompts import LONGEST_PROMPT, check_prompts
-from dekag.presets import Preset
 from dekag.registry.listing import BundleName
 from dekag.types import InputError
+from dekag.world import World
 
 MOST_PROMPTS = 10_000
 MOST_IMAGES = 20_000
@@ -35,7 +35,7 @@ class JobSpec(BaseModel):
     """Where it is published."""
     prompts: Annotated[list[Prompt], Field(min_length=1, max_length=MOST_PROMPTS)] | None = None
     domain: Annotated[str, Field(max_length=64)] | None = None
-    """A group of the preset's prompts; without prompts and domain, all of them."""
+    """A group of the world's prompts; without prompts and domain, all of them."""
     draws: Annotated[int, Field(ge=1, le=16)] = 2
     """Cloud images of each prompt."""
     method: Literal["makd", "textual_inversion", "lora", "dreambooth", "lokr"] = "makd"
@@ -54,21 +54,21 @@ class JobSpec(BaseModel):
     few_step_rank: Rank = 4
     quantisation: Quantisation = "int8"
     validation: bool = True
-    """Whether the preset's own prompts take part: to choose among what was trained, and to keep what the edge drew
+    """Whether the world's own prompts take part: to choose among what was trained, and to keep what the edge drew
     for others before."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
-    def checked_for(self, chosen: Preset) -> "JobSpec":
-        """The spec with its prompts stripped; InputError if this preset cannot do it."""
+    def checked_for(self, world: World) -> "JobSpec":
+        """The spec with its prompts stripped; InputError if this world cannot do it."""
         if self.prompts is not None and self.domain is not None:
-            raise InputError("give prompts or a domain of the preset, not both")
+            raise InputError("give prompts or a domain of the world, not both")
         if not self.stages():
             raise InputError("all numbers of steps are 0; give steps, metaword_steps or frozen_steps")
-        teacher = chosen.sampling.steps or 0
+        teacher = world.edge_model.sampling.steps or 0
         if self.few_steps and (teacher % self.few_steps or teacher == self.few_steps):
             raise InputError(f"few_steps must divide the edge's {teacher} steps, got {self.few_steps}")
         if self.prompts is None:
-            Source(domain=self.domain).prompts(chosen)
+            ImageSource(domain=self.domain).prompts(world)
             return self
         prompts = list(check_prompts(self.prompts))
         if broken := [number for number, prompt in enumerate(prompts) if len(prompt.splitlines()) != 1]:
@@ -79,10 +79,10 @@ class JobSpec(BaseModel):
             )
         return self.model_copy(update={"prompts": prompts})
 
-    def source(self, prompts_file: Path) -> Source:
+    def source(self, prompts_file: Path) -> ImageSource:
         """Where the prompts come from; those of the job itself are in a file."""
         own = prompts_file if self.prompts is not None else None
-        return Source(prompts_file=own, domain=self.domain, draws=self.draws, seed=self.seed)
+        return ImageSource(prompts_file=own, domain=self.domain, draws=self.draws, seed=self.seed)
 
     def config(self) -> MakdConfig:
         """The numbers of the training, before the method leaves something out."""
@@ -106,6 +106,16 @@ class JobSpec(BaseModel):
                 steps=self.few_steps, rank=self.few_step_rank, batch=self.batch, seed=self.seed
             )
         return Extras(few_steps=few, quantisation=self.quantisation)
+
+    def task(self) -> GenerationTask:
+        """What is to be learned."""
+        return GenerationTask(
+            method=self.method,
+            config=self.config(),
+            extras=self.extras(),
+            domain=self.domain,
+            validate=self.validation,
+        )
 
     def stages(self) -> dict[str, int]:
         """Name and steps of each stage of the training, in their order."""

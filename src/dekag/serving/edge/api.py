@@ -54,7 +54,7 @@ class EdgeService:
     puller: Puller | None
     decoders: DecoderFiles
     traffic: Traffic
-    preset: str
+    world: str
     channel: str
     most_uses: int
     pictures: Recent[Picture]
@@ -181,7 +181,7 @@ async def _deliver(service: EdgeService, asked: DeliveryRequest, request: Reques
     model, picture = await _picture(service, asked, request)
     coder: Coder = await service.bundles.coder()
     delivery = await service.engine.compute(
-        encode, asked.prompt, picture, model, coder, condition, service.preset
+        encode, asked.prompt, picture, model, coder, condition, service.world
     )
     service.deliveries.keep(delivery.id, delivery)
     service.traffic.count(coder.bundle, uses=int(condition.uses.sum()))

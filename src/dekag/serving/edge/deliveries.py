@@ -64,7 +64,7 @@ class Delivery:
     condition: Condition
     symbols: Symbols
     encode_ms: float
-    preset: str
+    world: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -91,7 +91,7 @@ class Seen:
 
 @torch.no_grad()
 def encode(
-    prompt: str, picture: Picture, model: Model, coder: Coder, condition: Condition, preset: str
+    prompt: str, picture: Picture, model: Model, coder: Coder, condition: Condition, world: str
 ) -> Delivery:
     """Put a drawn latent on the air. Raises InputError for a condition that the codec does not serve."""
     started = time.perf_counter()
@@ -106,7 +106,7 @@ def encode(
         condition=condition,
         symbols=symbols,
         encode_ms=1000 * (time.perf_counter() - started),
-        preset=preset,
+        world=world,
     )
 
 
@@ -118,7 +118,7 @@ def frame_bytes(delivery: Delivery, channel_seed: int | None) -> bytes:
             symbols=delivery.symbols if received is None else received.symbols,
             condition=delivery.condition,
             seed=delivery.picture.drawn.seed,
-            preset=delivery.preset,
+            world=delivery.world,
             bundles=delivery.bundles,
             delivery=delivery.id,
             gain=None if received is None else received.state.gain,
@@ -134,7 +134,7 @@ def sigmf_bytes(delivery: Delivery) -> bytes:
         symbols=delivery.symbols,
         condition=delivery.condition,
         seed=delivery.picture.drawn.seed,
-        preset=delivery.preset,
+        world=delivery.world,
         bundles=delivery.bundles,
     )
     buffer = io.BytesIO()

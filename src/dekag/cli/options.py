@@ -55,7 +55,7 @@ class WorldOptions:
 
         found = load_world(self.world if self.preset is None else _old_name(self.preset))
         if self.edge is not None:
-            found = replace(found, edge_model=_model(self.edge), pixels=None)
+            found = replace(found, edge_model=_model(self.edge), pixels=None, latents=None)
         if self.cloud is not None:
             found = replace(found, cloud_model=_model(self.cloud), images=None)
         if self.codec is not None:

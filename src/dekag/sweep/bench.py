@@ -12,10 +12,9 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dekag.alignment.digest import digest_json, digest_tensors
+from dekag.alignment.digest import digest_folder, digest_json, digest_tensors
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.metrics import psnr_db, ssim
-from dekag.sweep.cells import digest_folder
 from dekag.types import Image, InputError, Latent, PerImage
 from dekag.units import linear_to_db
 from dekag.world import World, locate

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dekag.alignment.digest import digest_file, digest_json
+from dekag.alignment.digest import digest_file, digest_folder, digest_json
 from dekag.alignment.updates import apply_transmission
 from dekag.baseline import DigitalLink, PictureSource, Source, Thresholds, load_source, send
 from dekag.baseline.thresholds import Measurement, kind
@@ -18,7 +18,6 @@ from dekag.codec import JsccCodec, load_codec
 from dekag.evaluation.grid import Point
 from dekag.evaluation.transmission import transmit
 from dekag.sweep.bench import Bench
-from dekag.sweep.cells import digest_folder
 from dekag.types import Codec, Image, InputError, Latent, PerImage
 
 NOTHING = "none"

@@ -3,8 +3,10 @@
 ```
 world.json     what this module reads          prompts.json    {split: [prompts]}
 edge/ cloud/   pipelines of diffusers          images/         pictures with their prompts
-codec/ ...     whatever else it names
+codec/         the codec                       judges/NAME/    an image encoder each
+generation/ transmission/                      the update of each kind
 ```
+What world.json does not name is looked for in these places, so that what is trained into the folder belongs to it.
 The file may come from a stranger. Every path in it stays within the folder, nothing there is a link, a model of a hub
 is written `hub:OWNER/NAME`, and no code is ever loaded. What is wrong is said in one line before anything is loaded.
 """
@@ -22,7 +24,7 @@ from dekag.evaluation.judges import NAMED_JUDGES
 from dekag.generation.diffusers import Sampling
 from dekag.types import Condition, InputError
 from dekag.world.shipped import KIND_FILES, WEIGHTS, WORLD_FILE, Kind, is_hub_id, shipped_worlds
-from dekag.world.world import DrawingMethod, Model, System, World
+from dekag.world.world import UPDATE_NAMES, DrawingMethod, Model, System, World
 
 FORMAT = 1
 HUB = "hub:"
@@ -33,6 +35,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$")]
 Text = Annotated[str, Field(max_length=300)]
 Place = Annotated[str, Field(min_length=1, max_length=300)]
 """A path within the folder, or hub:OWNER/NAME."""
+Size = Annotated[int, Field(ge=1, le=4096)]
 Pixels = Annotated[int, Field(ge=8, le=8192)]
 
 
@@ -42,6 +45,7 @@ class ModelEntry(BaseModel):
     model_config = _STRICT
     source: Place
     revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     batch: Annotated[int, Field(ge=1, le=1024)] = 32
@@ -83,6 +87,7 @@ class WorldEntry(BaseModel):
     name: Name
     licence: Text = ""
     pixels: Pixels
+    latents: tuple[Size, Size, Size] | None = None
     edge: ModelEntry
     cloud: ModelEntry | EndpointEntry | None = None
     images: Place | None = None
@@ -138,16 +143,25 @@ def write_entry(folder: Path, entry: WorldEntry) -> None:
 
 def _world(entry: WorldEntry, folder: Path) -> World:
     where = _Places(folder)
+    codec = where(entry.codec, "codec") if entry.codec else where.usual("codec", "codec")
+    if codec is not None and entry.latents is not None:
+        _check_latents(Path(codec), entry.latents)
+    judges = {name: where(place, "judge") for name, place in entry.judges.items()}
+    updates = {kind: where.usual(kind, "bundle") for kind in UPDATE_NAMES}
     return World(
         name=entry.name,
         licence=entry.licence,
         pixels=entry.pixels,
         edge_model=_model(entry.edge, where),
         cloud_model=_cloud(entry.cloud, where),
+        latents=entry.latents,
         images=None if entry.images is None else where.folder_of(entry.images),
-        codec_model=None if entry.codec is None else where(entry.codec, "codec"),
-        updates={kind: where(place, "bundle") for kind, place in entry.updates.items()},
-        judge_models={name: where(place, "judge") for name, place in entry.judges.items()},
+        codec_model=codec,
+        updates={
+            **{kind: place for kind, place in updates.items() if place is not None},
+            **{kind: where(place, "bundle") for kind, place in entry.updates.items()},
+        },
+        judge_models=judges or where.usual_judges(),
         independent_judges={name: where(place, "judge") for name, place in entry.independent_judges.items()},
         prompt_splits={} if entry.prompts is None else where.prompts(entry.prompts, entry.reported),
         reported=entry.reported,
@@ -177,6 +191,16 @@ class _Places:
         if not path.is_dir() and kind != "bundle":
             raise self._wrong(f"{place} is no folder, and a {kind} is one")
         return path
+
+    def usual(self, place: str, kind: Kind) -> str | Path | None:
+        """What lies in the usual place of a part that world.json does not name, if it is that."""
+        found = (self._folder / place / KIND_FILES[kind]).is_file()
+        return self(place, kind) if found else None
+
+    def usual_judges(self) -> dict[str, str | Path]:
+        """The judges in their usual place."""
+        found = sorted(path.parent.name for path in self._folder.glob(f"judges/*/{KIND_FILES['judge']}"))
+        return {name: self(f"judges/{name}", "judge") for name in found}
 
     def folder_of(self, place: str) -> Path:
         """A folder."""
@@ -227,12 +251,21 @@ def _with_parents(path: Path, folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in (*folders, *files))
 
 
+def _check_latents(codec: Path, latents: tuple[int, int, int]) -> None:
+    """Raise InputError if a codec says that it takes others; what it does not say is found when it is loaded."""
+    settings = json.loads(_read(codec / KIND_FILES["codec"], MAX_FILE_BYTES))
+    own = tuple(settings.get(name) for name in ("channels", "rows", "cols"))
+    if None not in own and own != latents:
+        raise InputError(f"{codec} is for latents {list(own)}, and this world's are {list(latents)}")
+
+
 def _model(entry: ModelEntry, where: _Places) -> Model:
     return Model(
         source=where(entry.source, "pipeline"),
         sampling=Sampling(steps=entry.steps, guidance=entry.guidance, batch=entry.batch),
         pixels=entry.pixels,
         revision=entry.revision,
+        sha256=entry.sha256,
         licence=entry.licence,
     )
 

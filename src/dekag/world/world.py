@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from dekag.alignment.bundle import Bundle, Kind, load_bundle
+from dekag.alignment.digest import digest_folder
 from dekag.alignment.updates import apply_generation, apply_transmission, trained_range
 from dekag.codec import JsccCodec, load_codec
 from dekag.data.endpoint import EndpointCloud, ImageEndpoint
@@ -44,21 +45,26 @@ class Model:
     """A text-to-image pipeline of diffusers, and how it draws.
 
     source: a folder, a hub id, or a generator that is loaded already. revision: commit of a hub id; None is the one
-    that `world.hub` knows. pixels: side to draw at, the pipeline's own if None. licence: of the weights.
+    that `world.hub` knows. sha256: digest of a folder (`alignment.digest.digest_folder`), compared before it is loaded.
+    pixels: side to draw at, the pipeline's own if None. licence: of the weights.
     """
 
     source: Source | DiffusersGenerator
     sampling: Sampling = field(default_factory=Sampling)
     pixels: int | None = None
     revision: str | None = None
+    sha256: str | None = None
     licence: str = ""
 
     def load(self, *, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersGenerator:
         """The generator. Raises InputError if the source holds no pipeline."""
         if isinstance(self.source, DiffusersGenerator):
             return self.source
+        place = locate(self.source, "pipeline")
+        if self.sha256 is not None and digest_folder(Path(place)) != self.sha256:
+            raise InputError(f"{place} is not what the world names: its digest is another one")
         return load_generator(
-            locate(self.source, "pipeline"),
+            place,
             revision=self.revision or hub.revision(str(self.source)),
             sampling=self.sampling,
             pixels=self.pixels,
@@ -109,6 +115,7 @@ class World:
     """What a system is made of. What a world lacks is None or empty, and asking for it is an InputError.
 
     pixels: side of the pictures that the user sees; None is the edge's own.
+    latents: channels, rows and columns of the edge's latents; None is whatever they are.
     cloud_model: what the edge is aligned with, a model or an endpoint.
     images: folder of pictures with their prompts; the cloud's, where there is no model of it.
     updates: bundle of each kind.
@@ -121,6 +128,7 @@ class World:
     name: str
     edge_model: Model
     pixels: int | None = None
+    latents: tuple[int, int, int] | None = None
     cloud_model: Model | ImageEndpoint | None = None
     images: Path | None = None
     codec_model: Source | JsccCodec | None = None
@@ -138,8 +146,12 @@ class World:
         return hash((self.name, self.folder))
 
     def edge(self, *, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersGenerator:
-        """The edge-GAI, without an update."""
-        return self.edge_model.load(device=device, dtype=dtype)
+        """The edge-GAI, without an update. Raises InputError if its latents are not those that the world says."""
+        edge = self.edge_model.load(device=device, dtype=dtype)
+        if self.latents is not None and edge.latent_shape != self.latents:
+            shapes = f"{list(edge.latent_shape)}, and the world {self.name} says {list(self.latents)}"
+            raise InputError(f"the latents of the edge are {shapes}")
+        return edge
 
     def cloud(self, *, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersGenerator:
         """The cloud-GAI. Raises InputError if the world has no model of it."""

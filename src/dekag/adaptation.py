@@ -4,15 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dekag import presets, zoo
+from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.bundle import Bundle, Quantisation, Setting
 from dekag.alignment.cala import CalaConfig
 from dekag.alignment.codec_rivals import adapt
 from dekag.alignment.updates import apply_generation, save_transmission
-from dekag.codec import JsccCodec, TrainedRange, load_codec, save_codec
+from dekag.codec import TrainedRange, load_codec, save_codec
 from dekag.distillation import DISTIL_SEEDS, kept
 from dekag.training.loop import Progress, TrainConfig
 from dekag.training.processes import from_main
-from dekag.training.transmission import FAST, ConditionRange
+from dekag.training.transmission import FAST, ConditionRange, TransmissionData
 from dekag.types import Latent
 
 CALA_RANGE = ConditionRange(
@@ -95,15 +96,13 @@ def align_transmission(
     adapted = adapt(
         method,
         codec,
-        latents,
-        conditions,
+        TransmissionData(latents=latents, conditions=conditions, batch=batch),
         size,
         training,
-        batch=batch,
         checkpoint=None if resume is None else resume / f"{method}.pt",
         on_step=lambda progress: on_step(method, progress),
     )
-    if isinstance(adapted, JsccCodec):
+    if not isinstance(adapted, AdaptedCodec):
         from_main(lambda: save_codec(adapted, out))
         return None
     settings: dict[str, Setting] = {

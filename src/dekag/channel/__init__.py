@@ -4,6 +4,7 @@ from dekag.channel.block_fading import BlockFading
 from dekag.channel.equaliser import mmse_equalise
 from dekag.channel.erasure import Erased, erase_invalid
 from dekag.channel.named import FAMILIES, ChannelSettings, NamedChannel, named_channel
+from dekag.channel.receiver import Recovered, recover
 
 __all__ = [
     "FAMILIES",
@@ -11,7 +12,9 @@ __all__ = [
     "ChannelSettings",
     "Erased",
     "NamedChannel",
+    "Recovered",
     "erase_invalid",
     "mmse_equalise",
     "named_channel",
+    "recover",
 ]

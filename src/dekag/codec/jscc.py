@@ -10,7 +10,10 @@ by falling variance: what fewer uses carry is a prefix of what more do, and hold
 which see the cells of the grid as tokens, start near the identity and learn the rest.
 """
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dekag.codec.constellation import commitment_loss, constellation_named, quantise
+from dekag.codec.contract import Encoded, Pairs
 from dekag.codec.klt import Klt
 from dekag.codec.power import normalise_power, truncate
-from dekag.codec.spreading import despread, spread
-from dekag.types import Condition, InputError, Latent, PerImage, Received, Symbols
+from dekag.codec.spreading import despread, despread_pairs, rudin_shapiro, spread
+from dekag.types import Condition, InputError, Latent, Received, Symbols
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +146,8 @@ class Gain(nn.Module):
         return self.log.exp()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """What training needs of an encoding: symbols sent, complex [batch, uses], and the commitment loss."""
-
-    symbols: Symbols
-    commitment: PerImage
-
-
 class JsccCodec(nn.Module):
-    """Implements `dekag.types.Codec`; every linear layer, norm and gain of it is a place for CALA."""
+    """Implements `codec.AdaptableCodec`, `PairDecoder` and `QamCodec`; CALA gates its linear layers, norms, gains."""
 
     importance: Float[Tensor, " channels"]
     """How much an error in each latent channel shows in the image, mean 1."""
@@ -159,6 +155,8 @@ class JsccCodec(nn.Module):
     weight: Float[Tensor, " channels"]
     order: Int64[Tensor, " amplitudes"]
     """Component that each amplitude carries; symbol k has the amplitudes 2 k and 2 k + 1."""
+    signs: Float[Tensor, " uses"]
+    """Of the spreading."""
 
     def __init__(self, config: JsccConfig) -> None:
         super().__init__()
@@ -175,6 +173,42 @@ class JsccCodec(nn.Module):
         self.register_buffer("mean", torch.zeros(config.channels, config.rows, config.cols))
         self.register_buffer("weight", torch.ones(config.channels))
         self.register_buffer("order", torch.arange(2 * config.max_uses))
+        self.register_buffer("signs", rudin_shapiro(config.max_uses), persistent=False)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the latents."""
+        return self.config.channels, self.config.rows, self.config.cols
+
+    @property
+    def max_uses(self) -> int:
+        """Payload symbols of an image at the highest rate."""
+        return self.config.max_uses
+
+    @property
+    def attention_modules(self) -> dict[str, int]:
+        """The blocks of both stacks, all of the same width."""
+        blocks = [name for name, module in self.named_modules() if isinstance(module, Block)]
+        return dict.fromkeys(blocks, self.config.width)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of its config."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "JsccCodec":
+        """A codec of new weights; raises InputError for other settings than the fields of a config."""
+        known = {field.name for field in fields(JsccConfig)}
+        if settings.keys() != known:
+            raise InputError(f"it must have exactly the keys {', '.join(sorted(known))}")
+        return cls(JsccConfig(**settings))
+
+    def with_constellation(self, name: str) -> "JsccCodec":
+        """The same codec with another constellation; raises InputError, listing the known ones."""
+        other = copy.deepcopy(self)
+        other.constellation = constellation_named(name)
+        other.config = replace(self.config, constellation=name)
+        return other
 
     @torch.no_grad()
     def start_from(self, klt: Klt) -> None:
@@ -231,16 +265,22 @@ class JsccCodec(nn.Module):
         pairs = torch.view_as_real(kept.contiguous())
         return self.reconstruct(pairs, overall if self.config.spread else known, overall)
 
+    def decode_pairs(
+        self, symbols: Pairs, reliability: Float[Tensor, "batch uses"], condition: Condition
+    ) -> Latent:
+        """As `decode`, of images of which every symbol is payload, in real numbers alone."""
+        overall = reliability.mean(1, keepdim=True)
+        if not self.config.spread:
+            return self.reconstruct(symbols, reliability, overall)
+        return self.reconstruct(despread_pairs(symbols, self.signs), overall, overall)
+
     def reconstruct(
         self,
-        symbols: Float[Tensor, "batch uses 2"],
+        symbols: Pairs,
         reliability: Float[Tensor, "batch _"],
         overall: Float[Tensor, "batch 1"],
     ) -> Latent:
-        """Latents of despread symbols, of each of which `reliability` survived, and `overall` of the payload.
-
-        In real numbers alone, so that it can leave for where there are no complex ones.
-        """
+        """Latents of despread symbols, of each of which `reliability` survived, and `overall` of the payload."""
         uses = symbols.shape[1]
         power, scale = (gain()[..., :uses] for gain in (self.power, self.scale))
         # The equaliser takes symbols for unit energy; LMMSE with each component's own power instead.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dekag import comparison, presets
 from dekag.alignment.digest import digest_json, digest_tensors
-from dekag.codec import load_codec
+from dekag.codec import importance_of, load_codec
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.metrics import psnr_db, ssim
 from dekag.sweep.cells import digest_folder
@@ -129,7 +129,7 @@ def bench_digest(spec: BenchSpec, decoder: torch.nn.Module) -> str:
 
 def importance(chosen: presets.Preset) -> Float[Tensor, " channels"]:
     """How much an error in each latent channel shows, from the preset's codec."""
-    return load_codec(presets.folder(chosen.codec, "codec")).importance.float()
+    return importance_of(load_codec(presets.folder(chosen.codec, "codec"))).float()
 
 
 def load_lpips(device: str) -> Callable[[Image, Image], PerImage]:

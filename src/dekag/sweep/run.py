@@ -36,6 +36,7 @@ from dekag.sweep.methods import (
     PictureDigital,
     best_scheme,
     check_codec,
+    codec_method,
     further_codec,
 )
 from dekag.sweep.results import BoundRow, Outcome, bound_row
@@ -208,9 +209,9 @@ def _methods(
 def _codecs(config: SweepConfig, chosen: presets.Preset) -> list[CodecMethod]:
     base = presets.folder(chosen.codec, "codec").absolute()
     shipped = {
-        "no_ka": lambda: CodecMethod(name="no_ka", codec=base),
-        "cala": lambda: CodecMethod(
-            name="cala", codec=base, bundle=presets.folder(config.bundle or chosen.cala, "bundle").absolute()
+        "no_ka": lambda: codec_method("no_ka", base),
+        "cala": lambda: codec_method(
+            "cala", base, presets.folder(config.bundle or chosen.cala, "bundle").absolute()
         ),
     }
     named = [shipped[name]() for name in config.methods if name in shipped]
@@ -254,12 +255,11 @@ def _cells(
     """Method by method, so that a process meets what it has in memory."""
     wanted = config.grid.constellations
     digests = {method.name: method.digest for method in methods}
-    several = len(wanted) > 1
     return [
         Cell(
             point=point,
             method=method.name,
-            label=f"{method.name} {scheme}" if several and isinstance(method, CodecMethod) else method.name,
+            label=f"{method.name} {scheme}" if len(schemes) > 1 else method.name,
             method_digest=digests[method.name],
             constellation=scheme,
             latents=latents,
@@ -268,7 +268,8 @@ def _cells(
         )
         for method in methods
         for point in points
-        for scheme in method.schemes(point, wanted, thresholds)
+        for schemes in [method.schemes(point, wanted, thresholds)]
+        for scheme in schemes
     ]
 
 

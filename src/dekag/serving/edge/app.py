@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from dekag import presets
 from dekag.alignment.bundle import Kind, load_bundle, pack
 from dekag.alignment.updates import codec_digest, pipeline_digest
-from dekag.codec import JsccCodec, load_codec
+from dekag.codec import load_codec
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient
 from dekag.registry.source import open_source
@@ -106,7 +106,7 @@ def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetric
         traffic=Traffic(metrics.registry),
         preset=settings.preset,
         channel=settings.channel,
-        most_uses=codec.config.max_uses,
+        most_uses=codec.max_uses,
         pictures=Recent(settings.deliveries),
         deliveries=Recent(settings.deliveries),
     )
@@ -149,11 +149,9 @@ def _client(settings: EdgeSettings) -> RegistryClient | None:
 
 
 def _puller(settings: EdgeSettings, client: RegistryClient, bundles: Bundles, metrics: HttpMetrics) -> Puller:
-    codec = bundles.plain_coder.codec
-    assert isinstance(codec, JsccCodec)
     bases: dict[Kind, str] = {
         "generation": pipeline_digest(bundles.plain.generator),
-        "transmission": codec_digest(codec),
+        "transmission": codec_digest(bundles.codec),
     }
     return Puller(
         client,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 
-from dekag.channel import BlockFading, mmse_equalise
+from dekag.channel import BlockFading, recover
 from dekag.evaluation.metrics import psnr_db
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.images import png_bytes
@@ -70,7 +70,7 @@ def _pictures(
         condition = CONDITION.expand(len(latent))
         symbols = codec.encode(latent, condition)
         received = BlockFading()(symbols, condition, rng=torch.Generator().manual_seed(0))
-        latent = codec.decode(mmse_equalise(received), condition)
+        latent = recover(codec, received, condition).latent
     return generator.decode(latent).cpu()
 
 

@@ -123,7 +123,7 @@ class GatedConvTranspose(nn.Module):
 
     def _kernels(self) -> Tensor:
         """The rows of A as kernels, [inputs, rank, height, width]."""
-        kernels = self.lora_A.weight.unflatten(1, (self.base.in_channels, *self.base.kernel_size))
+        kernels: Tensor = self.lora_A.weight.unflatten(1, (self.base.in_channels, *self.base.kernel_size))
         return kernels.transpose(0, 1)
 
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from dekag import presets
 from dekag.alignment.bundle import Kind, load_bundle, pack
 from dekag.alignment.updates import codec_digest, pipeline_digest
+from dekag.channel import BlockFading
 from dekag.codec import load_codec
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient
@@ -34,20 +35,21 @@ from dekag.serving.images.requests import Details
 from dekag.serving.page import PUBLIC, PageConfig, PageDefaults, PageLimits, page_router
 from dekag.serving.traffic import TrafficReport
 from dekag.training.processes import device_of
-from dekag.types import InputError
+from dekag.types import Channel, InputError
 
 log = logging.getLogger("dekag.serving")
 
 
-def create(settings: EdgeSettings) -> FastAPI:
+def create(settings: EdgeSettings, *, air: Channel | None = None) -> FastAPI:
     """Load the model and make the application.
 
+    air: the channel to a user that is simulated, `BlockFading` if None.
     Raises InputError if the preset has no codec, or the shelf or the registry cannot be used.
     """
     settings.require_safe()
     chosen = presets.preset(settings.preset)
     metrics = HttpMetrics()
-    service = _service(settings, chosen, metrics)
+    service = _service(settings, chosen, metrics, BlockFading() if air is None else air)
     app = create_app(
         title="dekag edge",
         settings=settings,
@@ -80,7 +82,9 @@ def _page(settings: EdgeSettings, most_uses: int) -> PageConfig:
     )
 
 
-def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetrics) -> EdgeService:
+def _service(
+    settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetrics, air: Channel
+) -> EdgeService:
     """The parts of the edge."""
     client = _client(settings)  # first, as what is wrong with it should leave nothing behind
     device = device_of(settings.device)
@@ -109,6 +113,7 @@ def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetric
         most_uses=codec.max_uses,
         pictures=Recent(settings.deliveries),
         deliveries=Recent(settings.deliveries),
+        air=air,
     )
 
 

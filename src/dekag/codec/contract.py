@@ -173,6 +173,23 @@ def importance_of(codec: object) -> Float[Tensor, " channels"]:
     return importance
 
 
+def check_latent(codec: TrainableCodec, latent: Latent, condition: Condition) -> None:
+    """Raise InputError unless a codec takes the latents, and the condition is one of theirs that it serves."""
+    if tuple(latent.shape[1:]) != codec.latent_shape:
+        expected = f"[batch, {', '.join(map(str, codec.latent_shape))}]"
+        raise InputError(f"the codec takes latents {expected}, got {list(latent.shape)}")
+    if len(condition) != len(latent):
+        raise InputError(f"the condition describes {len(condition)} images, but there are {len(latent)}")
+    check_payload(codec, condition)
+
+
+def check_payload(codec: TrainableCodec, condition: Condition) -> None:
+    """Raise InputError if a condition has more payload than a codec sends."""
+    most = int(condition.payload.max())
+    if most > codec.max_uses:
+        raise InputError(f"the codec sends at most {codec.max_uses} payload uses an image, got {most}")
+
+
 def _require(codec: object, members: Mapping[str, str]) -> None:
     if not isinstance(codec, nn.Module):
         raise InputError(f"{_name(codec)} is no torch.nn.Module, so that nothing of it can be trained")

@@ -42,9 +42,10 @@ def save_codec(codec: AdaptableCodec, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def load_codec(folder: Path) -> AdaptableCodec:
+def load_codec(folder: Path, *, kind: CodecClass | None = None) -> AdaptableCodec:
     """Read a codec to fp32, in evaluation mode.
 
+    kind: its class; the one that `config.json` names in CODECS if None.
     Raises InputError if the directory holds no codec, its kind is not in CODECS, or its weights do not fit its
     config.
     """
@@ -53,7 +54,7 @@ def load_codec(folder: Path) -> AdaptableCodec:
         tensors = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder} holds no codec (config.json and model.safetensors): {error}") from error
-    codec = _made(folder / "config.json", settings)
+    codec = _made(folder / "config.json", settings, kind)
     try:
         codec.load_state_dict(tensors)
     except RuntimeError as error:
@@ -82,11 +83,12 @@ def codec_class(settings: Mapping[str, Any]) -> CodecClass:
     return CODECS[kind]
 
 
-def _made(config: Path, settings: object) -> AdaptableCodec:
+def _made(config: Path, settings: object, kind: CodecClass | None) -> AdaptableCodec:
     if not isinstance(settings, dict):
         raise InputError(f"{config} must hold a JSON object")
     try:
-        made = codec_class(settings).from_settings({k: v for k, v in settings.items() if k != "kind"})
+        chosen = codec_class(settings) if kind is None else kind
+        made = chosen.from_settings({k: v for k, v in settings.items() if k != "kind"})
     except InputError as error:
         raise InputError(f"{config}: {error}") from error
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dekag.codec.constellation import commitment_loss, constellation_named, quantise
-from dekag.codec.contract import Encoded, Pairs
+from dekag.codec.contract import Encoded, Pairs, check_latent, check_payload
 from dekag.codec.klt import Klt
 from dekag.codec.power import normalise_power, truncate
 from dekag.codec.spreading import despread, despread_pairs, rudin_shapiro, spread
@@ -239,7 +239,7 @@ class JsccCodec(nn.Module):
 
     def transmit(self, latent: Latent, condition: Condition) -> Encoded:
         """As `encode`, with the commitment loss of the quantiser (per image)."""
-        self._check(latent, condition)
+        check_latent(self, latent, condition)
         payload = condition.payload.to(latent.device)
         cells = ((latent - self.mean) * self.weight[:, None, None]).flatten(2).transpose(1, 2)
         components = self.analysis.analyse(self.encoder(cells)).float()
@@ -255,7 +255,7 @@ class JsccCodec(nn.Module):
 
     def decode(self, received: Received, condition: Condition) -> Latent:
         """Equalised symbols, complex [batch, uses], to latents, unit scale."""
-        self._check_payload(condition)
+        check_payload(self, condition)
         payload, uses = condition.payload.to(received.symbols.device), int(condition.payload.max())
         symbols = truncate(received.symbols[:, :uses], payload)
         sent = torch.arange(uses, device=payload.device) < payload[:, None]
@@ -293,19 +293,3 @@ class JsccCodec(nn.Module):
         decoded: Tensor = self.decoder(torch.cat([cells, fidelity], dim=2)).float()
         grid: Tensor = decoded.transpose(1, 2).unflatten(2, (self.config.rows, self.config.cols))
         return grid / self.weight[:, None, None] + self.mean
-
-    def _check(self, latent: Latent, condition: Condition) -> None:
-        config = self.config
-        if latent.shape[1:] != (config.channels, config.rows, config.cols):
-            expected = f"[batch, {config.channels}, {config.rows}, {config.cols}]"
-            raise InputError(f"the codec takes latents {expected}, got {list(latent.shape)}")
-        if len(condition) != len(latent):
-            raise InputError(f"the condition describes {len(condition)} images, but there are {len(latent)}")
-        self._check_payload(condition)
-
-    def _check_payload(self, condition: Condition) -> None:
-        most = int(condition.payload.max())
-        if most > self.config.max_uses:
-            raise InputError(
-                f"the codec sends at most {self.config.max_uses} payload uses an image, got {most}"
-            )

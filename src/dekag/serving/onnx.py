@@ -141,14 +141,15 @@ def codec_graph(codec: Codec) -> Graph:
         raise InputError(
             f"{type(plain).__name__} has no decoder in real numbers (decode_pairs) to leave as ONNX"
         )
-    nominal = Condition(uses=8, snr_db=10.0)
+    uses = min(8, sizes.max_uses)
+    nominal = Condition(uses=uses, snr_db=10.0)
     return Graph(
         name="codec",
         module=CodecDecoder(codec),
         # a tensor each: the exporter takes two inputs that are one tensor for one input
         inputs={
-            "symbols": torch.zeros(1, 8, 2),
-            "gain": torch.zeros(1, 8, 2),
+            "symbols": torch.zeros(1, uses, 2),
+            "gain": torch.zeros(1, uses, 2),
             "noise_power": torch.ones(1),
             "condition": torch.stack([getattr(nominal, f.name).float() for f in fields(nominal)], dim=1),
         },

@@ -60,13 +60,13 @@ class Method(Protocol):
 class CodecMethod:
     """A codec's directory, and a T-KA bundle to apply to it or none.
 
-    kind: the codec's class. Another process finds it in `codec.CODECS` once unpickling has imported its module.
+    kind: the codec's class, for a process in which nobody added it to `codec.CODECS`.
     """
 
     name: str
     codec: Path
     bundle: Path | None = None
-    kind: CodecClass | None = None
+    kind: CodecClass | None = field(default=None, compare=False)
 
     @property
     def digest(self) -> str:
@@ -75,12 +75,12 @@ class CodecMethod:
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
         """The constellations wanted if the codec has several, else its own one."""
-        codec = _plain_codec(self.codec)
+        codec = _plain_codec(self.codec, self.kind)
         return wanted if wanted and isinstance(codec, QamCodec) else (_scheme(codec),)
 
     def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival:
         """Through the codec with that constellation."""
-        codec = _codec(self.codec, self.bundle, scheme)
+        codec = _codec(self, scheme)
         latents = transmit(codec, point.medium, bench.latents, point.condition, rng=rng)
         return Arrival(images=bench.decode(latents), latents=latents)
 
@@ -165,7 +165,7 @@ class RememberedSource:
 
 def codec_method(name: str, folder: Path, bundle: Path | None = None) -> CodecMethod:
     """The codec in a folder as a method, with the T-KA bundle; raises InputError if the folder holds no codec."""
-    return CodecMethod(name=name, codec=folder, bundle=bundle, kind=type(_plain_codec(folder)))
+    return CodecMethod(name=name, codec=folder, bundle=bundle, kind=type(_plain_codec(folder, None)))
 
 
 def further_codec(text: str, base: Path) -> CodecMethod:
@@ -196,10 +196,10 @@ def best_scheme(thresholds: Thresholds, point: Point) -> str:
 def check_codec(method: CodecMethod, latents: Latent, points: list[Point], wanted: tuple[str, ...]) -> None:
     """Encode one latent at the highest rate; InputError if the codec does not fit the latents or the grid."""
     largest = max((point.condition for point in points), key=lambda condition: int(condition.payload))
-    codec = _plain_codec(method.codec)
+    codec = _plain_codec(method.codec, method.kind)
     scheme = wanted[0] if wanted and isinstance(codec, QamCodec) else _scheme(codec)
     with torch.no_grad():
-        _codec(method.codec, method.bundle, scheme).encode(latents[:1], largest)
+        _codec(method, scheme).encode(latents[:1], largest)
 
 
 def _deliver(
@@ -223,15 +223,15 @@ def _codec_digest(codec: Path, bundle: Path | None) -> str:
 
 
 @lru_cache(maxsize=32)
-def _plain_codec(folder: Path) -> AdaptableCodec:
+def _plain_codec(folder: Path, kind: CodecClass | None) -> AdaptableCodec:
     # its weights are drawn before they are read
     with torch.random.fork_rng(devices=[]):
-        return load_codec(folder)
+        return load_codec(folder, kind=kind)
 
 
 @lru_cache(maxsize=32)
-def _codec(folder: Path, bundle: Path | None, constellation: str) -> Codec:
-    codec = _plain_codec(folder)
+def _codec(method: CodecMethod, constellation: str) -> Codec:
+    codec, bundle = _plain_codec(method.codec, method.kind), method.bundle
     if constellation != _scheme(codec):
         assert isinstance(codec, QamCodec)
         codec = codec.with_constellation(constellation)

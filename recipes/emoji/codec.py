@@ -13,7 +13,7 @@ from dekag.adaptation import edge_latents
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, save_codec
 from dekag.training.loop import TrainConfig
 from dekag.training.run import Run
-from dekag.training.transmission import ConditionRange, channel_importance, fit
+from dekag.training.transmission import ConditionRange, TransmissionData, channel_importance, fit
 from dekag.world import load_world
 
 PROBES = 60
@@ -49,7 +49,12 @@ def main() -> None:
     else:
         codec.start_from(fit_klt(latents.float(), importance))
     uses, snr_db = int(world.nominal.uses), float(world.nominal.snr_db)
-    nominal = ConditionRange(uses=(uses,), snrs_db=(snr_db,), blocks=(0,))
+    data = TransmissionData(
+        latents=latents,
+        conditions=ConditionRange(uses=(uses,), snrs_db=(snr_db,), blocks=(0,)),
+        batch=options.batch,
+        importance=importance,
+    )
     config = TrainConfig(
         steps=options.steps,
         learning_rate=1e-3,
@@ -61,16 +66,7 @@ def main() -> None:
         checkpoint_every=500,
     )
     with progress_bar("codec") as on_step:
-        fit(
-            codec,
-            importance,
-            latents,
-            nominal,
-            config,
-            options.batch,
-            checkpoint=folder / "resume.pt",
-            on_step=on_step,
-        )
+        fit(codec, data, config, checkpoint=folder / "resume.pt", on_step=on_step)
     save_codec(codec, folder / "model")
 
 

@@ -4,16 +4,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.bundle import Bundle, Quantisation, Setting
 from dekag.alignment.cala import CalaConfig
 from dekag.alignment.codec_rivals import adapt
 from dekag.alignment.updates import save_transmission
-from dekag.codec import JsccCodec, TrainedRange, save_codec
+from dekag.codec import TrainedRange, save_codec
 from dekag.distillation import DISTIL_SEEDS, kept
 from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
 from dekag.training.run import ALONE, Run
-from dekag.training.transmission import FAST, ConditionRange
+from dekag.training.transmission import FAST, ConditionRange, TransmissionData
 from dekag.types import Latent
 from dekag.world import World
 
@@ -102,15 +103,13 @@ def align_transmission(
     adapted = adapt(
         task.method,
         codec,
-        latents,
-        task.conditions,
+        TransmissionData(latents=latents, conditions=task.conditions, batch=task.batch),
         task.size,
         training,
-        batch=task.batch,
         checkpoint=run.kept(task.method),
         on_step=partial(run.on_step, task.method),
     )
-    if isinstance(adapted, JsccCodec):
+    if not isinstance(adapted, AdaptedCodec):
         from_main(lambda: save_codec(adapted, out))
         return None
     settings: dict[str, Setting] = {

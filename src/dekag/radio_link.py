@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from dekag import link
-from dekag.alignment.cala import CalaCodec
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.channel.fading import used
-from dekag.codec import JsccCodec
+from dekag.codec import TrainableCodec
 from dekag.codec.papr import OFDM, SINGLE_CARRIER, PaprReport, Waveform, clip_waveform, papr_report
 from dekag.frame import MAX_FRAME_BYTES, SUFFIX, read_frame
 from dekag.output import staged, write_images, write_json
@@ -346,11 +345,11 @@ def _check_fits(incoming: Incoming, chosen: link.Link) -> None:
         raise InputError(
             f"{path} was encoded with the transmission update {theirs[:12]}, and here is {here}; use the sender's"
         )
-    codec = chosen.codec.codec if isinstance(chosen.codec, CalaCodec) else chosen.codec
-    assert isinstance(codec, JsccCodec)
-    most, longest = codec.config.max_uses, int(condition.payload.max())
-    if longest > most:
-        raise InputError(f"{path} has images of {longest} symbols, and the codec decodes at most {most}")
+    codec, longest = chosen.codec, int(condition.payload.max())
+    if isinstance(codec, TrainableCodec) and longest > codec.max_uses:
+        raise InputError(
+            f"{path} has images of {longest} symbols, and the codec decodes at most {codec.max_uses}"
+        )
 
 
 @torch.no_grad()

@@ -166,5 +166,5 @@ def test_a_foreign_codec_is_refused(system: Link, decoders: Path) -> None:
         def decode(self, received: Received, condition: Condition) -> Latent:
             raise NotImplementedError
 
-    with pytest.raises(InputError, match="only a codec of dekag"):
+    with pytest.raises(InputError, match="Foreign does not tell its latent_shape and max_uses"):
         export_decoders(decoders, replace(system, codec=Foreign()))

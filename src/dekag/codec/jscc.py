@@ -10,7 +10,10 @@ by falling variance: what fewer uses carry is a prefix of what more do, and hold
 which see the cells of the grid as tokens, start near the identity and learn the rest.
 """
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dekag.codec.constellation import commitment_loss, constellation_named, quantise
+from dekag.codec.contract import Encoded, Pairs, check_latent, check_payload
 from dekag.codec.klt import Klt
 from dekag.codec.power import normalise_power, truncate
-from dekag.codec.spreading import despread, spread
-from dekag.types import Condition, InputError, Latent, PerImage, Received, Symbols
+from dekag.codec.spreading import despread, despread_pairs, rudin_shapiro, spread
+from dekag.types import Condition, InputError, Latent, Received, Symbols
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +146,8 @@ class Gain(nn.Module):
         return self.log.exp()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """What training needs of an encoding: symbols sent, complex [batch, uses], and the commitment loss."""
-
-    symbols: Symbols
-    commitment: PerImage
-
-
 class JsccCodec(nn.Module):
-    """Implements `dekag.types.Codec`; every linear layer, norm and gain of it is a place for CALA."""
+    """Implements `codec.AdaptableCodec`, `PairDecoder` and `QamCodec`; CALA gates its linear layers, norms, gains."""
 
     importance: Float[Tensor, " channels"]
     """How much an error in each latent channel shows in the image, mean 1."""
@@ -159,6 +155,8 @@ class JsccCodec(nn.Module):
     weight: Float[Tensor, " channels"]
     order: Int64[Tensor, " amplitudes"]
     """Component that each amplitude carries; symbol k has the amplitudes 2 k and 2 k + 1."""
+    signs: Float[Tensor, " uses"]
+    """Of the spreading."""
 
     def __init__(self, config: JsccConfig) -> None:
         super().__init__()
@@ -175,6 +173,42 @@ class JsccCodec(nn.Module):
         self.register_buffer("mean", torch.zeros(config.channels, config.rows, config.cols))
         self.register_buffer("weight", torch.ones(config.channels))
         self.register_buffer("order", torch.arange(2 * config.max_uses))
+        self.register_buffer("signs", rudin_shapiro(config.max_uses), persistent=False)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the latents."""
+        return self.config.channels, self.config.rows, self.config.cols
+
+    @property
+    def max_uses(self) -> int:
+        """Payload symbols of an image at the highest rate."""
+        return self.config.max_uses
+
+    @property
+    def attention_modules(self) -> dict[str, int]:
+        """The blocks of both stacks, all of the same width."""
+        blocks = [name for name, module in self.named_modules() if isinstance(module, Block)]
+        return dict.fromkeys(blocks, self.config.width)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of its config."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "JsccCodec":
+        """A codec of new weights; raises InputError for other settings than the fields of a config."""
+        known = {field.name for field in fields(JsccConfig)}
+        if settings.keys() != known:
+            raise InputError(f"it must have exactly the keys {', '.join(sorted(known))}")
+        return cls(JsccConfig(**settings))
+
+    def with_constellation(self, name: str) -> "JsccCodec":
+        """The same codec with another constellation; raises InputError, listing the known ones."""
+        other = copy.deepcopy(self)
+        other.constellation = constellation_named(name)
+        other.config = replace(self.config, constellation=name)
+        return other
 
     @torch.no_grad()
     def start_from(self, klt: Klt) -> None:
@@ -205,7 +239,7 @@ class JsccCodec(nn.Module):
 
     def transmit(self, latent: Latent, condition: Condition) -> Encoded:
         """As `encode`, with the commitment loss of the quantiser (per image)."""
-        self._check(latent, condition)
+        check_latent(self, latent, condition)
         payload = condition.payload.to(latent.device)
         cells = ((latent - self.mean) * self.weight[:, None, None]).flatten(2).transpose(1, 2)
         components = self.analysis.analyse(self.encoder(cells)).float()
@@ -221,7 +255,7 @@ class JsccCodec(nn.Module):
 
     def decode(self, received: Received, condition: Condition) -> Latent:
         """Equalised symbols, complex [batch, uses], to latents, unit scale."""
-        self._check_payload(condition)
+        check_payload(self, condition)
         payload, uses = condition.payload.to(received.symbols.device), int(condition.payload.max())
         symbols = truncate(received.symbols[:, :uses], payload)
         sent = torch.arange(uses, device=payload.device) < payload[:, None]
@@ -231,16 +265,22 @@ class JsccCodec(nn.Module):
         pairs = torch.view_as_real(kept.contiguous())
         return self.reconstruct(pairs, overall if self.config.spread else known, overall)
 
+    def decode_pairs(
+        self, symbols: Pairs, reliability: Float[Tensor, "batch uses"], condition: Condition
+    ) -> Latent:
+        """As `decode`, of images of which every symbol is payload, in real numbers alone."""
+        overall = reliability.mean(1, keepdim=True)
+        if not self.config.spread:
+            return self.reconstruct(symbols, reliability, overall)
+        return self.reconstruct(despread_pairs(symbols, self.signs), overall, overall)
+
     def reconstruct(
         self,
-        symbols: Float[Tensor, "batch uses 2"],
+        symbols: Pairs,
         reliability: Float[Tensor, "batch _"],
         overall: Float[Tensor, "batch 1"],
     ) -> Latent:
-        """Latents of despread symbols, of each of which `reliability` survived, and `overall` of the payload.
-
-        In real numbers alone, so that it can leave for where there are no complex ones.
-        """
+        """Latents of despread symbols, of each of which `reliability` survived, and `overall` of the payload."""
         uses = symbols.shape[1]
         power, scale = (gain()[..., :uses] for gain in (self.power, self.scale))
         # The equaliser takes symbols for unit energy; LMMSE with each component's own power instead.
@@ -253,19 +293,3 @@ class JsccCodec(nn.Module):
         decoded: Tensor = self.decoder(torch.cat([cells, fidelity], dim=2)).float()
         grid: Tensor = decoded.transpose(1, 2).unflatten(2, (self.config.rows, self.config.cols))
         return grid / self.weight[:, None, None] + self.mean
-
-    def _check(self, latent: Latent, condition: Condition) -> None:
-        config = self.config
-        if latent.shape[1:] != (config.channels, config.rows, config.cols):
-            expected = f"[batch, {config.channels}, {config.rows}, {config.cols}]"
-            raise InputError(f"the codec takes latents {expected}, got {list(latent.shape)}")
-        if len(condition) != len(latent):
-            raise InputError(f"the condition describes {len(condition)} images, but there are {len(latent)}")
-        self._check_payload(condition)
-
-    def _check_payload(self, condition: Condition) -> None:
-        most = int(condition.payload.max())
-        if most > self.config.max_uses:
-            raise InputError(
-                f"the codec sends at most {self.config.max_uses} payload uses an image, got {most}"
-            )

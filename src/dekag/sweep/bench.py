@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dekag.alignment.digest import digest_folder, digest_json, digest_tensors
+from dekag.codec import importance_of
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.metrics import psnr_db, ssim
 from dekag.types import Image, InputError, Latent, PerImage
@@ -134,7 +135,7 @@ def _judge_digest(source: str | Path | Judge) -> str:
 
 def importance(world: World) -> Float[Tensor, " channels"]:
     """How much an error in each latent channel shows, from the world's codec."""
-    return world.codec().importance.float()
+    return importance_of(world.codec()).float()
 
 
 def load_lpips(device: str) -> Callable[[Image, Image], PerImage]:

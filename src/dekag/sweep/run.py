@@ -18,7 +18,6 @@ from dekag.alignment.updates import apply_generation, pipeline_digest
 from dekag.baseline import Thresholds, read_thresholds, shipped_thresholds
 from dekag.baseline.pictures import FORMATS
 from dekag.channel import BlockFading
-from dekag.codec import JsccCodec
 from dekag.distillation import DISTIL_SEEDS
 from dekag.evaluation.bounds import bound
 from dekag.evaluation.generation import EDGE_SEED
@@ -35,6 +34,7 @@ from dekag.sweep.methods import (
     PictureDigital,
     best_scheme,
     check_codec,
+    codec_method,
     further_codec,
 )
 from dekag.sweep.results import BoundRow, Outcome, bound_row
@@ -214,14 +214,14 @@ def _methods(
 
 def _codecs(config: SweepConfig) -> list[CodecMethod]:
     world = config.world
-    if world.codec_model is None or isinstance(world.codec_model, JsccCodec):
+    if world.codec_model is None or not isinstance(world.codec_model, str | Path):
         raise InputError(
             f"a sweep needs the codec of the world {world.name} in a folder: its workers load it from there"
         )
     base = Path(locate(world.codec_model, "codec")).absolute()
     shipped = {
-        "no_ka": lambda: CodecMethod(name="no_ka", codec=base),
-        "cala": lambda: CodecMethod(name="cala", codec=base, bundle=world.update("transmission").absolute()),
+        "no_ka": lambda: codec_method("no_ka", base),
+        "cala": lambda: codec_method("cala", base, world.update("transmission").absolute()),
     }
     named = [shipped[name]() for name in config.methods if name in shipped]
     return [*named, *(further_codec(text, base) for text in config.codecs)]
@@ -262,12 +262,11 @@ def _cells(
     """Method by method, so that a process meets what it has in memory."""
     wanted = config.grid.constellations
     digests = {method.name: method.digest for method in methods}
-    several = len(wanted) > 1
     return [
         Cell(
             point=point,
             method=method.name,
-            label=f"{method.name} {scheme}" if several and isinstance(method, CodecMethod) else method.name,
+            label=f"{method.name} {scheme}" if len(schemes) > 1 else method.name,
             method_digest=digests[method.name],
             constellation=scheme,
             latents=latents,
@@ -276,7 +275,8 @@ def _cells(
         )
         for method in methods
         for point in points
-        for scheme in method.schemes(point, wanted, thresholds)
+        for schemes in [method.schemes(point, wanted, thresholds)]
+        for scheme in schemes
     ]
 
 

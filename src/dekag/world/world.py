@@ -15,7 +15,7 @@ import torch
 from dekag.alignment.bundle import Bundle, Kind, load_bundle
 from dekag.alignment.digest import digest_folder
 from dekag.alignment.updates import apply_generation, apply_transmission, trained_range
-from dekag.codec import JsccCodec, load_codec
+from dekag.codec import AdaptableCodec, load_codec, require_adaptable
 from dekag.data.endpoint import EndpointCloud, ImageEndpoint
 from dekag.data.pictures import PictureSet
 from dekag.evaluation.judges import NAMED_JUDGES, Judge, load_judge
@@ -131,7 +131,7 @@ class World:
     latents: tuple[int, int, int] | None = None
     cloud_model: Model | ImageEndpoint | None = None
     images: Path | None = None
-    codec_model: Source | JsccCodec | None = None
+    codec_model: Source | AdaptableCodec | None = None
     updates: Mapping[Kind, Source] = field(default_factory=dict)
     judge_models: Mapping[str, Source | Judge] = field(default_factory=dict)
     independent_judges: Mapping[str, Source | Judge] = field(default_factory=dict)
@@ -182,13 +182,13 @@ class World:
             raise self._lacks("cloud and no pictures of one")
         return PictureSet(folder=self.images, pixels=self.side)
 
-    def codec(self, *, device: Device = "cpu") -> JsccCodec:
+    def codec(self, *, device: Device = "cpu") -> AdaptableCodec:
         """The codec, without an update."""
-        if isinstance(self.codec_model, JsccCodec):
-            return self.codec_model.to(device)
         if self.codec_model is None:
             raise self._lacks("codec")
-        return load_codec(Path(locate(self.codec_model, "codec"))).to(device)
+        if isinstance(self.codec_model, str | Path):
+            return load_codec(Path(locate(self.codec_model, "codec"))).to(device)
+        return require_adaptable(self.codec_model).to(device)
 
     def update(self, kind: Kind) -> Path:
         """Folder or tar of the update of a kind."""

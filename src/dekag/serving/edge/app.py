@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from dekag.alignment.bundle import Kind, load_bundle, pack
 from dekag.alignment.updates import codec_digest, pipeline_digest
-from dekag.codec import JsccCodec
+from dekag.channel import BlockFading
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient
 from dekag.registry.source import open_source
@@ -33,21 +33,22 @@ from dekag.serving.images.requests import Details
 from dekag.serving.page import PUBLIC, PageConfig, PageDefaults, PageLimits, page_router
 from dekag.serving.traffic import TrafficReport
 from dekag.training.processes import device_of
-from dekag.types import InputError
+from dekag.types import Channel, InputError
 from dekag.world import UPDATE_NAMES, World, load_world
 
 log = logging.getLogger("dekag.serving")
 
 
-def create(settings: EdgeSettings, world: World | None = None) -> FastAPI:
+def create(settings: EdgeSettings, world: World | None = None, *, air: Channel | None = None) -> FastAPI:
     """Load the model and make the application; the world is that of the settings if None.
 
+    air: the channel to a user that is simulated, `BlockFading` if None.
     Raises InputError if the world has no codec, or the shelf or the registry cannot be used.
     """
     settings.require_safe()
     world = load_world(settings.world) if world is None else world
     metrics = HttpMetrics()
-    service = _service(settings, world, metrics)
+    service = _service(settings, world, metrics, BlockFading() if air is None else air)
     app = create_app(
         title="dekag edge",
         settings=settings,
@@ -81,7 +82,7 @@ def _page(settings: EdgeSettings, world: World, most_uses: int) -> PageConfig:
     )
 
 
-def _service(settings: EdgeSettings, world: World, metrics: HttpMetrics) -> EdgeService:
+def _service(settings: EdgeSettings, world: World, metrics: HttpMetrics, air: Channel) -> EdgeService:
     """The parts of the edge."""
     client = _client(settings)  # first, as what is wrong with it should leave nothing behind
     device = device_of(settings.device)
@@ -106,9 +107,10 @@ def _service(settings: EdgeSettings, world: World, metrics: HttpMetrics) -> Edge
         traffic=Traffic(metrics.registry),
         world=world.name,
         channel=settings.channel,
-        most_uses=codec.config.max_uses,
+        most_uses=codec.max_uses,
         pictures=Recent(settings.deliveries),
         deliveries=Recent(settings.deliveries),
+        air=air,
     )
 
 
@@ -147,11 +149,9 @@ def _client(settings: EdgeSettings) -> RegistryClient | None:
 
 
 def _puller(settings: EdgeSettings, client: RegistryClient, bundles: Bundles, metrics: HttpMetrics) -> Puller:
-    codec = bundles.plain_coder.codec
-    assert isinstance(codec, JsccCodec)
     bases: dict[Kind, str] = {
         "generation": pipeline_digest(bundles.plain.generator),
-        "transmission": codec_digest(codec),
+        "transmission": codec_digest(bundles.codec),
     }
     return Puller(
         client,

@@ -36,6 +36,7 @@ TASKS = PARTS | {
     "demo",
     "sweep",
     "radio_link",
+    "tasks",
 }
 LAYERS = {
     "version": frozenset[str](),
@@ -65,6 +66,7 @@ LAYERS = {
     "sweep": PARTS | {"world", "comparison", "distillation"},
     "commands": TASKS,
     "radio_link": PARTS | {"world"},
+    "tasks": TASKS,
     "tables": TASKS,
     "serving": TASKS,
     "cli": TASKS | {"serving", "tables"},

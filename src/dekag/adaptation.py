@@ -1,6 +1,6 @@
 """T-KA from end to end: what the aligned edge draws, and CALA or a rival of it on the world's codec."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,10 @@ from dekag.training.transmission import FAST, ConditionRange, TransmissionData
 from dekag.types import Latent
 from dekag.world import World
 
+RATES = (1 / 8, 1 / 4, 1 / 2, 1)
+"""Shares of a codec's highest rate that an update is trained at."""
+FEWEST_USES = 32
+"""What eight blocks with pilots fill."""
 CALA_RANGE = ConditionRange(
     uses=(64, 128, 256, 512),
     snrs_db=tuple(2.5 * step - 5 for step in range(11)),
@@ -51,6 +55,12 @@ def edge_latents(world: World, run: Run, *, draws: int = 2, seed: int = 0) -> La
     return from_main(lambda: kept(run.resume, "edge", draw_all))
 
 
+def conditions_of(max_uses: int) -> ConditionRange:
+    """The range that updates are trained over, for a codec of that highest rate; of 512 it is CALA_RANGE."""
+    uses = sorted({max(min(FEWEST_USES, max_uses), round(rate * max_uses)) for rate in RATES})
+    return replace(CALA_RANGE, uses=tuple(uses))
+
+
 def transmission_training(method: str, steps: int, seed: int, *, precision: str = "no") -> TrainConfig:
     """How CALA and every rival of it are trained; all weights of a codec take a third of the learning rate."""
     return TrainConfig(
@@ -82,11 +92,14 @@ def trained_range(conditions: ConditionRange) -> TrainedRange:
 
 @dataclass(frozen=True, kw_only=True)
 class TransmissionTask:
-    """What is to be learned: CALA or a rival by name, of that size, over a range of conditions, and how it travels."""
+    """What is to be learned: CALA or a rival by name, of that size, over a range of conditions, and how it travels.
+
+    conditions: that of `conditions_of` the codec's highest rate if None.
+    """
 
     method: str = "cala"
     size: CalaConfig = field(default_factory=CalaConfig)
-    conditions: ConditionRange = CALA_RANGE
+    conditions: ConditionRange | None = None
     training: TrainConfig
     batch: int = 32
     quantisation: Quantisation = "int8"
@@ -100,10 +113,11 @@ def align_transmission(
     Writes a bundle, or for `full`, which is no update, a codec.
     """
     codec, training = world.codec(), task.training
+    conditions = task.conditions or conditions_of(codec.max_uses)
     adapted = adapt(
         task.method,
         codec,
-        TransmissionData(latents=latents, conditions=task.conditions, batch=task.batch),
+        TransmissionData(latents=latents, conditions=conditions, batch=task.batch),
         task.size,
         training,
         checkpoint=run.kept(task.method),
@@ -119,7 +133,7 @@ def align_transmission(
         "seed": training.seed,
         "learning_rate": training.learning_rate,
         "precision": training.precision,
-        **trained_range(task.conditions).to_settings(),
+        **trained_range(conditions).to_settings(),
     }
     return from_main(
         lambda: save_transmission(out, adapted, codec, settings=settings, quantisation=task.quantisation)

@@ -17,7 +17,7 @@ from dekag.alignment.updates import apply_transmission
 from dekag.channel import BlockFading
 from dekag.comparison import NO_KA, Drawing, compare, draw_references, drawing_methods, scores_json
 from dekag.evaluation.generation import Drawn, GenerationScores, score_generation
-from dekag.evaluation.grid import SMALL
+from dekag.evaluation.grid import SMALL, Grid
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.statistics import Mean, mean_interval
 from dekag.evaluation.transmission import TransmissionScores, score_transmission, transmit
@@ -29,8 +29,8 @@ from dekag.world import Cloud, World
 Pictures = Float[Tensor, "_ 3 _ _"]
 Latents = Float[Tensor, "_ _ _ _"]
 """As Image and Latent, of any number: the splits differ in size."""
-SHOWN = Condition(uses=256, snr_db=5.0)
-"""The transmission that the picture shows."""
+SHOWN_SNR_DB = 5.0
+"""SNR of the transmission that the picture shows, at half the codec's highest rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class Demo:
     world: str
     generation: dict[str, GenerationScores]
     transmission: TransmissionScores
+    grid: Grid
     traffic: dict[str, Any]
     rows: list[tuple[str, Pictures]]
     columns: list[str]
@@ -92,7 +93,7 @@ def run_demo(world: World, config: DemoConfig, *, on_stage: Callable[[str], None
         generation = {s: score_generation(d, parts.judges, seed=config.seed) for s, d in drawn.items()}
     with _stage("transmit", clock, on_stage):
         sent = torch.cat([of_split[: config.sent] for of_split in latents.values()])
-        conditions = {point.name: point.condition for point in SMALL.points()}
+        conditions = {point.name: point.condition for point in parts.grid.points()}
         transmission = score_transmission(
             parts.codecs, BlockFading(), parts.edge, sent, conditions, seed=config.seed
         )
@@ -100,7 +101,8 @@ def run_demo(world: World, config: DemoConfig, *, on_stage: Callable[[str], None
         world=world.name,
         generation=generation,
         transmission=transmission,
-        traffic=_traffic(parts.edge.decode(sent), texts, parts.bundles),
+        traffic=_traffic(parts.edge.decode(sent), parts),
+        grid=parts.grid,
         rows=_picture(drawn, latents, parts, config),
         columns=[text for prompts in texts.values() for text in prompts[:4]],
         seconds=clock,
@@ -118,6 +120,12 @@ class _Parts:
     judges: dict[str, Judge]
     texts: dict[str, list[str]]
     bundles: tuple[Bundle, Bundle]
+    grid: Grid
+
+    @property
+    def shown(self) -> Condition:
+        """The transmission that the picture shows."""
+        return Condition(uses=shown_uses(self.grid), snr_db=SHOWN_SNR_DB)
 
 
 def _load(world: World, config: DemoConfig) -> _Parts:
@@ -132,7 +140,13 @@ def _load(world: World, config: DemoConfig) -> _Parts:
         judges=judges,
         texts=texts,
         bundles=(bundle, t_bundle),
+        grid=SMALL.scaled(codec.max_uses),
     )
+
+
+def shown_uses(grid: Grid) -> int:
+    """The rate that pictures and curves show: the second highest of a grid."""
+    return sorted(grid.uses)[-2:][0]
 
 
 def summary(demo: Demo) -> list[str]:
@@ -149,12 +163,12 @@ def summary(demo: Demo) -> list[str]:
     return lines
 
 
-def curves(scores: TransmissionScores) -> dict[str, tuple[list[float], list[Mean]]]:
+def curves(scores: TransmissionScores, grid: Grid) -> dict[str, tuple[list[float], list[Mean]]]:
     """PSNR against SNR for each codec at the picture's rate, over AWGN and fading."""
     names = {"no_ka": "without T-KA", "cala": "with T-KA"}
     lines: dict[str, tuple[list[float], list[Mean]]] = {}
     for channel, label in (("awgn", "AWGN"), ("rayleigh-4", "Rayleigh")):
-        points = [p for p in SMALL.points() if p.channel == channel and p.uses == int(SHOWN.uses)]
+        points = [p for p in grid.points() if p.channel == channel and p.uses == shown_uses(grid)]
         snrs = [point.snr_db for point in points]
         for codec, text in names.items():
             means = [scores.by_condition[point.name][codec] for point in points]
@@ -180,7 +194,7 @@ def _picture(
 
     def received(codec: Codec) -> Tensor:
         rng = torch.Generator().manual_seed(config.seed)
-        return parts.edge.decode(transmit(codec, BlockFading(), sent, SHOWN, rng=rng))
+        return parts.edge.decode(transmit(codec, BlockFading(), sent, parts.shown, rng=rng))
 
     return [
         ("cloud image", pick({s: d.cloud for s, d in drawn.items()})),
@@ -191,14 +205,16 @@ def _picture(
     ]
 
 
-def _traffic(images: Pictures, texts: dict[str, list[str]], bundles: tuple[Bundle, Bundle]) -> dict[str, Any]:
+def _traffic(
+    images: Pictures, texts: dict[str, list[str]], bundles: tuple[Bundle, Bundle], shown: Condition
+) -> dict[str, Any]:
     sizes = torch.tensor([float(len(data)) for data in png_bytes(images)])
-    lengths = torch.tensor([float(len(t.encode())) for split in texts.values() for t in split])
+    lengths = torch.tensor([float(len(t.encode())) for split in parts.texts.values() for t in split])
     return {
         "image_bytes": mean_interval(sizes).to_json(),
         "prompt_bytes": mean_interval(lengths).to_json(),
-        "bundle_bytes": {bundle.manifest.kind: bundle.size_bytes for bundle in bundles},
-        "channel_uses": int(SHOWN.uses),
+        "bundle_bytes": {bundle.manifest.kind: bundle.size_bytes for bundle in parts.bundles},
+        "channel_uses": int(parts.shown.uses),
     }
 
 

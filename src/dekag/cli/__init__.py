@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dekag.cli import align, bundle, cloud, evaluate, jobs, radio, registry, serve, system, world
+from dekag.cli import align, bundle, cloud, evaluate, jobs, radio, registry, serve, system, train, world
 from dekag.cli.console import complain, quiet_libraries
 from dekag.errors import InputError
 from dekag.version import __version__
@@ -15,6 +15,7 @@ from dekag.version import __version__
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(system.app)
 app.add_typer(world.app, name="world")
+app.add_typer(train.app, name="train")
 app.add_typer(align.app, name="align")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(bundle.app, name="bundle")

@@ -109,15 +109,17 @@ def evaluate_transmission(
     from dekag.training.processes import device_of
 
     own = [text for text in config.further if "=" not in text]
+    chosen = replace(world, codec=own[-1] if own else None).load()
+    grid = read_grid(
+        config.grid,
+        uses=config.uses,
+        snrs=config.snrs,
+        channels=config.channels,
+        constellations=config.constellations,
+    )
     measured = sweep.SweepConfig(
-        world=replace(world, codec=own[-1] if own else None).load(),
-        grid=read_grid(
-            config.grid,
-            uses=config.uses,
-            snrs=config.snrs,
-            channels=config.channels,
-            constellations=config.constellations,
-        ),
+        world=chosen,
+        grid=grid if config.uses else grid.scaled(chosen.codec().max_uses),
         methods=tuple(config.methods.split(",")) if config.methods else (),
         codecs=tuple(text for text in config.further if "=" in text),
         images=config.images,
@@ -127,7 +129,7 @@ def evaluate_transmission(
         thresholds=config.thresholds,
         device=str(device_of(device)),
     )
-    chosen = sweep.engine_named(
+    computed_by = sweep.engine_named(
         engine.engine,
         workers=engine.workers,
         folder=out.absolute() / "jobs",
@@ -136,7 +138,7 @@ def evaluate_transmission(
         address=engine.ray_address,
     )
     with working("evaluate transmission") as stage:
-        outcome = sweep.sweep(measured, out, chosen, on_stage=stage)
+        outcome = sweep.sweep(measured, out, computed_by, on_stage=stage)
         stage("write")
         summary, written = sweep.write(outcome, out)
     if as_json:

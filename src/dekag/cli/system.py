@@ -59,7 +59,7 @@ def demo(
         figure = report_figure(
             result.rows,
             result.columns,
-            demonstration.curves(result.transmission),
+            demonstration.curves(result.transmission, result.grid),
             demonstration.summary(result),
         )
         save_figure(figure, folder / "report.png")

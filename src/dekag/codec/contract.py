@@ -97,8 +97,6 @@ class AdaptableCodec(TrainableCodec, Protocol):
 class CodecClass(Protocol):
     """A class of AdaptableCodecs: the class itself, not a codec."""
 
-    def __hash__(self) -> int: ...
-
     def from_settings(self, settings: Mapping[str, Any]) -> AdaptableCodec: ...
 
 

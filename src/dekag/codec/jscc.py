@@ -42,6 +42,9 @@ class JsccConfig:
     encoder_depth: int = 1
     decoder_depth: int = 2
     heads: int = 4
+    patch: int = 1
+    """Side of the squares of cells that are seen as one, their numbers being its channels; more is faster on large
+    grids. Attention is over (rows / patch) (cols / patch) cells."""
     max_uses: int = 512
     """Payload symbols at the highest rate."""
     constellation: str = "256qam"
@@ -52,6 +55,15 @@ class JsccConfig:
         numbers = self.channels * self.rows * self.cols
         if 2 * self.max_uses > numbers:
             raise InputError(f"latents of {numbers} numbers fill {numbers // 2} uses, got {self.max_uses}")
+        if self.patch < 1 or self.rows % self.patch or self.cols % self.patch:
+            raise InputError(
+                f"the patch must divide rows and columns, got {self.patch} for {self.rows} x {self.cols}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of what the codec computes with."""
+        return self.channels * self.patch**2, self.rows // self.patch, self.cols // self.patch
 
 
 class Attention(nn.Module):
@@ -95,11 +107,12 @@ class Stack(nn.Module):
     def __init__(self, config: JsccConfig, depth: int, inputs: int) -> None:
         super().__init__()
         self.enter = nn.Linear(inputs, config.width)
-        self.position = nn.Parameter(0.02 * torch.randn(config.rows * config.cols, config.width))
+        channels, rows, cols = config.grid
+        self.position = nn.Parameter(0.02 * torch.randn(rows * cols, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(depth))
         self.norm = nn.LayerNorm(config.width)
-        self.leave = nn.Linear(config.width, config.channels)
-        self.straight = nn.Linear(inputs, config.channels, bias=False)
+        self.leave = nn.Linear(config.width, channels)
+        self.straight = nn.Linear(inputs, channels, bias=False)
         nn.init.normal_(self.leave.weight, std=0.02)
         nn.init.zeros_(self.leave.bias)
 
@@ -117,9 +130,10 @@ class Transform(nn.Module):
 
     def __init__(self, config: JsccConfig) -> None:
         super().__init__()
-        self.grid = (config.rows, config.cols)
-        self.rows = nn.Parameter(torch.eye(config.rows).repeat(config.channels, 1, 1))
-        self.cols = nn.Parameter(torch.eye(config.cols).repeat(config.channels, 1, 1))
+        channels, rows, cols = config.grid
+        self.grid = (rows, cols)
+        self.rows = nn.Parameter(torch.eye(rows).repeat(channels, 1, 1))
+        self.cols = nn.Parameter(torch.eye(cols).repeat(channels, 1, 1))
 
     def analyse(self, cells: Tensor) -> Tensor:
         """[batch, cells, channels] to components, [batch, channels * cells]."""
@@ -151,8 +165,8 @@ class JsccCodec(nn.Module):
 
     importance: Float[Tensor, " channels"]
     """How much an error in each latent channel shows in the image, mean 1."""
-    mean: Float[Tensor, "channels rows cols"]
-    weight: Float[Tensor, " channels"]
+    mean: Float[Tensor, "grid_channels grid_rows grid_cols"]
+    weight: Float[Tensor, " grid_channels"]
     order: Int64[Tensor, " amplitudes"]
     """Component that each amplitude carries; symbol k has the amplitudes 2 k and 2 k + 1."""
     signs: Float[Tensor, " uses"]
@@ -162,16 +176,17 @@ class JsccCodec(nn.Module):
         super().__init__()
         self.constellation = constellation_named(config.constellation)
         self.config = config
-        self.encoder = Stack(config, config.encoder_depth, config.channels)
+        channels = config.grid[0]
+        self.encoder = Stack(config, config.encoder_depth, channels)
         self.analysis = Transform(config)
         self.gain = Gain(config.max_uses)
         self.power = Gain(config.max_uses)
         self.scale = Gain(config.max_uses)
         self.synthesis = Transform(config)
-        self.decoder = Stack(config, config.decoder_depth, config.channels + 1)
+        self.decoder = Stack(config, config.decoder_depth, channels + 1)
         self.register_buffer("importance", torch.ones(config.channels))
-        self.register_buffer("mean", torch.zeros(config.channels, config.rows, config.cols))
-        self.register_buffer("weight", torch.ones(config.channels))
+        self.register_buffer("mean", torch.zeros(config.grid))
+        self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("order", torch.arange(2 * config.max_uses))
         self.register_buffer("signs", rudin_shapiro(config.max_uses), persistent=False)
 
@@ -197,9 +212,12 @@ class JsccCodec(nn.Module):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "JsccCodec":
-        """A codec of new weights; raises InputError for other settings than the fields of a config."""
+        """A codec of new weights; raises InputError for other settings than the fields of a config.
+
+        One without `patch` is of before there were patches.
+        """
         known = {field.name for field in fields(JsccConfig)}
-        if settings.keys() != known:
+        if settings.keys() | {"patch"} != known:
             raise InputError(f"it must have exactly the keys {', '.join(sorted(known))}")
         return cls(JsccConfig(**settings))
 
@@ -212,12 +230,13 @@ class JsccCodec(nn.Module):
 
     @torch.no_grad()
     def start_from(self, klt: Klt) -> None:
-        """Take mean, weight and bases of a transform; what is sent is then linear but for the start of the stacks.
+        """Take mean, weight and bases of a transform of patches (`to_patches`); what is sent is then linear but for the
+        start of the stacks.
 
         Gains are those of Lee and Petersen 1976, amplitudes to the power 1/4 of the variances, which is the best
         linear code wherever noise is small.
         """
-        self.importance.copy_(klt.importance)
+        self.importance.copy_(klt.importance.unflatten(0, (-1, self.config.patch**2)).mean(1))
         self.mean.copy_(klt.mean)
         self.weight.copy_(klt.weight)
         variance, order = klt.variance.sort(descending=True)
@@ -241,7 +260,8 @@ class JsccCodec(nn.Module):
         """As `encode`, with the commitment loss of the quantiser (per image)."""
         check_latent(self, latent, condition)
         payload = condition.payload.to(latent.device)
-        cells = ((latent - self.mean) * self.weight[:, None, None]).flatten(2).transpose(1, 2)
+        grid = to_patches(latent, self.config.patch)
+        cells = ((grid - self.mean) * self.weight[:, None, None]).flatten(2).transpose(1, 2)
         components = self.analysis.analyse(self.encoder(cells)).float()
         pairs = components[:, self.order].unflatten(1, (-1, 2)) * self.gain()[..., None]
         kept = torch.view_as_complex(pairs.contiguous())[:, : int(payload.max())]
@@ -291,5 +311,15 @@ class JsccCodec(nn.Module):
         cells = self.synthesis.synthesise(components)
         fidelity = overall[:, None, :].expand(-1, cells.shape[1], 1)
         decoded: Tensor = self.decoder(torch.cat([cells, fidelity], dim=2)).float()
-        grid: Tensor = decoded.transpose(1, 2).unflatten(2, (self.config.rows, self.config.cols))
-        return grid / self.weight[:, None, None] + self.mean
+        grid: Tensor = decoded.transpose(1, 2).unflatten(2, self.config.grid[1:])
+        return from_patches(grid / self.weight[:, None, None] + self.mean, self.config.patch)
+
+
+def to_patches(latent: Tensor, patch: int) -> Tensor:
+    """[batch, channels, rows, cols] to [batch, channels patch^2, rows / patch, cols / patch]; 1 changes nothing."""
+    return latent if patch == 1 else F.pixel_unshuffle(latent, patch)
+
+
+def from_patches(grid: Tensor, patch: int) -> Tensor:
+    """Undoes `to_patches`."""
+    return grid if patch == 1 else F.pixel_shuffle(grid, patch)

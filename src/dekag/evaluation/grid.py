@@ -143,6 +143,11 @@ class Grid:
                     f"channel {named.name!r} must be a dataclass, whose repr tells it from others"
                 )
 
+    def scaled(self, max_uses: int) -> "Grid":
+        """The grid with its highest rate at that of a codec, and the others in proportion."""
+        share = max_uses / max(self.uses)
+        return replace(self, uses=tuple(sorted({max(1, round(share * uses)) for uses in self.uses})))
+
     def points(self) -> list[Point]:
         """Every condition, channel by channel, then by uses and SNR."""
         return [

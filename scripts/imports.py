@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "dekag"
-NOUNS = frozenset({"types", "units"})
+NOUNS = frozenset({"types", "units", "config"})
 STAGES = NOUNS | {"channel", "codec", "generation"}
 LINKED = STAGES | {"link"}
 TASKS = LINKED | {
@@ -33,6 +33,7 @@ LAYERS = {
     "version": frozenset[str](),
     "types": frozenset[str](),
     "units": frozenset[str](),
+    "config": frozenset({"types"}),
     "channel": NOUNS,
     "codec": NOUNS,
     "generation": NOUNS,

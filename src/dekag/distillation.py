@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from dekag import presets, zoo
-from dekag.alignment.adapters import scaled
+from dekag.alignment.adapters import can_scale, scaled
 from dekag.alignment.bundle import Bundle, Quantisation, Setting
 from dekag.alignment.few_steps import FewStepConfig, distil_few_steps
 from dekag.alignment.makd import MakdConfig, Tracking, distil
+from dekag.alignment.method import DistillationData, TrainingRun
 from dekag.alignment.noise import fit_noise_map
 from dekag.alignment.rivals import method_config
 from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
@@ -158,7 +159,7 @@ class Validation:
         scales = [replace(edge.sampling, guidance=scale) for scale in extras.guidance]
         samplings: Sequence[Sampling | None] = scales or [None]
         sampling = self._best(edge, {each: tuned(update, each, 1.0) for each in samplings})
-        strengths = extras.strengths if update.adapter else ()
+        strengths = extras.strengths if update.adapter and can_scale(update.adapter) else ()
         return sampling, self._best(
             edge, {each: tuned(update, sampling, each) for each in strengths or (1.0,)}
         )
@@ -217,26 +218,21 @@ def train_update(
     tracking: Tracking | None = None,
 ) -> GenerationUpdate:
     """Train an update; with validation prompts, they choose its checkpoint, its guidance and its strength."""
-    update = distil(
-        edge,
-        data.prompts,
-        data.images,
-        config,
-        prior=prior,
+    run = TrainingRun(
         checkpoint=resume,
         on_step=on_step,
         validate=None if check is None else check.during_training,
         tracking=tracking or Tracking(),
     )
+    pairs = DistillationData(prompts=data.prompts, images=data.images, prior=prior)
+    update = distil(edge, pairs, config, run)
     if check is not None:
         on_stage("choose guidance and strength")
         update = tuned(update, *from_main(partial(check.choose, edge, update, extras)))
     if extras.few_steps is not None:
         on_stage("learn to draw in fewer steps")
         aligned = apply_update(edge, update)
-        few, sampling = distil_few_steps(
-            aligned, few_step_prompts, extras.few_steps, checkpoint=resume, on_step=on_step
-        )
+        few, sampling = distil_few_steps(aligned, few_step_prompts, extras.few_steps, run)
         remove_update(aligned)
         update = replace(update, few_step=few, few_step_sampling=sampling)
     return update

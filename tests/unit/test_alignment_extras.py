@@ -13,6 +13,7 @@ from diffusers import (
 from dekag import presets
 from dekag.alignment.few_steps import FewStepConfig, affine_steps, distil_few_steps
 from dekag.alignment.makd import MakdConfig, distil
+from dekag.alignment.method import DistillationData
 from dekag.alignment.noise import fit_noise_map
 from dekag.alignment.update import apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation
@@ -100,8 +101,7 @@ def test_fewer_steps_learn_the_trajectory_and_travel_in_the_bundle(
     images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
     learned = distil(
         edge,
-        PROMPTS,
-        images,
+        DistillationData(prompts=PROMPTS, images=images),
         MakdConfig(metaword_steps=2, joint_steps=2, frozen_steps=2, batch=4, rank=2, prior_share=0.0),
     )
     digest = pipeline_digest(edge)

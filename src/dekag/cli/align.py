@@ -1,7 +1,7 @@
 """`dekag align`: train an update for the edge or for the link."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,7 +46,7 @@ def align_generation(
     rank: Count = 8,
     batch: Annotated[int, typer.Option(min=1, help="Images that a process takes at a time.")] = 64,
     accumulation: Annotated[int, typer.Option(min=1, help="Batches that a process adds up in a step.")] = 1,
-    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
+    precision: Annotated[Literal["no", "bf16"], typer.Option(help="no or bf16.")] = "no",
     gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
     quantisation: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 on the wire.")] = "int8",
     few_steps: Annotated[

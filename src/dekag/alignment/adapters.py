@@ -231,6 +231,9 @@ def load(denoiser: Any, name: str, update: Mapping[str, Tensor]) -> None:
 def remove(denoiser: Any, name: str) -> None:
     """Take an adapter out; with the last one the denoiser is exactly as before."""
     if denoiser.peft_config.keys() == {name}:
+        # diffusers leaves out every layer whose path has "lora" in it
+        for path in sorted(_adapted_paths(denoiser), reverse=True):
+            denoiser.set_submodule(path, denoiser.get_submodule(path).get_base_layer())
         denoiser.unload_lora()
     else:
         with warnings.catch_warnings():

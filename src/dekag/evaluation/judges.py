@@ -125,7 +125,7 @@ def load_judge(source: str | Path, *, name: str | None = None, device: str | tor
     """A judge from a folder or hub id of an image encoder of transformers, or `efficientnet-lite0`.
 
     What a folder holds is found from its config.json. One that reads too, as CLIP and SigLIP, comes back as a
-    ClipJudge, see `load_clip`; any other as `load_dino` says. The judge is tried on one grey picture. A judge
+    ClipJudge, see `load_clip`; any other as `load_dino` says. The judge is tried on a picture of noise. A judge
     without a name is named after its source.
     Raises InputError if the model cannot be read, brings code of its own, lacks weights or its
     preprocessor_config.json, or is no image encoder.
@@ -324,10 +324,11 @@ def _read_out(output: Any, readout: str) -> Tensor:
 
 def _try(judge: Judge, source: str | Path) -> None:
     """Raise InputError unless the judge says the same of one picture twice."""
-    grey = torch.zeros(1, 3, *judge.input_size, device=judge.device)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.rand(1, 3, *judge.input_size, generator=rng).to(judge.device)
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            one, two = judge.features(grey), judge.features(grey)
+            one, two = judge.features(noise), judge.features(noise)
     except (*_UNREADABLE, IndexError) as error:
         height, width = judge.input_size
         raise InputError(

@@ -105,7 +105,7 @@ def _colour_judge() -> Judge:
     def features(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.mean((2, 3))
 
-    prepare = Preprocessing(resize=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    prepare = Preprocessing(resize=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return Judge(name="colour", preprocessing=prepare, features=features, device=torch.device("cpu"))
 
 

@@ -1,7 +1,7 @@
 """Low-rank updates in a denoiser: PEFT's layers, put in, read out, loaded and taken out again.
 
 An update is a mapping from `<layer>.<tensor>`, by PEFT's names, to a tensor; `KINDS` says what each kind of adapter
-has. A kind of one's own is one more entry of it.
+has. A further kind is one more entry of it.
 """
 
 import copy
@@ -21,6 +21,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from dekag.alignment.container import plain_text
 from dekag.types import InputError
 
 WIDE = 1024
@@ -144,7 +145,7 @@ def kind_of(update: Mapping[str, Tensor]) -> AdapterKind:
         if all(_split(kind, key) for key in update):
             return kind
     strange = next((key for key in update if not any(_split(kind, key) for kind in KINDS.values())), None)
-    reason = "mixes several kinds" if strange is None else f"has a tensor {strange[:200]!r}"
+    reason = "mixes several kinds" if strange is None else f"has a tensor {plain_text(strange)!r}"
     raise InputError(f"the update {reason}; known kinds of adapters are {', '.join(KINDS)}")
 
 
@@ -237,7 +238,7 @@ def remove(denoiser: Any, name: str) -> None:
         denoiser.unload_lora()
     else:
         with warnings.catch_warnings():
-            # who draws says anew which adapters it draws with
+            # a generator sets the adapters that it draws with each time
             warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
             denoiser.delete_adapters(name)
         denoiser.disable_adapters()
@@ -280,14 +281,14 @@ def check_fit(denoiser: nn.Module, update: Mapping[str, Tensor]) -> None:
     try:
         inject_adapter_in_model(config, twin, _PROBE, low_cpu_mem_usage=True)
     except (ValueError, TypeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = plain_text(str(error).strip().splitlines()[0])
         raise InputError(f"the update is for another base: {reason}") from error
     expected = _parameters(twin, _PROBE)
     for key in [*update, *(key for key in expected if key not in update)]:
         given, right = (tuple(t[key].shape) if key in t else None for t in (update, expected))
         if given != right:
             raise InputError(
-                f"the update is for another base: {key} is {_shown(given)} there, {_shown(right)} here"
+                f"the update is for another base: {plain_text(key)} is {_shown(given)} there, {_shown(right)} here"
             )
 
 
@@ -317,19 +318,21 @@ def _config_of(update: Mapping[str, Tensor]) -> PeftConfig:
     """The configuration that an update's tensors belong to."""
     kind = kind_of(update)
     layers = _by_layer(kind, update)
-    ranks = {layer: _rank(kind, layer, own) for layer, own in layers.items()}
+    ranks = {layer: _rank(kind, layer, held) for layer, held in layers.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{re.escape(layer)}$": rank for layer, rank in ranks.items() if rank != usual}
     return kind.config(usual, "|".join(re.escape(layer) for layer in layers), others)
 
 
-def _rank(kind: AdapterKind, layer: str, own: Mapping[str, Tensor]) -> int:
+def _rank(kind: AdapterKind, layer: str, held: Mapping[str, Tensor]) -> int:
     try:
-        rank = kind.rank(own)
+        rank = kind.rank(held)
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"the update lacks a tensor of layer {layer} that its rank shows in") from error
+        raise InputError(
+            f"the update lacks a tensor of layer {plain_text(layer)} that its rank shows in"
+        ) from error
     if rank < 1:
-        raise InputError(f"the update has rank {rank} in layer {layer}; it must be at least 1")
+        raise InputError(f"the update has rank {rank} in layer {plain_text(layer)}; it must be at least 1")
     return rank
 
 
@@ -339,9 +342,11 @@ def _twin(denoiser: nn.Module, layers: Mapping[str, object]) -> nn.Module:
     twin = nn.Module()
     for path in layers:
         if path not in known:
-            raise InputError(f"the update is for another base: the denoiser has no layer {path}")
+            raise InputError(f"the update is for another base: the denoiser has no layer {plain_text(path)}")
         if list(known[path].children()):
-            raise InputError(f"the update is for another base: {path} is no single layer of the denoiser")
+            raise InputError(
+                f"the update is for another base: {plain_text(path)} is no single layer of the denoiser"
+            )
         *parents, last = path.split(".")
         place = twin
         for parent in parents:
@@ -349,7 +354,7 @@ def _twin(denoiser: nn.Module, layers: Mapping[str, object]) -> nn.Module:
                 place.add_module(parent, nn.Module())
             place = place.get_submodule(parent)
         empty = {id(p): nn.Parameter(p.detach().to("meta")) for p in known[path].parameters()}
-        # the copy takes the empty parameters in place of its own
+        # the copy takes the empty parameters in place of the layer's
         place.add_module(last, copy.deepcopy(known[path], empty))
     return twin
 
@@ -392,8 +397,8 @@ def _parameters(denoiser: nn.Module, name: str) -> dict[str, nn.Parameter]:
             if name not in held:
                 continue
             part = held[name]
-            own = {"": part} if isinstance(part, nn.Parameter) else dict(part.named_parameters())
-            for key, parameter in own.items():
+            inside = {"": part} if isinstance(part, nn.Parameter) else dict(part.named_parameters())
+            for key, parameter in inside.items():
                 inner = f"{attribute}.{key}" if key else attribute
                 found[f"{_plain_path(path, adapted)}.{_PEFT_NAMES.get(inner, inner)}"] = parameter
     return found

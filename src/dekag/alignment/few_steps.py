@@ -26,7 +26,7 @@ from dekag.types import InputError
 
 ADAPTER = "dekag_few_steps"
 STAGE = "few steps"
-"""What `run.on_step` is told."""
+"""The stage that `run.on_step` gets."""
 TEACHER_SEED = 400_000
 NO_GUIDANCE = 1.0
 """Guidance scale at which diffusers' pipelines leave the unconditional half out."""

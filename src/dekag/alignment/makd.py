@@ -358,10 +358,10 @@ class _Pool:
 
 def _pool(parts: Sequence[_Drawings], config: MakdConfig) -> _Pool:
     """The drawings of the cloud and, if there are any, a share of each batch for the edge's own."""
-    own = round(config.prior_share * config.batch) if len(parts) == 2 else 0
+    prior = round(config.prior_share * config.batch) if len(parts) == 2 else 0
     return _Pool(
         latents=torch.cat([part.latents for part in parts]),
-        sizes=(config.batch - own, own)[: len(parts)],
+        sizes=(config.batch - prior, prior)[: len(parts)],
         starts=(0, len(parts[0].prompts))[: len(parts)],
         counts=tuple(len(part.prompts) for part in parts),
     )

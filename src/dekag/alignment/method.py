@@ -1,7 +1,7 @@
 """The contract of a method of generation alignment: the cloud's images in, an update of the edge out.
 
-`dekag.alignment.rivals.METHODS` names the methods that come along. One's own is a class like them, in a file of its
-own; from the command line it is found once it is an entry of that dictionary.
+`dekag.alignment.rivals.METHODS` has the methods by name. A further one is a class in a file of its own, which adds it
+to that dictionary.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +108,7 @@ class GenerationMethod(Protocol[Config]):
         ...
 
     def stages(self, config: Config) -> dict[str, int]:
-        """Name and steps of each stage as `run.on_step` will be told them, in their order; empty if unknown."""
+        """Name and steps of each stage as `run.on_step` gets them, in their order; empty if unknown."""
         return {}
 
     def settings(self, config: Config) -> dict[str, int | float | str]:

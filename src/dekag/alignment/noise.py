@@ -36,8 +36,8 @@ def shared_noise_map(
     """
     if cloud is None:
         return None
-    some = images[:: max(1, len(images) // IMAGES)]
-    theirs, ours = cloud.encode(some), edge.encode(some)
+    chosen = images[:: max(1, len(images) // IMAGES)]
+    theirs, ours = cloud.encode(chosen), edge.encode(chosen)
     return fit_noise_map(theirs, ours) if theirs.shape == ours.shape else None
 
 

@@ -118,7 +118,7 @@ def _judged(drawn: Drawn, judges: Mapping[str, Judge]) -> dict[str, dict[str, li
 
 @dataclass(frozen=True, kw_only=True)
 class _Cosines:
-    """What the judges said: by arm, judge and training seed."""
+    """Cosines with the cloud by arm, judge and training seed."""
 
     drawn: Drawn
     leaders: tuple[str, ...]
@@ -127,6 +127,7 @@ class _Cosines:
 
     @property
     def methods(self) -> list[str]:
+        """The arms that are compared with the baseline."""
         return [arm for arm in self.drawn.arms if arm != BASELINE]
 
     def total(self, arm: str) -> PerImage:

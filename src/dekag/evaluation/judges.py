@@ -146,7 +146,7 @@ def load_dino(source: str | Path, *, name: str | None = None, device: str | torc
     The feature is the class token behind the final layer norm where there is one: the pooler that some of these
     models declare was never trained. Where there is none, as in ConvNeXt and Swin, it is the mean over patches,
     behind the final norm if that comes last. For the few whose norm or pooling is in the pooler (the image
-    halves of CLIP and SigLIP, BEiT) it is what that gives. `Judge.readout` says which.
+    halves of CLIP and SigLIP, BEiT) it is the pooler's output. `Judge.readout` says which.
     Raises InputError if the model cannot be read, lacks weights or is no image encoder.
     """
     config = _config(source)
@@ -262,17 +262,17 @@ def concept_accuracy(
     Raises InputError if captions repeat, are too few, or truth does not fit.
     """
     _check_captions(captions, truth, images=len(images), candidates=candidates)
-    own = truth.cpu()[:, None]
-    lot = torch.rand(len(images), len(captions), generator=rng).scatter_(1, own, -1.0)
+    right = truth.cpu()[:, None]
+    lot = torch.rand(len(images), len(captions), generator=rng).scatter_(1, right, -1.0)
     others = lot.topk(candidates - 1, dim=1).indices
     cosine = clip(images).cpu() @ clip.read(captions).cpu().T
-    nearest = cosine.gather(1, own)[:, 0] > cosine.gather(1, others).amax(1)
+    nearest = cosine.gather(1, right)[:, 0] > cosine.gather(1, others).amax(1)
     return nearest.float().to(images.device)
 
 
 def _check_captions(captions: Sequence[str], truth: Tensor, *, images: int, candidates: int) -> None:
     if len(set(captions)) != len(captions):
-        raise InputError("captions must be distinct, else the right one is not told from its copy")
+        raise InputError("captions must be distinct, else the right one cannot be told from its copy")
     if not 2 <= candidates <= len(captions):
         raise InputError(
             f"candidates must be from 2 to the number of captions, {len(captions)}, got {candidates}"
@@ -323,7 +323,7 @@ def _read_out(output: Any, readout: str) -> Tensor:
 
 
 def _try(judge: Judge, source: str | Path) -> None:
-    """Raise InputError unless the judge says the same of one picture twice."""
+    """Raise InputError unless the judge has the same features for one picture twice."""
     rng = torch.Generator().manual_seed(0)
     noise = torch.rand(1, 3, *judge.input_size, generator=rng).to(judge.device)
     try:

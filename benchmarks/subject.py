@@ -44,7 +44,9 @@ def run_dekag(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    from dekag.alignment.makd import MakdConfig, distil
+    from dekag.alignment.config import MakdConfig
+    from dekag.alignment.makd import distil
+    from dekag.alignment.method import DistillationData, TrainingRun
     from dekag.generation.diffusers import load_generator
 
     rows = [json.loads(line) for line in (args.world / "data" / "metadata.jsonl").read_text().splitlines()]
@@ -60,7 +62,8 @@ def run_dekag(args: argparse.Namespace) -> dict[str, Any]:
     )
     stages: list[str] = []
     generator, prompts = load_generator(args.world / "model"), [row["text"] for row in rows]
-    distil(generator, prompts, images, config, on_step=lambda stage, _: stages.append(stage))
+    run = TrainingRun(on_step=lambda stage, _: stages.append(stage))
+    distil(generator, DistillationData(prompts=prompts, images=images), config, run)
     return {"stages": stages}
 
 

@@ -95,7 +95,7 @@ def points(
                 split=split,
                 bytes=size(sources[0]),
                 gain_percent=scores.gain_percent[name_of(sources)].to_json(),
-                way_to_ceiling=scores.way_to_ceiling[name_of(sources)].to_json(),
+                way_to_ceiling=scores.gap_closed[name_of(sources)].to_json(),
                 by_training_seed=scores.by_training_seed[name_of(sources)],
             )
             for sources in methods

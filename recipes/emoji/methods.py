@@ -20,8 +20,10 @@ from export import TARGET
 from progress import progress_bar
 
 from dekag.alignment.bundle import Quantisation, Setting
-from dekag.alignment.few_steps import FewStepConfig, distil_few_steps
-from dekag.alignment.makd import MakdConfig, OnStep, distil
+from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.few_steps import distil_few_steps
+from dekag.alignment.makd import distil
+from dekag.alignment.method import DistillationData, OnStep, TrainingRun
 from dekag.alignment.noise import fit_noise_map
 from dekag.alignment.rank import reduce_rank
 from dekag.alignment.rivals import method_config
@@ -98,15 +100,9 @@ def train(name: str, edge: DiffusersGenerator, runs: Path, precision: str) -> Ge
     edge.denoiser.set_attn_processor(AttnProcessor())
     with progress_bar(name, every=200) as bar:
         on_step: OnStep = lambda _, progress: bar(progress)  # noqa: E731
-        update = distil(
-            edge,
-            data.prompts,
-            data.images,
-            config,
-            prior=chosen.prompts("prior"),
-            checkpoint=runs / "methods" / name,
-            on_step=on_step,
-        )
+        pairs = DistillationData(prompts=data.prompts, images=data.images, prior=chosen.prompts("prior"))
+        run = TrainingRun(checkpoint=runs / "methods" / name, on_step=on_step)
+        update = distil(edge, pairs, config, run)
     update = tuned(update, *check.choose(edge, update, EXTRAS.get(method, Extras())))
     some = data.images[:: max(1, len(data.images) // NOISE_IMAGES)]
     both = [chosen.cloud().encode(some), edge.encode(some)]
@@ -129,8 +125,7 @@ def with_few_steps(
             aligned,
             load_world("emoji").prompts("distill"),
             FEW_STEPS,
-            checkpoint=runs / "methods" / name,
-            on_step=lambda _, progress: bar(progress),
+            TrainingRun(checkpoint=runs / "methods" / name, on_step=lambda _, progress: bar(progress)),
         )
     remove_update(aligned)
     update = replace(update, few_step=few, few_step_sampling=sampling)

@@ -20,7 +20,7 @@ from dekag.adaptation import (
     edge_latents,
     transmission_training,
 )
-from dekag.alignment.cala import CalaConfig
+from dekag.alignment.config import CalaConfig
 from dekag.training.run import Run
 from dekag.training.transmission import ConditionRange
 from dekag.world import load_world

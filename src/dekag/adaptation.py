@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.bundle import Bundle, Quantisation, Setting
-from dekag.alignment.cala import CalaConfig
 from dekag.alignment.codec_rivals import adapt
+from dekag.alignment.config import CalaConfig
 from dekag.alignment.updates import save_transmission
 from dekag.codec import TrainedRange, save_codec
 from dekag.distillation import DISTIL_SEEDS, kept

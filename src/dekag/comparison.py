@@ -200,9 +200,10 @@ def scores_json(scores: GenerationScores) -> dict[str, Any]:
     for arm, by_judge in scores.consistency.items():
         rows[arm] = {"consistency": {judge: mean.to_json() for judge, mean in by_judge.items()}}
         if arm in scores.gain_percent:
+            rows[arm]["gain_percent"] = scores.gain_percent[arm].to_json()
+        if arm in scores.gap_closed:
             rows[arm] |= {
-                "gain_percent": scores.gain_percent[arm].to_json(),
-                "way_to_ceiling": scores.way_to_ceiling[arm].to_json(),
+                "way_to_ceiling": scores.gap_closed[arm].to_json(),
                 "way_by_judge": {judge: mean.to_json() for judge, mean in scores.by_judge[arm].items()},
                 "way_by_training_seed": scores.by_training_seed[arm],
             }

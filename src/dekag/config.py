@@ -6,7 +6,7 @@ A field is written as `rank: Annotated[int, Ge(1), Doc("Rank of the update.")] =
 """
 
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen
@@ -85,6 +85,12 @@ def check_bounds(instance: Any) -> None:
         for bound in field.bounds:
             if complaint := _complaint(bound, value):
                 raise InputError(f"{field.name} must {complaint}")
+
+
+def settings(instance: Any) -> dict[str, int | float | str]:
+    """The values of a configuration as a bundle keeps them: None is left out, yes and no are 1 and 0."""
+    values = {name: value for name, value in asdict(instance).items() if value is not None}
+    return {name: int(value) if isinstance(value, bool) else value for name, value in values.items()}
 
 
 def _described(field: "Field[Any]", hint: Any) -> DescribedField:

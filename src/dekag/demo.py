@@ -153,10 +153,10 @@ def summary(demo: Demo) -> list[str]:
     """The result in a few lines."""
     lines = []
     for split, scores in demo.generation.items():
-        gain, way = scores.gain_percent["makd"], scores.way_to_ceiling["makd"]
+        gain, closed = scores.gain_percent["makd"], scores.gap_closed.get("makd")
+        gap = "" if closed is None else f", {100 * closed.mean:.0f} % of the way to the ceiling"
         lines.append(
-            f"G-KA on {split}: {gain.mean:+.1f} % consistency [{gain.low:+.1f}, {gain.high:+.1f}],"
-            f" {100 * way.mean:.0f} % of the way to the ceiling"
+            f"G-KA on {split}: {gain.mean:+.1f} % consistency [{gain.low:+.1f}, {gain.high:+.1f}]{gap}"
         )
     gain = demo.transmission.gain_db["cala"]
     lines.append(f"T-KA over the grid: {gain.mean:+.2f} dB PSNR [{gain.low:+.2f}, {gain.high:+.2f}]")
@@ -205,9 +205,7 @@ def _picture(
     ]
 
 
-def _traffic(
-    images: Pictures, texts: dict[str, list[str]], bundles: tuple[Bundle, Bundle], shown: Condition
-) -> dict[str, Any]:
+def _traffic(images: Pictures, parts: _Parts) -> dict[str, Any]:
     sizes = torch.tensor([float(len(data)) for data in png_bytes(images)])
     lengths = torch.tensor([float(len(t.encode())) for split in parts.texts.values() for t in split])
     return {

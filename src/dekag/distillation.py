@@ -2,21 +2,22 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from dekag.alignment.adapters import scaled
+from dekag.alignment.adapters import can_scale, scaled
 from dekag.alignment.bundle import Bundle, Quantisation, Setting
-from dekag.alignment.few_steps import FewStepConfig, distil_few_steps
-from dekag.alignment.makd import MakdConfig, distil
+from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.few_steps import distil_few_steps
+from dekag.alignment.method import DistillationData, TrainingRun
 from dekag.alignment.noise import fit_noise_map
-from dekag.alignment.rivals import method_config
+from dekag.alignment.rivals import find_method
 from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import save_generation
 from dekag.data.endpoint import EndpointCloud, ImageEndpoint
@@ -278,7 +279,8 @@ class DenoisingValidation:
 def _strengths(
     update: GenerationUpdate, sampling: Sampling | None, extras: Extras
 ) -> dict[float, GenerationUpdate]:
-    strengths = (extras.strengths if update.adapter else ()) or (1.0,)
+    scalable = update.adapter and can_scale(update.adapter)
+    strengths = (extras.strengths if scalable else ()) or (1.0,)
     return {each: tuned(update, sampling, each) for each in strengths}
 
 
@@ -344,55 +346,49 @@ def _validation_images(world: World, run: Run, domain: str | None) -> CloudImage
     return CloudImages(prompts=tuple(prompts), images=from_main(drawn))
 
 
+@dataclass(frozen=True, kw_only=True)
+class GenerationTask:
+    """What is to be learned: a method by name, its numbers, and the extras.
+
+    config: of the method's `config_type`. domain: one of the world's groups of prompts, to validate with.
+    validate: whether the world's own prompts take part: to choose among what was trained, and to keep what the edge
+    drew for others before.
+    """
+
+    method: str = "makd"
+    config: Any = field(default_factory=MakdConfig)
+    extras: Extras = field(default_factory=Extras)
+    domain: str | None = None
+    validate: bool = True
+
+
 def train_update(
     edge: DiffusersGenerator,
-    data: CloudImages,
-    config: MakdConfig,
+    data: DistillationData,
+    task: GenerationTask,
     check: Check | None,
-    extras: Extras,
     run: Run,
-    *,
-    prior: Sequence[str] = (),
 ) -> GenerationUpdate:
     """Train an update; what is held out chooses its checkpoint, its guidance and its strength."""
-    update = distil(
-        edge,
-        data.prompts,
-        data.images,
-        config,
-        prior=prior,
+    training = TrainingRun(
         checkpoint=run.resume,
         on_step=run.on_step,
         validate=None if check is None else check.during_training,
         tracking=run.tracking,
     )
+    extras = task.extras
+    update = find_method(task.method).train(edge, data, task.config, training)
     if check is not None:
         run.on_stage("choose guidance and strength")
         update = tuned(update, *from_main(partial(check.choose, edge, update, extras)))
     if extras.few_steps is not None:
         run.on_stage("learn to draw in fewer steps")
         aligned = apply_update(edge, update)
-        few, sampling = distil_few_steps(
-            aligned, sorted(set(data.prompts)), extras.few_steps, checkpoint=run.resume, on_step=run.on_step
-        )
+        prompts = sorted(set(data.prompts))
+        few, sampling = distil_few_steps(aligned, prompts, extras.few_steps, training)
         remove_update(aligned)
         update = replace(update, few_step=few, few_step_sampling=sampling)
     return update
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationTask:
-    """What is to be learned: a method by name, its numbers before the method leaves something out, and the extras.
-
-    domain: one of the world's groups of prompts, to validate with. validate: whether the world's own prompts take part:
-    to choose among what was trained, and to keep what the edge drew for others before.
-    """
-
-    method: str = "makd"
-    config: MakdConfig
-    extras: Extras = Extras()
-    domain: str | None = None
-    validate: bool = True
 
 
 def align_generation(
@@ -404,27 +400,26 @@ def align_generation(
     one validates, chooses and writes. The cloud's model is loaded only for images that it drew itself.
     Raises InputError for a method that no bundle carries, before anything is loaded.
     """
-    if task.method == "full":
-        raise InputError("full fine-tuning leaves a whole denoiser, which no bundle carries")
-    config, extras = method_config(task.method, task.config), task.extras
+    method = find_method(task.method)
+    if not method.bundled:
+        raise InputError(f"{task.method} leaves a whole denoiser, which no bundle carries")
     edge = world.edge(device=run.device)
     check: Check | None = None
     prior: tuple[str, ...] = ()
     if task.validate:
         check = validation(world, edge, data, run, domain=task.domain)
         prior = tuple(world.splits.get("prior", ()))
-    update = train_update(edge, data.train, config, check, extras, run, prior=prior)
-    settings: dict[str, Setting] = {
-        **config.settings(),
-        # a process more is a share of every step more
-        "accumulation": config.accumulation * process_count(),
-        "method": task.method,
-        "images": len(data.train.images),
-    }
+    train = data.train
+    pairs = DistillationData(prompts=train.prompts, images=train.images, prior=prior)
+    update = train_update(edge, pairs, task, check, run)
+    settings: dict[str, Setting] = {**method.settings(task.config)}
+    # a process more is a share of every step more
+    settings["accumulation"] = int(settings.get("accumulation", 1)) * process_count()
+    settings |= {"method": task.method, "images": len(train.images)}
 
     def write() -> Bundle:
         whole = replace(update, noise_map=_noise_map(world, edge, data, run))
-        return save_generation(out, edge, whole, settings=settings, quantisation=extras.quantisation)
+        return save_generation(out, edge, whole, settings=settings, quantisation=task.extras.quantisation)
 
     run.on_stage("write")
     return from_main(write)

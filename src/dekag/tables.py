@@ -58,7 +58,8 @@ def generation_table(
         means = scores.consistency[arm]
         row = [NAMES.get(arm, arm), *(interval(means[judge]) for judge in judges)]
         if arm in scores.gain_percent:
-            row += [interval(scores.gain_percent[arm], 1), interval(scores.way_to_ceiling[arm], 2)]
+            closed = scores.gap_closed.get(arm)
+            row += [interval(scores.gain_percent[arm], 1), "" if closed is None else interval(closed, 2)]
             row += [str(update_bytes.get(arm, ""))] if update_bytes else []
         table.add_row(*row)
     return table

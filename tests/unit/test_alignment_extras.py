@@ -10,9 +10,11 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from dekag.alignment.few_steps import FewStepConfig, affine_steps, distil_few_steps
-from dekag.alignment.makd import MakdConfig, distil
-from dekag.alignment.noise import fit_noise_map
+from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.few_steps import affine_steps, distil_few_steps
+from dekag.alignment.makd import distil
+from dekag.alignment.method import DistillationData
+from dekag.alignment.noise import fit_noise_map, shared_noise_map
 from dekag.alignment.update import apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
@@ -52,6 +54,20 @@ def test_a_noisy_map_is_still_orthogonal_and_the_best_of_its_kind() -> None:
 def test_latents_of_two_shapes_cannot_share_noise() -> None:
     with pytest.raises(InputError, match="latents of one shape"):
         fit_noise_map(torch.zeros(2, 4, 8, 8), torch.zeros(2, 16, 8, 8))
+
+
+def test_no_map_is_fitted_without_a_cloud_or_between_two_shapes(edge: DiffusersGenerator) -> None:
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert shared_noise_map(None, edge, images) is None
+    found = shared_noise_map(edge, edge, images)
+    assert found is not None
+    torch.testing.assert_close(found, torch.eye(32), atol=1e-5, rtol=0)
+
+    class OtherShape:
+        def encode(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(image), 4, 8, 8)
+
+    assert shared_noise_map(OtherShape(), edge, images) is None
 
 
 def test_the_identity_map_draws_what_the_pipeline_draws_itself(edge: DiffusersGenerator) -> None:
@@ -100,8 +116,7 @@ def test_fewer_steps_learn_the_trajectory_and_travel_in_the_bundle(
     images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
     learned = distil(
         edge,
-        PROMPTS,
-        images,
+        DistillationData(prompts=PROMPTS, images=images),
         MakdConfig(metaword_steps=2, joint_steps=2, frozen_steps=2, batch=4, rank=2, prior_share=0.0),
     )
     digest = pipeline_digest(edge)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.cala import CalaCodec
 from dekag.alignment.codec_rivals import adapt
+from dekag.alignment.config import CalaConfig
 from dekag.alignment.gated import GatedGain, GatedLinear, GatedNorm
 from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise

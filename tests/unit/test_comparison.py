@@ -129,7 +129,7 @@ def _colour_judge() -> Judge:
     def features(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.mean((2, 3))
 
-    prepare = Preprocessing(resize=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    prepare = Preprocessing(resize=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return Judge(name="colour", preprocessing=prepare, features=features, device=torch.device("cpu"))
 
 
@@ -148,7 +148,7 @@ def test_scores_average_training_seeds_and_name_the_lead() -> None:
     half, low = 0.5**0.5, 0.2**0.5
     way = (half - low) / (1 - low)
     assert scores.consistency["makd"]["dino"].mean == pytest.approx((1 + half) / 2, abs=1e-4)
-    assert scores.way_to_ceiling["lora"].mean == pytest.approx(way, abs=1e-4)
+    assert scores.gap_closed["lora"].mean == pytest.approx(way, abs=1e-4)
     assert scores.by_training_seed["makd"] == pytest.approx([1.0, way], abs=1e-4)
     assert scores.lead["lora"].mean == pytest.approx((1 - half) / 2 / (1 - low), abs=1e-4)
     assert "makd_is_ahead_by" in scores_json(scores)["lora"]

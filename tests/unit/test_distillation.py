@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag.alignment.few_steps import FewStepConfig, distil_few_steps
-from dekag.alignment.makd import MakdConfig, distil
+from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.few_steps import distil_few_steps
+from dekag.alignment.makd import distil
+from dekag.alignment.method import DistillationData
 from dekag.alignment.rivals import method_config
 from dekag.alignment.update import apply_update, remove_update
 from dekag.data.endpoint import ImageEndpoint
@@ -113,7 +115,7 @@ def test_validation_draws_sheets_and_chooses_the_guidance(
 
 
 def test_the_strength_that_draws_as_the_cloud_is_chosen(edge: DiffusersGenerator, data: CloudImages) -> None:
-    update = distil(edge, PROMPTS, data.images, QUICK)
+    update = distil(edge, DistillationData(prompts=PROMPTS, images=data.images), QUICK)
     half = apply_update(edge, tuned(update, None, 0.5))
     cloud = draw(half, PROMPTS, [EDGE_SEED + VALIDATION_SEED])
     remove_update(half)
@@ -126,7 +128,7 @@ def test_the_strength_that_draws_as_the_cloud_is_chosen(edge: DiffusersGenerator
 def test_an_update_without_strength_draws_as_none(
     edge: DiffusersGenerator, data: CloudImages, method: str
 ) -> None:
-    update = distil(edge, PROMPTS, data.images, method_config(method, QUICK))
+    update = distil(edge, DistillationData(prompts=PROMPTS, images=data.images), method_config(method, QUICK))
     plain, drawings = edge(PROMPTS, seeds=[1, 2]), []
     for strength in (0.0, 1.0):
         aligned = apply_update(edge, tuned(update, None, strength))

@@ -12,12 +12,14 @@ import torch
 from tiny_pipelines import CAPTIONS, CLOUDS, EDGES, LAYERS, PIXELS
 from torch import Tensor
 
-from dekag.alignment.makd import MakdConfig, distil
+from dekag.alignment.config import MakdConfig
+from dekag.alignment.makd import distil
+from dekag.alignment.method import DistillationData
 from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation, tokenizer_digest
 from dekag.generation import families
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
-from dekag.generation.metaword import Metaword, SpokenMetaword, teach
+from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword
 from dekag.training.diffusion import noising
 from dekag.types import InputError
 from dekag.world import hub
@@ -89,7 +91,8 @@ def edge(name: str, load: Callable[[str], DiffusersGenerator]) -> DiffusersGener
 
 @pytest.fixture(scope="module")
 def update(edge: DiffusersGenerator) -> GenerationUpdate:
-    return distil(edge, PROMPTS, edge.images(PROMPTS, seeds=[5, 6]).flip(1), QUICK)
+    images = edge.images(PROMPTS, seeds=[5, 6]).flip(1)
+    return distil(edge, DistillationData(prompts=PROMPTS, images=images), QUICK)
 
 
 class Heard:
@@ -112,7 +115,7 @@ def heard(edge: DiffusersGenerator, call: Callable[[], object]) -> tuple[dict[st
     return ear.calls[0]
 
 
-def word_for(edge: DiffusersGenerator) -> SpokenMetaword:
+def word_for(edge: DiffusersGenerator) -> PreparedMetaword:
     """A metaword of random vectors, read by the pipeline of an edge."""
     rng = torch.Generator().manual_seed(7)
     widths = {
@@ -120,7 +123,7 @@ def word_for(edge: DiffusersGenerator) -> SpokenMetaword:
     }
     vectors = {e: torch.randn(2, width, generator=rng) for e, width in widths.items()}
     word = Metaword(token="<dekag>", vectors=vectors)
-    return teach(edge.pipeline, word, edge.family.encoders)
+    return prepare_metaword(edge.pipeline, word, edge.family.encoders)
 
 
 @torch.no_grad()
@@ -225,9 +228,8 @@ def test_weights_may_be_of_half_precision(name: str, saved: Callable[[str], Path
 
 @pytest.mark.slow
 def test_metaword_and_low_rank_matrices_learn(edge: DiffusersGenerator, update: GenerationUpdate) -> None:
-    fresh = distil(
-        edge, PROMPTS, edge.images(PROMPTS, seeds=[5, 6]), replace(QUICK, adapter="none", metaword_steps=1)
-    )
+    pairs = DistillationData(prompts=PROMPTS, images=edge.images(PROMPTS, seeds=[5, 6]))
+    fresh = distil(edge, pairs, replace(QUICK, adapter="none", metaword_steps=1))
     assert update.metaword is not None
     assert fresh.metaword is not None
     assert update.metaword.vectors.keys() == edge.family.encoders.keys()

@@ -1,23 +1,31 @@
 """Generation and MAKD on the shipped pipelines: the real code path, a few steps of it."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from dekag.alignment.makd import TRAINED, MakdConfig, Tracking, distil
+from dekag.alignment.config import MakdConfig
+from dekag.alignment.makd import TRAINED, distil
+from dekag.alignment.method import DistillationData, TrainingRun
 from dekag.alignment.rivals import METHODS, method_config
 from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation, tokenizer_digest
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.prompts import PromptTruncatedWarning
+from dekag.training.run import Tracking
 from dekag.types import InputError
 from dekag.world import load_world
 
 PROMPTS = ["a red apple on a blue background", "a cat face on a pink background, on the left"]
 QUICK = MakdConfig(metaword_steps=3, joint_steps=3, frozen_steps=3, batch=4, rank=2)
+
+
+def pairs(images: torch.Tensor, prior: Sequence[str] = ()) -> DistillationData:
+    return DistillationData(prompts=PROMPTS, images=images, prior=prior)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,7 @@ def edge() -> DiffusersGenerator:
 @pytest.fixture(scope="module")
 def update(edge: DiffusersGenerator) -> GenerationUpdate:
     images = edge.decode(edge(PROMPTS, seeds=[5, 6])).flip(1)
-    return distil(edge, PROMPTS, images, QUICK)
+    return distil(edge, pairs(images), QUICK)
 
 
 def test_same_seed_same_bytes(edge: DiffusersGenerator) -> None:
@@ -158,7 +166,7 @@ def test_two_updates_take_turns_on_one_pipeline(edge: DiffusersGenerator, update
         (
             "conv_in.lora_A.weight",
             (2, 7, 3, 3),
-            "another base: conv_in.lora_A.weight is for 7 channels, not 32",
+            "another base: conv_in.lora_A.weight is 2 x 7 x 3 x 3 there, 2 x 32 x 3 x 3 here",
         ),
     ],
 )
@@ -195,7 +203,7 @@ def test_bundle_round_trip_draws_the_same(
 ) -> None:
     """Whatever the method learned, its bundle draws it again, to the rounding of its numbers."""
     images = edge.decode(edge(PROMPTS, seeds=[5, 6])).flip(1)
-    learned = distil(edge, PROMPTS, images, method_config(method, QUICK), prior=PROMPTS[:1])
+    learned = METHODS[method].train(edge, pairs(images, prior=PROMPTS[:1]), QUICK)
     aligned = apply_update(edge, learned)
     direct = aligned(PROMPTS, seeds=[0, 1])
     remove_update(aligned)
@@ -211,7 +219,7 @@ def test_bundle_round_trip_draws_the_same(
 def test_full_fine_tuning_changes_a_copy(edge: DiffusersGenerator, tmp_path: Path) -> None:
     images = edge.decode(edge(PROMPTS, seeds=[5, 6])).flip(1)
     before = edge(PROMPTS, seeds=[0, 1])
-    learned = distil(edge, PROMPTS, images, method_config("full", QUICK))
+    learned = distil(edge, pairs(images), method_config("full", QUICK))
     tuned = apply_update(edge, learned)
     assert not torch.allclose(tuned(PROMPTS, seeds=[0, 1]), before, atol=1e-3)
     assert torch.equal(edge(PROMPTS, seeds=[0, 1]), before)
@@ -239,12 +247,12 @@ def test_a_bundle_for_another_base_is_refused(
 
 def test_a_metaword_that_is_a_word_already_is_refused(edge: DiffusersGenerator) -> None:
     with pytest.raises(InputError, match="in the vocabulary already"):
-        distil(edge, PROMPTS[:1], torch.zeros(1, 3, 64, 64), replace(QUICK, token="apple</w>"))
+        distil(edge, pairs(torch.zeros(2, 3, 64, 64)), replace(QUICK, token="apple</w>"))
 
 
-def test_images_and_prompts_must_pair(edge: DiffusersGenerator) -> None:
+def test_images_and_prompts_must_pair() -> None:
     with pytest.raises(InputError, match="one cloud image for each prompt"):
-        distil(edge, PROMPTS, torch.zeros(1, 3, 64, 64), QUICK)
+        pairs(torch.zeros(1, 3, 64, 64))
 
 
 def test_every_image_keeps_its_own_prompt_when_shuffled(edge: DiffusersGenerator) -> None:
@@ -252,32 +260,32 @@ def test_every_image_keeps_its_own_prompt_when_shuffled(edge: DiffusersGenerator
 
     Two orders draw other batches, so the check is on the loss of a batch as large as the data, without a gradient.
     """
-    from dekag.alignment.makd import _Drawings, _kept_reader, _loss
+    from dekag.alignment.makd import _cached_reader, _Drawings, _loss, _Training
 
     images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
     latents = edge.encode(images)
-    swapped = _Drawings(prompts=PROMPTS[::-1], latents=latents.flip(0), word=False)
-    straight = _Drawings(prompts=PROMPTS, latents=latents, word=False)
+    swapped = _Drawings(prompts=PROMPTS[::-1], latents=latents.flip(0), with_word=False)
+    straight = _Drawings(prompts=PROMPTS, latents=latents, with_word=False)
     for drawings in (straight, swapped):
-        told = _kept_reader(edge, drawings.prompts)
+        read = _cached_reader(edge, drawings.prompts)
         for row, prompt in enumerate(drawings.prompts):
-            kept = told(torch.tensor([row]), torch.tensor([False]))["states"]
-            torch.testing.assert_close(kept, edge.read([prompt])["states"])
+            states = read(torch.tensor([row]), torch.tensor([False]))["states"]
+            torch.testing.assert_close(states, edge.read([prompt])["states"])
             assert torch.equal(drawings.latents[row], latents[PROMPTS.index(prompt)])
-    config = replace(QUICK, text_dropout=0.0, batch=64)
-    wrong = _Drawings(prompts=PROMPTS[::-1], latents=latents, word=False)
-    part, mixed = (_loss(edge, None, (d, None), config, kept=True) for d in (straight, wrong))
+    training = _Training(generator=edge, config=replace(QUICK, text_dropout=0.0, batch=64))
+    wrong = _Drawings(prompts=PROMPTS[::-1], latents=latents, with_word=False)
+    part, mixed = (_loss(training, (drawings,), cached=True) for drawings in (straight, wrong))
     with torch.no_grad():
         right, mistaken = (f(torch.Generator().manual_seed(0)) for f in (part, mixed))
     assert right < 0.9 * mistaken
 
 
-def test_kept_text_states_are_those_that_are_read_anew(edge: DiffusersGenerator) -> None:
-    from dekag.alignment.makd import _kept_reader, _reader
+def test_cached_text_states_are_those_that_are_read_anew(edge: DiffusersGenerator) -> None:
+    from dekag.alignment.makd import _cached_reader, _reader
 
     index, dropped = torch.tensor([1, 0, 1]), torch.tensor([False, False, True])
-    kept, anew = (make(edge, PROMPTS)(index, dropped) for make in (_kept_reader, _reader))
-    torch.testing.assert_close(kept["states"], anew["states"])
+    cached, anew = (make(edge, PROMPTS)(index, dropped) for make in (_cached_reader, _reader))
+    torch.testing.assert_close(cached["states"], anew["states"])
 
 
 def test_distillation_is_deterministic_and_resumable(edge: DiffusersGenerator, tmp_path: Path) -> None:
@@ -291,10 +299,10 @@ def test_distillation_is_deterministic_and_resumable(edge: DiffusersGenerator, t
         if stage == "frozen":
             raise Stop
 
-    straight = distil(edge, PROMPTS, images, QUICK, prior=PROMPTS)
+    straight = distil(edge, pairs(images, prior=PROMPTS), QUICK)
     with pytest.raises(Stop):
-        distil(edge, PROMPTS, images, QUICK, prior=PROMPTS, checkpoint=tmp_path, on_step=stop)
-    resumed = distil(edge, PROMPTS, images, QUICK, prior=PROMPTS, checkpoint=tmp_path)
+        distil(edge, pairs(images, prior=PROMPTS), QUICK, TrainingRun(checkpoint=tmp_path, on_step=stop))
+    resumed = distil(edge, pairs(images, prior=PROMPTS), QUICK, TrainingRun(checkpoint=tmp_path))
     assert straight.metaword is not None
     assert resumed.metaword is not None
     for name, vectors in straight.metaword.vectors.items():
@@ -305,7 +313,7 @@ def test_distillation_is_deterministic_and_resumable(edge: DiffusersGenerator, t
 
 def test_a_state_file_holds_nothing_that_does_not_train(edge: DiffusersGenerator, tmp_path: Path) -> None:
     images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
-    distil(edge, PROMPTS, images, QUICK, checkpoint=tmp_path)
+    distil(edge, pairs(images), QUICK, TrainingRun(checkpoint=tmp_path))
     state = torch.load(tmp_path / "frozen.pt", weights_only=True)
     assert all(TRAINED in name for name in state["model"])
 
@@ -322,14 +330,10 @@ def test_validation_keeps_the_best_average_and_sees_the_update(
         return -float(step)
 
     config = replace(QUICK, frozen_steps=3, validate_every=2)
-    learned = distil(
-        edge,
-        PROMPTS,
-        images,
-        config,
-        validate=worse_with_every_step,
-        tracking=Tracking(trackers=("tensorboard",), folder=tmp_path),
+    run = TrainingRun(
+        validate=worse_with_every_step, tracking=Tracking(trackers=("tensorboard",), folder=tmp_path)
     )
+    learned = distil(edge, pairs(images), config, run)
     assert [(stage, step) for stage, step, _ in seen] == [("frozen", 2), ("frozen", 3)]
     aligned = apply_update(edge, learned)
     torch.testing.assert_close(aligned(PROMPTS, seeds=[0, 1]), seen[0][2])
@@ -340,37 +344,37 @@ def test_validation_keeps_the_best_average_and_sees_the_update(
 
 def test_gradient_checkpointing_changes_nothing_but_memory(edge: DiffusersGenerator) -> None:
     images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
-    plain, lean = (
-        distil(edge, PROMPTS, images, replace(QUICK, gradient_checkpointing=g)) for g in (False, True)
+    plain, saving = (
+        distil(edge, pairs(images), replace(QUICK, gradient_checkpointing=g)) for g in (False, True)
     )
     for name, tensor in plain.adapter.items():
-        torch.testing.assert_close(tensor, lean.adapter[name])
+        torch.testing.assert_close(tensor, saving.adapter[name])
     assert not edge.denoiser.is_gradient_checkpointing
 
 
-def test_the_lean_way_to_train_gives_pefts_outputs_and_gradients(edge: DiffusersGenerator) -> None:
+def test_the_merged_forward_gives_pefts_outputs_and_gradients(edge: DiffusersGenerator) -> None:
     from dekag.alignment import adapters
 
     config = adapters.config_for("lora", rank=3, targets=edge.family.targets)
     noised, timesteps = torch.randn(2, 32, 8, 8), torch.tensor([10, 700])
-    told = edge.read(PROMPTS)
-    with adapters.fresh(edge.denoiser, "lean_test", config, seed=0):
-        own = {n: p for n, p in edge.denoiser.named_parameters() if ".lean_test." in n}
+    conditioning = edge.read(PROMPTS)
+    with adapters.fresh(edge.denoiser, "merged_test", config, seed=0):
+        own = {n: p for n, p in edge.denoiser.named_parameters() if ".merged_test." in n}
         with torch.no_grad():
             for parameter in own.values():
                 parameter.add_(0.02 * torch.randn_like(parameter))
 
         def outcome() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            out = edge.family.predict(edge.pipeline, noised, timesteps, told)
+            out = edge.family.predict(edge.pipeline, noised, timesteps, conditioning)
             return out.detach(), dict(
                 zip(own, torch.autograd.grad(out.square().mean(), own.values()), strict=True)
             )
 
         usual, gradients = outcome()
-        with adapters.lean(edge.denoiser, "lean_test"):
-            lean, lean_gradients = outcome()
+        with adapters.merged_forward(edge.denoiser, "merged_test"):
+            merged, merged_gradients = outcome()
         again, _ = outcome()
-    torch.testing.assert_close(lean, usual, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merged, usual, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(again, usual)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(lean_gradients[name], gradient, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(merged_gradients[name], gradient, rtol=1e-3, atol=1e-5)

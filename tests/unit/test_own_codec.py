@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from dekag import link, presets, sweep
 from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.bundle import pack
-from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.cala import CalaCodec
 from dekag.alignment.codec_rivals import METHODS, adapt, adapted_codec
 from dekag.alignment.codec_update import update_size, update_tensors
+from dekag.alignment.config import CalaConfig
 from dekag.alignment.updates import apply_transmission, codec_digest, save_transmission
 from dekag.channel import CHANNELS, BlockFading, ChannelKind, ChannelSettings, named_channel
 from dekag.cli import app

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from dekag.evaluation.statistics import Mean, mean_interval, paired_relative_gain, way_to_ceiling
+from dekag.evaluation.statistics import Mean, gap_closed, mean_interval, paired_relative_gain
 from dekag.types import InputError
 
 Row = NDArray[np.float64]
@@ -112,15 +112,15 @@ def test_an_exact_gain_has_no_width() -> None:
     before = scores(9)
     gain = paired_relative_gain(before, 1.44 * before)
     assert (gain.mean, gain.low, gain.high) == pytest.approx((44, 44, 44), rel=1e-9)
-    way = way_to_ceiling(before, 0.7 * before + 0.3, np.ones(9))
+    way = gap_closed(before, 0.7 * before + 0.3, np.ones(9))
     assert (way.mean, way.low, way.high) == pytest.approx((0.3, 0.3, 0.3), rel=1e-9)
 
 
 def test_copies_of_a_value_add_no_evidence() -> None:
     before, after, ceiling = scores(10), scores(10, seed=1) + 0.1, scores(10, seed=2) + 0.3
     prompt = np.repeat(np.arange(10), 5)
-    one = way_to_ceiling(before, after, ceiling, seed=5)
-    many = way_to_ceiling(before[prompt], after[prompt], ceiling[prompt], clusters=prompt, seed=5)
+    one = gap_closed(before, after, ceiling, seed=5)
+    many = gap_closed(before[prompt], after[prompt], ceiling[prompt], clusters=prompt, seed=5)
     assert (many.mean, many.low, many.high) == pytest.approx((one.mean, one.low, one.high), rel=1e-9)
     assert (one.n, many.n) == (10, 50)
 
@@ -140,7 +140,7 @@ def test_what_the_data_cannot_bound_is_infinite_and_null_in_json() -> None:
     assert paired_relative_gain([0.5, 0.7], [0.6, 0.9], clusters=[3, 3]).high == math.inf
     before = scores(10)
     noise = 0.2 * np.random.default_rng(6).standard_normal(10)
-    way = way_to_ceiling(before, before + 0.1, before + noise - noise.mean() + 0.001)
+    way = gap_closed(before, before + 0.1, before + noise - noise.mean() + 0.001)
     assert math.isinf(way.high)
     text = json.dumps(alone.to_json(), allow_nan=False)
     assert json.loads(text) == {"mean": 0.5, "low": None, "high": None, "n": 1}
@@ -161,4 +161,4 @@ def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(InputError, match="positive mean before, got -1"):
         paired_relative_gain([-1.0], [1.0])
     with pytest.raises(InputError, match="ceiling must be above"):
-        way_to_ceiling([1.0, 1.0], [2.0, 2.0], [1.0, 1.0])
+        gap_closed([1.0, 1.0], [2.0, 2.0], [1.0, 1.0])

@@ -1,34 +1,162 @@
-"""Low-rank updates in a denoiser: PEFT's layers, put in, read out, loaded and taken out again."""
+"""Low-rank updates in a denoiser: PEFT's layers, put in, read out, loaded and taken out again.
 
+An update is a mapping from `<layer>.<tensor>`, by PEFT's names, to a tensor; `KINDS` says what each kind of adapter
+has. A further kind is one more entry of it.
+"""
+
+import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
+from dekag.alignment.container import plain_text
 from dekag.types import InputError
 
-Kind = Literal["lora", "lokr"]
 WIDE = 1024
 """Outputs of a layer from which on the low-rank path is less work than a merged weight."""
-_SCALES = re.compile(r"\.(lora_B\.weight|lokr_w1|lokr_w1_a)$")
-"""One factor of each layer's product."""
 LOKR_FACTOR = 4
 """Side of LoKr's first factor: W is updated by w1 (x) w2 with w1 of 4 x 4, where the sizes allow."""
+_PEFT_NAMES = {"lora_magnitude_vector.weight": "lora_magnitude_vector"}
+"""Tensors that PEFT saves under another name than the one in its layers."""
+_PROBE = "probe"
+"""Name of the adapter that tells sizes."""
 
 
-def config_for(kind: Kind, *, rank: int, targets: str | list[str]) -> PeftConfig:
-    """PEFT's configuration of a fresh adapter of scale 1 (alpha equal to the rank)."""
-    if kind == "lokr":
-        return LoKrConfig(r=rank, alpha=rank, target_modules=targets, decompose_factor=LOKR_FACTOR)
-    return LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
+MakeConfig = Callable[[int, str, Mapping[str, int]], PeftConfig]
+"""(rank, targets, ranks) -> PEFT's configuration of an adapter of scale 1 (alpha equal to the rank).
+
+targets is a regular expression that the whole path of a layer matches; ranks are regular expressions of the layers
+that have another rank than the rest.
+"""
+FindRank = Callable[[Mapping[str, Tensor]], int]
+"""The rank of one layer, given its tensors by their names within the layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterKind:
+    """What is particular to a kind of adapter.
+
+    tensors: names of a layer's tensors, each below the path of its layer; an update is of the first kind that knows
+        all of its names. rank: of a layer, from these; sizes are then those that PEFT gives a layer of that rank.
+    scaled: the tensors that all which the adapter adds is proportional to; empty if there are none.
+    merged: whether the update is B A, so that `merged_forward` computes it.
+    """
+
+    config: MakeConfig
+    tensors: tuple[str, ...]
+    rank: FindRank
+    scaled: tuple[str, ...] = ()
+    merged: bool = False
+
+
+def _lora(rank: int, targets: str, ranks: Mapping[str, int], *, dora: bool = False) -> PeftConfig:
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        init_lora_weights="gaussian",
+        target_modules=targets,
+        rank_pattern=dict(ranks),
+        alpha_pattern=dict(ranks),
+        use_dora=dora,
+    )
+
+
+def _lokr(rank: int, targets: str, ranks: Mapping[str, int]) -> PeftConfig:
+    return LoKrConfig(
+        r=rank,
+        alpha=rank,
+        target_modules=targets,
+        decompose_factor=LOKR_FACTOR,
+        rank_pattern=dict(ranks),
+        alpha_pattern=dict(ranks),
+    )
+
+
+def _loha(rank: int, targets: str, ranks: Mapping[str, int]) -> PeftConfig:
+    return LoHaConfig(
+        r=rank, alpha=rank, target_modules=targets, rank_pattern=dict(ranks), alpha_pattern=dict(ranks)
+    )
+
+
+def _rank_of_lora(tensors: Mapping[str, Tensor]) -> int:
+    return tensors["lora_A.weight"].shape[0]
+
+
+def _rank_of_lokr(tensors: Mapping[str, Tensor]) -> int:
+    # a second factor that is no product stands for every rank of at least half its longer side
+    return tensors["lokr_w2_b"].shape[0] if "lokr_w2_b" in tensors else max(tensors["lokr_w2"].shape[:2])
+
+
+def _rank_of_loha(tensors: Mapping[str, Tensor]) -> int:
+    return tensors["hada_w1_b"].shape[0]
+
+
+KINDS: dict[str, AdapterKind] = {
+    # Hu et al. 2022
+    "lora": AdapterKind(
+        config=_lora,
+        tensors=("lora_A.weight", "lora_B.weight"),
+        rank=_rank_of_lora,
+        scaled=("lora_B.weight",),
+        merged=True,
+    ),
+    # Yeh et al. 2024
+    "lokr": AdapterKind(
+        config=_lokr,
+        tensors=("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+        rank=_rank_of_lokr,
+        scaled=("lokr_w1",),
+    ),
+    # Liu et al. 2024; each row's length is learned apart from its direction, so that no factor scales the sum
+    "dora": AdapterKind(
+        config=partial(_lora, dora=True),
+        tensors=("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
+        rank=_rank_of_lora,
+    ),
+    # Hyeon-Woo et al. 2022
+    "loha": AdapterKind(
+        config=_loha,
+        tensors=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+        rank=_rank_of_loha,
+        scaled=("hada_w1_a",),
+    ),
+}
+"""The adapters by name, an update of LoRA before those that have its tensors and more."""
+
+
+def kind_of(update: Mapping[str, Tensor]) -> AdapterKind:
+    """The kind whose names an update's tensors have.
+
+    Raises InputError if there is none.
+    """
+    for kind in KINDS.values():
+        if all(_split(kind, key) for key in update):
+            return kind
+    strange = next((key for key in update if not any(_split(kind, key) for kind in KINDS.values())), None)
+    reason = "mixes several kinds" if strange is None else f"has a tensor {plain_text(strange)!r}"
+    raise InputError(f"the update {reason}; known kinds of adapters are {', '.join(KINDS)}")
+
+
+def config_for(kind: str, *, rank: int, targets: str) -> PeftConfig:
+    """PEFT's configuration of a fresh adapter of scale 1, in all layers whose path `targets` matches.
+
+    Raises InputError for an unknown kind.
+    """
+    if kind not in KINDS:
+        raise InputError(f"unknown adapter {kind!r}; known are {', '.join(KINDS)}")
+    return KINDS[kind].config(rank, targets, {})
 
 
 @contextmanager
@@ -44,7 +172,7 @@ def fresh(denoiser: Any, name: str, config: PeftConfig, *, seed: int) -> Iterato
 
 
 @contextmanager
-def lean(denoiser: Any, name: str) -> Iterator[None]:
+def merged_forward(denoiser: Any, name: str) -> Iterator[None]:
     """Within, the layers of one LoRA compute (W + B A) x at once, which trains faster than PEFT's W x + B (A x).
 
     The result is the same. It pays where layers are small, since PEFT's way is many small operations; layers
@@ -71,10 +199,16 @@ def _merged(base: Any, down: Any, up: Any, x: Tensor) -> Tensor:
     return F.linear(x, weight, base.bias)
 
 
-def tensors(denoiser: Any, name: str) -> dict[str, Tensor]:
+def tensors(denoiser: nn.Module, name: str) -> dict[str, Tensor]:
     """Copies of an adapter's tensors by PEFT's names."""
-    state = get_peft_model_state_dict(denoiser, adapter_name=name)
-    return {key: tensor.detach().clone() for key, tensor in state.items()}
+    return {key: parameter.detach().clone() for key, parameter in _parameters(denoiser, name).items()}
+
+
+def train_only(denoiser: nn.Module, name: str) -> None:
+    """Let an adapter's parameters ask for a gradient, and nothing else of the denoiser."""
+    denoiser.requires_grad_(False)
+    for parameter in _parameters(denoiser, name).values():
+        parameter.requires_grad_(True)
 
 
 def load(denoiser: Any, name: str, update: Mapping[str, Tensor]) -> None:
@@ -87,75 +221,196 @@ def load(denoiser: Any, name: str, update: Mapping[str, Tensor]) -> None:
         raise InputError(f"an update named {name} is loaded already; remove it first")
     check_fit(denoiser, update)
     _add(denoiser, name, _config_of(update))
-    set_peft_model_state_dict(denoiser, dict(update), adapter_name=name)
-    # loaders are known to leave out in silence what they do not understand
-    assert tensors(denoiser, name).keys() == update.keys()
+    parameters = _parameters(denoiser, name)
+    assert parameters.keys() == update.keys()
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            parameter.copy_(update[key])
     denoiser.disable_adapters()
 
 
 def remove(denoiser: Any, name: str) -> None:
     """Take an adapter out; with the last one the denoiser is exactly as before."""
     if denoiser.peft_config.keys() == {name}:
+        # diffusers leaves out every layer whose path has "lora" in it
+        for path in sorted(_adapted_paths(denoiser), reverse=True):
+            denoiser.set_submodule(path, denoiser.get_submodule(path).get_base_layer())
         denoiser.unload_lora()
     else:
         with warnings.catch_warnings():
-            # who draws says anew which adapters it draws with
+            # a generator sets the adapters that it draws with each time
             warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
             denoiser.delete_adapters(name)
         denoiser.disable_adapters()
 
 
-def plain_state(module: torch.nn.Module) -> dict[str, Tensor]:
+def plain_state(module: nn.Module) -> dict[str, Tensor]:
     """Weights of a module by the names that they have without adapters."""
-    return {
-        key.replace(".base_layer", ""): tensor
-        for key, tensor in module.state_dict().items()
-        if not re.search(r"\.lo(ra|kr)_", key)
-    }
+    adapted = _adapted_paths(module)
+    named = ((_plain_path(key, adapted), tensor) for key, tensor in module.state_dict().items())
+    return {key: tensor for key, tensor in named if key is not None}
+
+
+def can_scale(update: Mapping[str, Tensor]) -> bool:
+    """Whether an update can be drawn with at another strength than that of its training."""
+    return not update or bool(kind_of(update).scaled)
 
 
 def scaled(update: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
-    """An adapter's tensors with all that they add to the denoiser multiplied by `strength`."""
-    return {key: tensor * strength if _SCALES.search(key) else tensor for key, tensor in update.items()}
+    """An adapter's tensors with all that they add to the denoiser multiplied by `strength`.
+
+    Raises InputError for another strength than 1 if the kind of adapter has none.
+    """
+    if strength == 1 or not update:
+        return dict(update)
+    endings = tuple(f".{name}" for name in kind_of(update).scaled)
+    if not endings:
+        raise InputError(f"an update of this kind has no strength but 1, got {strength:g}")
+    return {key: tensor * strength if key.endswith(endings) else tensor for key, tensor in update.items()}
 
 
-def check_fit(denoiser: Any, update: Mapping[str, Tensor]) -> None:
-    """Raise InputError unless every layer of the update is in the denoiser, with the same sizes."""
-    weights = plain_state(denoiser)
+def check_fit(denoiser: nn.Module, update: Mapping[str, Tensor]) -> None:
+    """Check that every layer of the update is in the denoiser, with all its tensors in the right sizes.
+
+    Raises InputError for the first that is not. Nothing of the denoiser changes.
+    """
+    if not update:
+        return
+    config = _config_of(update)
+    twin = _twin(denoiser, _by_layer(kind_of(update), update))
+    try:
+        inject_adapter_in_model(config, twin, _PROBE, low_cpu_mem_usage=True)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        reason = plain_text(str(error).strip().splitlines()[0])
+        raise InputError(f"the update is for another base: {reason}") from error
+    expected = _parameters(twin, _PROBE)
+    for key in [*update, *(key for key in expected if key not in update)]:
+        given, right = (tuple(t[key].shape) if key in t else None for t in (update, expected))
+        if given != right:
+            raise InputError(
+                f"the update is for another base: {plain_text(key)} is {_shown(given)} there, {_shown(right)} here"
+            )
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "absent"
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _split(kind: AdapterKind, key: str) -> tuple[str, str] | None:
+    """Path of the layer and name within it of a tensor of this kind."""
+    found = [name for name in kind.tensors if key.endswith(f".{name}")]
+    return (key.removesuffix(f".{found[0]}"), found[0]) if found else None
+
+
+def _by_layer(kind: AdapterKind, update: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each layer by their names within it."""
+    layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in update.items():
-        layer, _, matrix = key.partition(".lo")
-        weight = weights.get(f"{layer}.weight")
-        if weight is None:
-            raise InputError(f"the update is for another base: the denoiser has no layer {layer}")
-        rows, cols = weight.shape[:2]
-        size, expected = {
-            "ra_A.weight": (tensor.shape[-1] if tensor.ndim == 2 else tensor.shape[1], cols),
-            "ra_B.weight": (tensor.shape[0], rows),
-        }.get(matrix, (0, 0))
-        if size != expected:
-            raise InputError(f"the update is for another base: {key} is for {size} channels, not {expected}")
-
-
-def _add(denoiser: Any, name: str, config: PeftConfig) -> None:
-    with warnings.catch_warnings():
-        # several adapters are what is wanted here
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        denoiser.add_adapter(config, name)
+        split = _split(kind, key)
+        assert split is not None
+        layers[split[0]][split[1]] = tensor
+    return layers
 
 
 def _config_of(update: Mapping[str, Tensor]) -> PeftConfig:
     """The configuration that an update's tensors belong to."""
-    if any(".lokr_" in key for key in update):
-        ranks = {len(t) for key, t in update.items() if key.endswith("lokr_w2_b")}
-        layers = sorted({key.partition(".lokr_")[0] for key in update})
-        return config_for("lokr", rank=max(ranks, default=1), targets=layers)
-    ranks_of = {k.partition(".lora_A")[0]: len(t) for k, t in update.items() if k.endswith("lora_A.weight")}
-    patterns = {f"^{re.escape(layer)}$": rank for layer, rank in ranks_of.items()}
-    most = max(patterns.values())
-    return LoraConfig(
-        r=most,
-        lora_alpha=most,
-        rank_pattern=patterns,
-        alpha_pattern=patterns,
-        target_modules=list(ranks_of),
-    )
+    kind = kind_of(update)
+    layers = _by_layer(kind, update)
+    ranks = {layer: _rank(kind, layer, held) for layer, held in layers.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {f"^{re.escape(layer)}$": rank for layer, rank in ranks.items() if rank != usual}
+    return kind.config(usual, "|".join(re.escape(layer) for layer in layers), others)
+
+
+def _rank(kind: AdapterKind, layer: str, held: Mapping[str, Tensor]) -> int:
+    try:
+        rank = kind.rank(held)
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"the update lacks a tensor of layer {plain_text(layer)} that its rank shows in"
+        ) from error
+    if rank < 1:
+        raise InputError(f"the update has rank {rank} in layer {plain_text(layer)}; it must be at least 1")
+    return rank
+
+
+def _twin(denoiser: nn.Module, layers: Mapping[str, object]) -> nn.Module:
+    """A module that has those layers of a denoiser and nothing else, without storage."""
+    known = dict(_plain_modules(denoiser))
+    twin = nn.Module()
+    for path in layers:
+        if path not in known:
+            raise InputError(f"the update is for another base: the denoiser has no layer {plain_text(path)}")
+        if list(known[path].children()):
+            raise InputError(
+                f"the update is for another base: {plain_text(path)} is no single layer of the denoiser"
+            )
+        *parents, last = path.split(".")
+        place = twin
+        for parent in parents:
+            if parent not in place._modules:
+                place.add_module(parent, nn.Module())
+            place = place.get_submodule(parent)
+        empty = {id(p): nn.Parameter(p.detach().to("meta")) for p in known[path].parameters()}
+        # the copy takes the empty parameters in place of the layer's
+        place.add_module(last, copy.deepcopy(known[path], empty))
+    return twin
+
+
+def _plain_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every part of a module, without adapters, by the path that it has without them."""
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    yield path, base
+    for name, child in base.named_children():
+        yield from _plain_modules(child, f"{path}.{name}" if path else name)
+
+
+def _adapted_paths(module: nn.Module) -> frozenset[str]:
+    """Paths of the layers that hold adapters."""
+    named = module.named_modules(remove_duplicate=False)
+    return frozenset(path for path, part in named if isinstance(part, BaseTunerLayer))
+
+
+def _plain_path(path: str, adapted: frozenset[str]) -> str | None:
+    """A path as it is without adapters, or None if it leads into one."""
+    plain: list[str] = []
+    parts = path.split(".")
+    for at, part in enumerate(parts):
+        if ".".join(parts[:at]) not in adapted:
+            plain.append(part)
+        elif part != "base_layer":
+            return None
+    return ".".join(plain)
+
+
+def _parameters(denoiser: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The parameters of an adapter by the names that an update has for them."""
+    adapted = _adapted_paths(denoiser)
+    found: dict[str, nn.Parameter] = {}
+    for path, layer in denoiser.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        for attribute in layer.adapter_layer_names:
+            held = getattr(layer, attribute, {})
+            if name not in held:
+                continue
+            part = held[name]
+            inside = {"": part} if isinstance(part, nn.Parameter) else dict(part.named_parameters())
+            for key, parameter in inside.items():
+                inner = f"{attribute}.{key}" if key else attribute
+                found[f"{_plain_path(path, adapted)}.{_PEFT_NAMES.get(inner, inner)}"] = parameter
+    return found
+
+
+def _add(denoiser: Any, name: str, config: PeftConfig) -> None:
+    """Put an adapter in; PEFT puts any kind around LoRA, but LoRA around no other."""
+    if isinstance(config, LoraConfig):
+        held = [part for part in denoiser.modules() if isinstance(part, BaseTunerLayer)]
+        if not all(isinstance(part, LoraLayer) for part in held):
+            raise InputError("LoRA cannot be added to an update of another kind; load it first or alone")
+    with warnings.catch_warnings():
+        # several adapters are what is wanted here
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        denoiser.add_adapter(config, name)

@@ -9,58 +9,26 @@ gated biases, norms and gains of the symbols. For one condition the update merge
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
 from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.bundle import Setting
+from dekag.alignment.config import CalaConfig
 from dekag.alignment.gated import KINDS, Gated, Ranks, gateable, gated
 from dekag.alignment.gates import HardGate, OpenGate, SnrGroupGate, SoftGate
 from dekag.codec import AdaptableCodec
 from dekag.types import Condition, InputError
 
-GATES = ("soft", "open", "hard", "snr")
 LOWEST_SNR_DB, HIGHEST_SNR_DB = -5.0, 20.0
 """What the groups of the `snr` gate divide evenly."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalaConfig:
-    """Size and gate of the update.
-
-    rank: of each linear layer and convolution. norm_rank, gain_rank: openings of each norm and of each vector of
-    gains, 0 for none.
-    group: rank channels that share an opening. shared_gate: one set of openings for all modules.
-    gate: `soft` is CALA; `open` is always 1, `hard` chooses one of `experts` parts, `snr` the part of the SNR's
-    range: the methods that CALA is compared with.
-    """
-
-    rank: int = 4
-    group: int = 1
-    norm_rank: int = 1
-    gain_rank: int = 4
-    biases: bool = True
-    gate: str = "soft"
-    gate_width: int = 32
-    shared_gate: bool = False
-    experts: int = 4
-
-    @property
-    def ranks(self) -> Ranks:
-        """By kind of module."""
-        return Ranks(weights=self.rank, norms=self.norm_rank, gains=self.gain_rank, biases=self.biases)
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.group < 1 or self.rank % self.group:
-            raise InputError(
-                f"the rank must be a multiple of the group, got rank {self.rank}, group {self.group}"
-            )
-        if min(self.norm_rank, self.gain_rank) < 0 or min(self.gate_width, self.experts) < 1:
-            raise InputError("ranks must be at least 0, gate width and experts at least 1")
-        if self.gate not in GATES:
-            raise InputError(f"the gate must be {', '.join(GATES)}, got {self.gate!r}")
+def ranks_of(config: CalaConfig) -> Ranks:
+    """By kind of module."""
+    return Ranks(weights=config.rank, norms=config.norm_rank, gains=config.gain_rank, biases=config.biases)
 
 
 class CalaCodec(AdaptedCodec):
@@ -72,7 +40,7 @@ class CalaCodec(AdaptedCodec):
     def __init__(self, codec: AdaptableCodec, config: CalaConfig) -> None:
         super().__init__(codec)
         self.cala = config
-        for name, module in _places(self.codec, config.ranks):
+        for name, module in _places(self.codec, ranks_of(config)):
             self.codec.set_submodule(name, module)
         self.gate = _gate(config, [_rank(module) for module in self._gated()])
 

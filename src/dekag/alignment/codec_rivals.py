@@ -14,8 +14,9 @@ from torch import nn
 
 from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.attention import SnrAttentionCodec
-from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.cala import CalaCodec
 from dekag.alignment.codec_update import update_size
+from dekag.alignment.config import CalaConfig
 from dekag.codec import AdaptableCodec, check_codec, require_adaptable
 from dekag.codec.check import check_transmission
 from dekag.training.loop import Progress, TrainConfig

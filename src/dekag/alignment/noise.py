@@ -5,14 +5,40 @@ emergence of reproducibility and consistency in diffusion models"). Two latent s
 sees, but noise of unit variance stays such noise under an orthogonal map of its channels. This goes beyond DeKA-g.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dekag.types import InputError
+from dekag.types import Image, InputError
 
 Latents = Float[Tensor, "_ _ _ _"]
 """As Latent, of any sizes: the two spaces may differ."""
+IMAGES = 64
+"""Images that a map is fitted on."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Images in [0, 1] to latents, unit scale."""
+
+    def encode(self, image: Image) -> Latents: ...
+
+
+def shared_noise_map(
+    cloud: Encoder | None, edge: Encoder, images: Image
+) -> Float[Tensor, "channels channels"] | None:
+    """The map of shared noise between cloud and edge, fitted on some of the cloud's images.
+
+    None if there is no cloud at hand, as when its images came from a folder or an endpoint, or if the two have
+    latents of other shapes: an update is then drawn with noise of the edge's own.
+    """
+    if cloud is None:
+        return None
+    chosen = images[:: max(1, len(images) // IMAGES)]
+    theirs, ours = cloud.encode(chosen), edge.encode(chosen)
+    return fit_noise_map(theirs, ours) if theirs.shape == ours.shape else None
 
 
 def fit_noise_map(cloud: Latents, edge: Latents) -> Float[Tensor, "channels channels"]:

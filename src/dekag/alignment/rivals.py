@@ -1,16 +1,19 @@
-"""What a user would pick instead of MAKD, as the same training with something left out or put in its place.
+"""The methods of generation alignment by name: MAKD, and what a user would pick instead of it.
 
-Every method sees the same images, in the same order, for the same number of steps, and is drawn with the same
-sampler and seeds.
+A rival is MAKD's training with something left out or put in its place. Every one of them sees the same images, in
+the same order, for the same number of steps, and is drawn with the same sampler and seeds.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
-from dekag.alignment.makd import MakdConfig
+from dekag.alignment.config import MakdConfig
+from dekag.alignment.makd import distil, stages
+from dekag.alignment.method import UNWATCHED, DistillationData, GenerationMethod, TrainingRun
+from dekag.alignment.update import GenerationUpdate
+from dekag.generation.diffusers import DiffusersGenerator
 from dekag.types import InputError
-
-Method = Callable[[MakdConfig], MakdConfig]
 
 
 def makd(config: MakdConfig) -> MakdConfig:
@@ -20,7 +23,8 @@ def makd(config: MakdConfig) -> MakdConfig:
 
 def textual_inversion(config: MakdConfig) -> MakdConfig:
     """The metaword alone, for all of the steps (Gal et al. 2023)."""
-    return replace(config, adapter="none", metaword_steps=_steps(config))
+    steps = config.metaword_steps + config.joint_steps + config.frozen_steps
+    return replace(config, adapter="none", metaword_steps=steps)
 
 
 def lora(config: MakdConfig) -> MakdConfig:
@@ -59,22 +63,64 @@ def full(config: MakdConfig) -> MakdConfig:
     return replace(lora(config), adapter="full", joint_rate=config.joint_rate / 10)
 
 
-METHODS: dict[str, Method] = {
-    "makd": makd,
-    "textual_inversion": textual_inversion,
-    "lora": lora,
-    "dreambooth": dreambooth,
-    "lokr": lokr,
-    "full": full,
+@dataclass(frozen=True)
+class MakdMethod(GenerationMethod[MakdConfig]):
+    """MAKD with its configuration changed first; `change` takes the one that the user gave."""
+
+    change: Callable[[MakdConfig], MakdConfig]
+    bundled: bool = True
+
+    @property
+    def config_type(self) -> type[MakdConfig]:
+        """As of MAKD, whatever is changed."""
+        return MakdConfig
+
+    def train(
+        self,
+        generator: DiffusersGenerator,
+        data: DistillationData,
+        config: MakdConfig,
+        run: TrainingRun = UNWATCHED,
+    ) -> GenerationUpdate:
+        """As `distil`, with the configuration changed."""
+        return distil(generator, data, self.change(config), run)
+
+    def stages(self, config: MakdConfig) -> dict[str, int]:
+        """As `dekag.alignment.makd.stages`."""
+        return {stage.name: stage.steps for stage in stages(self.change(config))}
+
+    def settings(self, config: MakdConfig) -> dict[str, int | float | str]:
+        """The numbers that the training went by."""
+        return self.change(config).settings()
+
+
+METHODS: dict[str, GenerationMethod[Any]] = {
+    "makd": MakdMethod(makd),
+    "textual_inversion": MakdMethod(textual_inversion),
+    "lora": MakdMethod(lora),
+    "dreambooth": MakdMethod(dreambooth),
+    "lokr": MakdMethod(lokr),
+    "full": MakdMethod(full, bundled=False),
 }
+"""Every method by the name that the command line, jobs and bundles have for it."""
+
+
+def find_method(name: str) -> GenerationMethod[Any]:
+    """A method by its name.
+
+    Raises InputError, which lists the known ones.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def method_config(name: str, config: MakdConfig) -> MakdConfig:
-    """The configuration of a method, given MAKD's; InputError lists the known methods."""
-    if name not in METHODS:
-        raise InputError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
-    return METHODS[name](config)
+    """The configuration of MAKD or one of its rivals, given MAKD's.
 
-
-def _steps(config: MakdConfig) -> int:
-    return config.metaword_steps + config.joint_steps + config.frozen_steps
+    Raises InputError for any other name.
+    """
+    method = find_method(name)
+    if not isinstance(method, MakdMethod):
+        raise InputError(f"the method {name!r} is not MAKD with something left out")
+    return method.change(config)

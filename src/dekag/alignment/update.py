@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dekag.alignment import adapters
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
-from dekag.generation.metaword import Metaword, teach
+from dekag.generation.metaword import Metaword, prepare_metaword
 from dekag.types import InputError
 
 NAME = "dekag"
@@ -55,9 +55,9 @@ def apply_update(
         raise InputError("the update has nothing for fewer steps; make one with dekag align generation")
     if shared_noise and update.noise_map is None:
         raise InputError("the update has no noise map; make one with dekag align generation")
-    spoken = None
+    metaword = None
     if update.metaword is not None:
-        spoken = teach(generator.pipeline, update.metaword, generator.family.encoders)
+        metaword = prepare_metaword(generator.pipeline, update.metaword, generator.family.encoders)
     wanted = {name: update.adapter, name + FEW: update.few_step if few_steps else {}}
     for tensors in wanted.values():
         adapters.check_fit(generator.denoiser, tensors)
@@ -69,7 +69,7 @@ def apply_update(
     sampling = update.few_step_sampling if few_steps else update.sampling
     return replace(
         generator,
-        metaword=spoken,
+        metaword=metaword,
         adapters=tuple(names),
         sampling=generator.sampling
         if sampling is None

@@ -19,8 +19,9 @@ from dekag.alignment.bundle import (
     load_bundle,
     save_bundle,
 )
-from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.cala import CalaCodec
 from dekag.alignment.codec_update import load_update, update_tensors
+from dekag.alignment.config import CalaConfig
 from dekag.alignment.container import CALA, EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.alignment.update import GenerationUpdate, apply_update

@@ -1,20 +1,24 @@
 """G-KA measured: how consistent the edge's images are with the cloud's, between a floor and a ceiling."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from dekag.evaluation.judges import Judge
-from dekag.evaluation.statistics import Mean, mean_interval, paired_relative_gain, way_to_ceiling
-from dekag.types import Generator, Image, PerImage
+from dekag.evaluation.statistics import Mean, gap_closed, mean_interval, paired_relative_gain
+from dekag.types import Generator, Image, InputError, PerImage
 
 CEILING_SEED = 1000
 EDGE_SEED = 2000
 LEADING = ("dino", "clip")
-"""The judges whose sum is what a gain is of, as in the paper; any other judge is reported beside them."""
+"""The judges whose sum is what a gain is of, as in the paper, if both are asked."""
+BASELINE = "no_ka"
+"""The arm that every other is compared with: the edge as it was."""
+CEILING, FLOOR = "ceiling", "floor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +26,13 @@ class Drawn:
     """Images of the same prompts and seeds, in one order.
 
     prompts: index of the prompt of each image, int64 [batch].
-    cloud: the reference. ceiling: the cloud again with other seeds.
+    cloud: the reference. ceiling: the cloud again with other seeds, if there is a cloud that can draw again.
     arms: the edge's images by method, once for each of the method's training seeds.
     """
 
     prompts: Int64[Tensor, " batch"]
     cloud: Image
-    ceiling: Image
+    ceiling: Image | None = None
     arms: Mapping[str, Sequence[Image]]
 
 
@@ -36,18 +40,18 @@ class Drawn:
 class GenerationScores:
     """Consistency with the cloud by arm (and `ceiling`, `floor`) and judge, and what an arm gains over `no_ka`.
 
-    gain_percent: relative increase of the leading judges' sum. way_to_ceiling: 0 is no_ka, 1 is the ceiling.
-    by_judge: the way to the ceiling under each judge alone. by_training_seed: way to the ceiling of each
-    training seed. lead: how much further on the way MAKD is than each other method, paired by prompt; the
-    MAKD of the same steps and seeds (`makd_short`) if it is there.
+    gain_percent: relative increase of the leading judges' sum. gap_closed: of the same sum, 0 is no_ka and 1 the
+    ceiling. by_judge: the gap closed under each judge alone. by_training_seed: the gap closed by each training
+    seed. lead: how much more of the gap MAKD closes than each other method, paired by prompt; the MAKD of the same
+    steps and seeds (`makd_short`) if it is there. Without a ceiling there is no gap: these four are empty.
     """
 
     consistency: dict[str, dict[str, Mean]]
     gain_percent: dict[str, Mean]
-    way_to_ceiling: dict[str, Mean]
-    by_judge: dict[str, dict[str, Mean]]
-    by_training_seed: dict[str, list[float]]
-    lead: dict[str, Mean]
+    gap_closed: dict[str, Mean] = field(default_factory=dict)
+    by_judge: dict[str, dict[str, Mean]] = field(default_factory=dict)
+    by_training_seed: dict[str, list[float]] = field(default_factory=dict)
+    lead: dict[str, Mean] = field(default_factory=dict)
 
 
 def draw(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> Image:
@@ -56,64 +60,117 @@ def draw(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> 
     return generator.decode(generator(texts, seeds=list(seeds) * len(prompts))).cpu()
 
 
-def score_generation(drawn: Drawn, judges: Mapping[str, Judge], *, seed: int = 0) -> GenerationScores:
-    """Score every arm with every judge; `drawn.arms` must have `no_ka`. Intervals are over prompts.
+def leading_judges(names: Sequence[str]) -> tuple[str, ...]:
+    """The judges whose sum counts: those of LEADING if both are there, the others then beside them; else all."""
+    return LEADING if set(LEADING) <= set(names) else tuple(names)
+
+
+def score_generation(
+    drawn: Drawn,
+    judges: Mapping[str, Judge],
+    *,
+    leading: Sequence[str] | None = None,
+    seed: int = 0,
+) -> GenerationScores:
+    """Score every arm with every judge, of any names; `drawn.arms` must have `no_ka`. Intervals are over prompts.
 
     The values of a method's training seeds are averaged for each image. The floor pairs cloud images of different
-    prompts. `seed` drives the bootstrap.
+    prompts. `leading` names the judges whose sum counts, by default those of `leading_judges`. `seed` drives the
+    bootstrap.
+    Raises InputError if an arm or a judge that is needed is not there.
     """
+    leaders = tuple(leading or leading_judges(list(judges)))
+    if not judges or not set(leaders) <= judges.keys():
+        raise InputError(f"the judges are {', '.join(judges) or 'none'}, but {', '.join(leaders)} must lead")
+    if BASELINE not in drawn.arms:
+        raise InputError(f"the arms must have {BASELINE}, got {', '.join(drawn.arms)}")
+    cosines = _Cosines(drawn=drawn, leaders=leaders, seed=seed, values=_judged(drawn, judges))
+    return GenerationScores(
+        consistency={
+            arm: {name: mean_interval(_mean(v), drawn.prompts) for name, v in by_judge.items()}
+            for arm, by_judge in cosines.values.items()
+        },
+        gain_percent={
+            arm: paired_relative_gain(
+                cosines.total(BASELINE), cosines.total(arm), clusters=drawn.prompts, seed=seed
+            )
+            for arm in cosines.methods
+        },
+        **({} if drawn.ceiling is None else _gap(cosines)),
+    )
+
+
+def _judged(drawn: Drawn, judges: Mapping[str, Judge]) -> dict[str, dict[str, list[PerImage]]]:
+    """Cosine with the cloud by arm and judge, for each of the arm's training seeds; ceiling and floor are arms."""
     shift = int((drawn.prompts == drawn.prompts[0]).sum())
-    against = {**drawn.arms, "ceiling": [drawn.ceiling], "floor": [drawn.cloud.roll(shift, 0)]}
+    ceiling = {} if drawn.ceiling is None else {CEILING: [drawn.ceiling]}
+    against = {**drawn.arms, **ceiling, FLOOR: [drawn.cloud.roll(shift, 0)]}
+    # the cosine of `consistency`, with the cloud's images encoded once
     cloud = {name: judge(drawn.cloud) for name, judge in judges.items()}
-    every = {
+    return {
         arm: {
-            # the cosine of `consistency`, with the cloud's images encoded once
             name: [(cloud[name] * judge(images)).sum(1) for images in drawings]
             for name, judge in judges.items()
         }
         for arm, drawings in against.items()
     }
-    values = {arm: {name: _mean(v) for name, v in by.items()} for arm, by in every.items()}
-    leading = [name for name in judges if name in LEADING] or list(judges)
-    total = {arm: _sum([by[name] for name in leading]) for arm, by in values.items()}
-    clusters = drawn.prompts
-    methods = [arm for arm in drawn.arms if arm != "no_ka"]
 
-    def way(of: PerImage, before: PerImage, ceiling: PerImage) -> Mean:
-        return way_to_ceiling(before, of, ceiling, clusters=clusters, seed=seed)
 
-    plain, best = total["no_ka"], total["ceiling"]
+@dataclass(frozen=True, kw_only=True)
+class _Cosines:
+    """Cosines with the cloud by arm, judge and training seed."""
+
+    drawn: Drawn
+    leaders: tuple[str, ...]
+    seed: int
+    values: Mapping[str, Mapping[str, Sequence[PerImage]]]
+
+    @property
+    def methods(self) -> list[str]:
+        """The arms that are compared with the baseline."""
+        return [arm for arm in self.drawn.arms if arm != BASELINE]
+
+    def total(self, arm: str) -> PerImage:
+        """Sum over the leading judges of an arm's mean over its training seeds."""
+        return _sum([_mean(self.values[arm][name]) for name in self.leaders])
+
+    def of_seed(self, arm: str, number: int) -> PerImage:
+        """As `total`, for one training seed."""
+        return _sum([self.values[arm][name][number] for name in self.leaders])
+
+    def closed(self, before: PerImage, after: PerImage, ceiling: PerImage) -> Mean:
+        return gap_closed(before, after, ceiling, clusters=self.drawn.prompts, seed=self.seed)
+
+    def closed_for(self, arm: str, judge: str) -> Mean:
+        """The gap closed under one judge."""
+        before, after, ceiling = (_mean(self.values[each][judge]) for each in (BASELINE, arm, CEILING))
+        return self.closed(before, after, ceiling)
+
+
+def _gap(cosines: _Cosines) -> dict[str, Any]:
+    """What GenerationScores has of the gap between the edge as it was and the ceiling."""
+    plain, best = cosines.total(BASELINE), cosines.total(CEILING)
     room = float((best - plain).mean())
+    methods = cosines.methods
     ours = "makd_short" if "makd_short" in methods else "makd"
-    return GenerationScores(
-        consistency={
-            arm: {name: mean_interval(value, clusters) for name, value in by_judge.items()}
-            for arm, by_judge in values.items()
+    others = [arm for arm in methods if arm not in ("makd", ours)] if ours in methods else []
+    return {
+        "gap_closed": {arm: cosines.closed(plain, cosines.total(arm), best) for arm in methods},
+        "by_judge": {
+            arm: {judge: cosines.closed_for(arm, judge) for judge in cosines.values[arm]} for arm in methods
         },
-        gain_percent={
-            arm: paired_relative_gain(plain, total[arm], clusters=clusters, seed=seed) for arm in methods
-        },
-        way_to_ceiling={arm: way(total[arm], plain, best) for arm in methods},
-        by_judge={
-            arm: {
-                name: way(values[arm][name], values["no_ka"][name], values["ceiling"][name])
-                for name in judges
-            }
-            for arm in methods
-        },
-        by_training_seed={
+        "by_training_seed": {
             arm: [
-                float((_sum([every[arm][name][i] for name in leading]) - plain).mean()) / room
-                for i in range(len(drawn.arms[arm]))
+                float((cosines.of_seed(arm, number) - plain).mean()) / room
+                for number in range(len(cosines.drawn.arms[arm]))
             ]
             for arm in methods
         },
-        lead={
-            arm: mean_interval((total[ours] - total[arm]) / room, clusters)
-            for arm in (methods if ours in methods else [])
-            if arm not in ("makd", ours)
+        "lead": {
+            arm: mean_interval((cosines.total(ours) - cosines.total(arm)) / room, cosines.drawn.prompts)
+            for arm in others
         },
-    )
+    }
 
 
 def _mean(values: Sequence[PerImage]) -> PerImage:

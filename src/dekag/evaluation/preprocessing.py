@@ -17,6 +17,8 @@ from dekag.types import Image, InputError
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers of the filters that torch has too, antialiased alike."""
+WHOLE = 384
+"""Pixels from which on ConvNeXt is shown the whole picture."""
 Size = tuple[int, int]
 Colour = tuple[float, float, float]
 
@@ -38,7 +40,7 @@ class Preprocessing:
     std: Colour
 
     def __post_init__(self) -> None:
-        height, width = (self.resize, self.resize) if isinstance(self.resize, int) else self.resize
+        height, width = self._square()
         cut = self.crop or (height, width)
         if not (1 <= cut[0] <= height and 1 <= cut[1] <= width):
             raise InputError(f"cannot cut {cut[0]} x {cut[1]} out of {height} x {width} pixels")
@@ -50,7 +52,7 @@ class Preprocessing:
 
         What the filter overshoots is cut off, as it is in 8-bit pictures.
         """
-        rows, columns = self._resized(*images.shape[2:])
+        rows, columns = self.resized(*images.shape[2:])
         sized = F.interpolate(images, (rows, columns), mode=self.resample, antialias=True).clamp(0, 1)
         height, width = self.crop or (rows, columns)
         top, left = (rows - height) // 2, (columns - width) // 2
@@ -58,11 +60,20 @@ class Preprocessing:
         mean, std = (torch.tensor(c, device=images.device).view(3, 1, 1) for c in (self.mean, self.std))
         return (seen - mean) / std
 
-    def _resized(self, rows: int, columns: int) -> Size:
+    @property
+    def input_size(self) -> Size:
+        """Height and width of what is left of a square picture."""
+        return self.crop or self._square()
+
+    def resized(self, rows: int, columns: int) -> Size:
+        """Height and width that a picture of this size has before its centre is cut out."""
         if not isinstance(self.resize, int):
             return self.resize
         shorter = min(rows, columns)
         return rows * self.resize // shorter, columns * self.resize // shorter
+
+    def _square(self) -> Size:
+        return _pair(self.resize) if isinstance(self.resize, int) else self.resize
 
 
 def load_preprocessing(source: str | Path) -> Preprocessing:
@@ -71,6 +82,7 @@ def load_preprocessing(source: str | Path) -> Preprocessing:
     Raises InputError if there is no preprocessor_config.json or it asks for what is not done here.
     """
     try:
+        # what a processor of images and texts saves in one file is read as well
         given, _ = ImageProcessingMixin.get_image_processor_dict(source)
     except (OSError, ValueError) as error:
         raise InputError(f"{source} has no preprocessor_config.json that can be read") from error
@@ -84,15 +96,11 @@ def _from_json(given: dict[str, Any]) -> Preprocessing:
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not given.get(step, True):
             raise InputError(f"{step} is off")
+    if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise InputError(f"rescale_factor must be 1/255, got {given['rescale_factor']}")
     if given["resample"] not in RESAMPLING:
         raise InputError(f"resample must be one of {RESAMPLING}, got {given['resample']}")
-    size = given["size"]
-    crop = _pair(given["crop_size"]) if given.get("do_center_crop", "crop_size" in given) else None
-    if isinstance(size, dict):
-        resize = size["shortest_edge"] if "shortest_edge" in size else _pair(size)
-    else:
-        # older files give one number: the shorter edge if a crop follows, else both edges
-        resize = _pair(size) if crop is None else size
+    resize, crop = _steps(given)
     return Preprocessing(
         resize=resize,
         crop=crop,
@@ -100,6 +108,20 @@ def _from_json(given: dict[str, Any]) -> Preprocessing:
         mean=_colour(given["image_mean"]),
         std=_colour(given["image_std"]),
     )
+
+
+def _steps(given: dict[str, Any]) -> tuple[int | Size, Size | None]:
+    """What is resized to and what is cut out."""
+    size = given["size"]
+    if given.get("crop_pct") is not None:
+        # ConvNeXt's: what is shown at 384 pixels and more is squeezed, not cut
+        edge = size["shortest_edge"] if isinstance(size, dict) else size
+        return (_pair(edge), None) if edge >= WHOLE else (int(edge / given["crop_pct"]), (edge, edge))
+    crop = _pair(given["crop_size"]) if given.get("do_center_crop", "crop_size" in given) else None
+    if isinstance(size, dict):
+        return (size["shortest_edge"] if "shortest_edge" in size else _pair(size)), crop
+    # older files give one number: the shorter edge if a crop follows, else both edges
+    return (_pair(size) if crop is None else size), crop
 
 
 def _pair(size: int | dict[str, int]) -> Size:

@@ -80,7 +80,7 @@ def paired_relative_gain(
     return Mean(mean=100 * ratio.mean, low=100 * ratio.low, high=100 * ratio.high, n=ratio.n)
 
 
-def way_to_ceiling(
+def gap_closed(
     before: Values,
     after: Values,
     ceiling: Values,

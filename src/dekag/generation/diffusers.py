@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dekag.generation.families import FAMILIES, Conditioning, Family, family_of, make_adaptable
-from dekag.generation.metaword import SpokenMetaword
+from dekag.generation.metaword import PreparedMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
 from dekag.types import Image, InputError, Latent
 
@@ -50,7 +50,7 @@ class DiffusersGenerator:
     pipeline: Any
     """Of diffusers; its class says which components it has."""
     sampling: Sampling = field(default_factory=Sampling)
-    metaword: SpokenMetaword | None = None
+    metaword: PreparedMetaword | None = None
     adapters: tuple[str, ...] = ()
     """Names of the low-rank updates in the denoiser that this generator draws with."""
     noise_map: Float[Tensor, "channels channels"] | None = None
@@ -164,7 +164,7 @@ class DiffusersGenerator:
         """Within, the pipeline reads this generator's metaword and draws with its adapters, and no others."""
         with ExitStack() as stack:
             if self.metaword is not None:
-                stack.enter_context(self.metaword.spoken(self.pipeline))
+                stack.enter_context(self.metaword.installed(self.pipeline))
             if self.adapters:
                 stack.enter_context(_adapters(self.denoiser, self.adapters))
             yield

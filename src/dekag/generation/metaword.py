@@ -66,14 +66,14 @@ class ExtendedEmbedding(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SpokenMetaword:
+class PreparedMetaword:
     """A metaword with the tokenizers that know it; the pipeline's own tokenizers and weights never change."""
 
     word: Metaword
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
 
     @contextmanager
-    def spoken(self, pipeline: Any) -> Iterator[None]:
+    def installed(self, pipeline: Any) -> Iterator[None]:
         """Within, the pipeline reads the word."""
         with ExitStack() as stack:
             for name, tokenizer in self.tokenizers.items():
@@ -83,7 +83,7 @@ class SpokenMetaword:
             yield
 
 
-def teach(pipeline: Any, word: Metaword, encoders: Mapping[str, str]) -> SpokenMetaword:
+def prepare_metaword(pipeline: Any, word: Metaword, encoders: Mapping[str, str]) -> PreparedMetaword:
     """A metaword made ready for a pipeline; `encoders` gives each text encoder's tokenizer by component name.
 
     Raises InputError if the word is in a vocabulary already, or its vectors do not fit the text encoders.
@@ -105,7 +105,7 @@ def teach(pipeline: Any, word: Metaword, encoders: Mapping[str, str]) -> SpokenM
         if rows != word.count:
             raise InputError("the metaword must have the same number of vectors for every text encoder")
         tokenizers[tokenizer] = _extended_tokenizer(getattr(pipeline, tokenizer), word, len(embedding.weight))
-    return SpokenMetaword(word=word, tokenizers=tokenizers)
+    return PreparedMetaword(word=word, tokenizers=tokenizers)
 
 
 def refuse_known(tokenizer: PreTrainedTokenizerBase, token: str) -> None:

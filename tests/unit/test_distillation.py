@@ -104,7 +104,8 @@ def test_validation_draws_sheets_and_chooses_the_guidance(
         pictures=tmp_path / "pictures",
     )
     extras = Extras(guidance=(1.5, 2.0), few_steps=FewStepConfig(steps=2, rank=2, train_steps=2, batch=4))
-    update = train_update(edge, data, QUICK, check, extras, ALONE)
+    pairs = DistillationData(prompts=data.prompts, images=data.images)
+    update = train_update(edge, pairs, GenerationTask(config=QUICK, extras=extras), check, ALONE)
     assert update.sampling is not None
     assert update.sampling.guidance in (1.5, 2.0)
     assert (update.few_step_sampling.steps, len(update.few_step) > 0) == (2, True)  # type: ignore[union-attr]

@@ -15,7 +15,8 @@ from own_codec import ConvCodec
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
-from dekag import link, presets, sweep
+import dekag
+from dekag import link, sweep
 from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.bundle import pack
 from dekag.alignment.cala import CalaCodec
@@ -50,6 +51,7 @@ from dekag.sweep.run import SweepConfig
 from dekag.training.loop import TrainConfig
 from dekag.training.transmission import FAST, ConditionRange, TransmissionData, fit, transmission_loss
 from dekag.types import Channel, Condition, InputError, Latent, Received, Symbols
+from dekag.world import shipped as shipped_folder
 
 SHAPE, USES = (8, 4, 4), 64
 SIZE = CalaConfig(rank=4, norm_rank=2)
@@ -97,7 +99,7 @@ def through(codec: Any, condition: Condition, channel: Channel | None = None) ->
 
 
 def test_both_codecs_keep_the_contract(tmp_path: Path) -> None:
-    shipped = presets.load(align=False).link.codec
+    shipped = dekag.load(align=False).link.codec
     for codec in (base(), shipped):
         assert check_codec(codec) is codec
         assert isinstance(codec, PairDecoder)
@@ -121,7 +123,7 @@ def test_a_codec_survives_its_files(tmp_path: Path) -> None:
 
 def test_the_shipped_codec_has_no_kind(tmp_path: Path) -> None:
     """Its config.json is what it was before there were kinds; one that names it is read as well."""
-    source = presets.folder(presets.emoji().codec, "codec")
+    source = shipped_folder("emoji/codec")
     save_codec(load_codec(source), tmp_path)
     written = (tmp_path / "config.json").read_text()
     assert written == (source / "config.json").read_text()
@@ -382,7 +384,7 @@ def test_an_update_survives_its_bundle(method: str, tmp_path: Path) -> None:
 
 
 def emoji_link(codec: Any, channel: Channel | None = None) -> link.Link:
-    generator = presets.load(align=False).link.generator
+    generator = dekag.load(align=False).link.generator
     return link.Link(generator=generator, codec=codec, channel=channel or BlockFading())
 
 
@@ -501,7 +503,7 @@ def test_an_edge_serves_it(large: ConvCodec, decoders: Path, tmp_path: Path) -> 
     shelf = Shelf(tmp_path / "shelf")
     pack(tmp_path / "b", shelf.folder / "b.tar")
     shelf.put(shelf.folder / "b.tar", name="conv")
-    generator = presets.load(align=False).link.generator
+    generator = dekag.load(align=False).link.generator
     prompt, condition = "a red apple", Condition(uses=200, snr_db=10.0)
 
     async def serve() -> None:

@@ -26,6 +26,7 @@ from dekag.alignment.container import CALA, EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.alignment.update import GenerationUpdate, apply_update
 from dekag.codec import AdaptableCodec, TrainedRange, require_adaptable
+from dekag.config import described_fields
 from dekag.generation import metaword as generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
@@ -201,7 +202,7 @@ def _cala_config(bundle: Bundle) -> CalaConfig:
         raise InputError(
             f"bundle {bundle.id[:12]} does not say its {missing[0]}; make it with dekag align transmission"
         )
-    switches = {field.name for field in fields(CalaConfig) if field.type is bool}
+    switches = {field.name for field in described_fields(CalaConfig) if field.type is bool}
     given = {name: bool(settings[name]) if name in switches else settings[name] for name in names}
     try:
         return CalaConfig(**given)  # type: ignore[arg-type]

@@ -207,8 +207,9 @@ class JsccCodec(nn.Module):
         return dict.fromkeys(blocks, self.config.width)
 
     def settings(self) -> dict[str, Any]:
-        """The fields of its config."""
-        return asdict(self.config)
+        """The fields of its config; a patch of 1 is left out, as before there were patches."""
+        values = asdict(self.config)
+        return {name: value for name, value in values.items() if (name, value) != ("patch", 1)}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> "JsccCodec":

@@ -14,6 +14,7 @@ import torch
 from dekag.evaluation.bounds import Bounds
 from dekag.evaluation.grid import Point
 from dekag.evaluation.statistics import Mean, mean_interval
+from dekag.sweep.bench import CAP_DB
 from dekag.sweep.cells import Cell, Result
 from dekag.units import db_to_linear, linear_to_db
 
@@ -53,10 +54,11 @@ class Outcome:
 
 
 def bound_row(point: Point, measured: Bounds, held_out: Bounds, *, power: float, draws: int) -> BoundRow:
-    """Bounds on the error of weighted latents of that power as levels in dB."""
+    """Bounds on the error of weighted latents of that power as levels in dB, at most CAP_DB: few latents have no power
+    beyond as many components, and then no error either."""
 
     def level(mse: torch.Tensor) -> float:
-        return float(linear_to_db(power / mse)[0])
+        return float(linear_to_db(power / mse)[0].clamp(max=CAP_DB))
 
     return BoundRow(
         point=point,

@@ -23,7 +23,7 @@ from dekag.data.endpoint import ImageEndpoint
 from dekag.evaluation.judges import NAMED_JUDGES
 from dekag.generation.diffusers import Sampling
 from dekag.types import Condition, InputError
-from dekag.world.shipped import KIND_FILES, WEIGHTS, WORLD_FILE, Kind, is_hub_id, shipped_worlds
+from dekag.world.shipped import KIND_FILES, WEIGHTS, WORLD_FILE, Kind, is_hub_id, kind_of, shipped_worlds
 from dekag.world.world import UPDATE_NAMES, DrawingMethod, Model, System, World
 
 FORMAT = 1
@@ -186,16 +186,16 @@ class _Places:
         if kind == "judge" and place in NAMED_JUDGES:
             return place
         path = self.path(place)
-        if path.is_dir() and not (path / KIND_FILES[kind]).is_file():
-            raise self._wrong(f"{place} holds no {kind}: {KIND_FILES[kind]} is missing")
+        if path.is_dir() and kind_of(path) != kind:
+            found = f"it is a {kind_of(path)}" if kind_of(path) else f"{KIND_FILES[kind]} is missing"
+            raise self._wrong(f"{place} holds no {kind}: {found}")
         if not path.is_dir() and kind != "bundle":
             raise self._wrong(f"{place} is no folder, and a {kind} is one")
         return path
 
     def usual(self, place: str, kind: Kind) -> str | Path | None:
         """What lies in the usual place of a part that world.json does not name, if it is that."""
-        found = (self._folder / place / KIND_FILES[kind]).is_file()
-        return self(place, kind) if found else None
+        return self(place, kind) if kind_of(self._folder / place) == kind else None
 
     def usual_judges(self) -> dict[str, str | Path]:
         """The judges in their usual place."""

@@ -138,7 +138,7 @@ class World:
     prompt_splits: Mapping[str, Sequence[str]] | Path = field(default_factory=dict)
     reported: tuple[str, ...] = ("heldout",)
     methods: Mapping[str, DrawingMethod] = field(default_factory=dict)
-    nominal: Condition = NOMINAL
+    nominal: Condition = field(default=NOMINAL, compare=False)
     licence: str = ""
     folder: Path | None = None
 

@@ -10,15 +10,13 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 from torch import Tensor, nn
-from typing_extensions import Doc
 
-from dekag import config as configuration
 from dekag.alignment import adapters
+from dekag.alignment.makd_config import MakdConfig, Stage, stages
 from dekag.alignment.method import (
     UNWATCHED,
     DistillationData,
@@ -35,7 +33,7 @@ from dekag.generation.families import Conditioning
 from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword, refuse_known
 from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.loop import Loss, TrainConfig, checkpoint_gradients, train
-from dekag.types import InputError, Latent
+from dekag.types import Latent
 
 __all__ = [
     "TRAINED",
@@ -54,120 +52,8 @@ TRAINED = "dekag_training"
 """Name of the adapter while it trains."""
 CHECKPOINT_STEPS = 100
 """Steps between two states of a training."""
-NOT_LOW_RANK = ("none", "full")
 Reader = Callable[[Tensor, Tensor], Conditioning]
 """(index of each image's prompt, where the prompt is left out) -> conditioning of the denoiser."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MakdConfig:
-    """The method's numbers; lengths in optimiser steps of `batch` images.
-
-    A rival is the same with something left out: see `dekag.alignment.rivals`.
-    Raises InputError if a field is out of bounds.
-    """
-
-    token: Annotated[str, MinLen(1), Doc("How the metaword is written.")] = "<dekag>"
-    position: Annotated[
-        Literal["prefix", "suffix"], Doc("Whether the metaword stands before or after a prompt.")
-    ] = "suffix"
-    vectors: Annotated[int, Ge(0), Doc("Vectors of the metaword; 0: no metaword.")] = 4
-    words: Annotated[
-        str,
-        MinLen(1),
-        Doc("Words whose embeddings the metaword's vectors start as, repeated; they keep their mean length."),
-    ] = "glossy 3d"
-    train_metaword: Annotated[bool, Doc("Whether the metaword's vectors are trained.")] = True
-    adapter: Annotated[
-        str,
-        Doc(
-            "What of the denoiser trains: none, full (all of it) or a kind of low-rank update, as lora or lokr."
-        ),
-    ] = "lora"
-    rank: Annotated[int, Ge(1), Doc("Rank of the update of each layer.")] = 8
-    targets: Annotated[
-        str | None,
-        Doc("Regular expression of the layers that get a low-rank update; default: the family's."),
-    ] = None
-    metaword_steps: Annotated[int, Ge(0), Doc("Steps of the metaword alone.")] = 100
-    metaword_rate: Annotated[float, Gt(0), Doc("Learning rate of the metaword alone.")] = 1e-2
-    joint_steps: Annotated[int, Ge(0), Doc("Steps of metaword and low-rank update together.")] = 200
-    joint_rate: Annotated[float, Gt(0), Doc("Learning rate of the joint and the last steps.")] = 2e-3
-    lora_plus: Annotated[
-        float, Gt(0), Doc("Factor on the learning rate of every B (LoRA+, Hayou et al. 2024).")
-    ] = 1.0
-    frozen_steps: Annotated[
-        int, Ge(0), Doc("Last steps, with the metaword frozen and the text states computed once.")
-    ] = 500
-    batch: Annotated[int, Ge(1), Doc("Images that a process takes at a time.")] = 32
-    accumulation: Annotated[int, Ge(1), Doc("Batches that a process adds up in a step.")] = 1
-    prior_share: Annotated[
-        float,
-        Ge(0),
-        Le(1),
-        Doc("Share of the batch that is the edge's own drawings of other prompts, if there are any."),
-    ] = 0.25
-    # there the text decides what is drawn, and a concept that was not distilled should stay; below it the cloud's
-    # hand may spread to everything
-    prior_least: Annotated[
-        float, Ge(0), Lt(1), Doc("Share of the noise schedule below which the own drawings do not count.")
-    ] = 0.5
-    prior_word: Annotated[
-        bool, Doc("Whether the own drawings are drawn with the metaword, as its first stage left it.")
-    ] = True
-    text_dropout: Annotated[
-        float, Ge(0), Le(1), Doc("Share of the prompts that are replaced by the empty one in training.")
-    ] = 0.1
-    emphasis: Annotated[
-        float,
-        Gt(0),
-        Doc("Emphasis of the loss on high noise, where the text decides what is drawn; 1: none."),
-    ] = 2.0
-    gamma: Annotated[
-        float | None,
-        Gt(0),
-        Doc("Gamma of the loss's min-SNR weights (Hang et al. 2023); default: no weights."),
-    ] = None
-    ema_decay: Annotated[
-        float, Ge(0), Lt(1), Doc("Decay of the moving average that comes back; 0: the last step.")
-    ] = 0.995
-    validate_every: Annotated[
-        int, Ge(0), Doc("Steps of the last stage between two validations; 0: at its end alone.")
-    ] = 250
-    precision: Annotated[Literal["no", "bf16"], Doc("Mixed precision: no or bf16.")] = "no"
-    gradient_checkpointing: Annotated[bool, Doc("Less memory, more time.")] = False
-    seed: Annotated[int, Ge(0), Doc("Seed of everything random in the training.")] = 0
-
-    def __post_init__(self) -> None:
-        configuration.check_bounds(self)
-        known = (*NOT_LOW_RANK, *adapters.KINDS)
-        if self.adapter not in known:
-            raise InputError(f"adapter must be one of {', '.join(known)}, got {self.adapter!r}")
-
-    def settings(self) -> dict[str, int | float | str]:
-        """The numbers as a bundle keeps them: what is None is left out, yes and no are 1 and 0."""
-        return configuration.settings(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Some steps in which the same parameters train; name: metaword, joint or frozen."""
-
-    name: str
-    steps: int
-    rate: float
-
-
-def stages(config: MakdConfig) -> tuple[Stage, ...]:
-    """The stages of a training in their order, those without steps left out."""
-    word = bool(config.vectors) and config.train_metaword
-    adapted = config.adapter != "none"
-    planned = (
-        Stage(name="metaword", steps=config.metaword_steps * word, rate=config.metaword_rate),
-        Stage(name="joint", steps=config.joint_steps * adapted, rate=config.joint_rate),
-        Stage(name="frozen", steps=config.frozen_steps * adapted, rate=config.joint_rate),
-    )
-    return tuple(stage for stage in planned if stage.steps)
 
 
 def distil(

@@ -13,19 +13,19 @@ from collections.abc import Callable
 
 import torch
 
-from dekag import presets, zoo
 from dekag.alignment.update import remove_update
 from dekag.alignment.updates import apply_generation
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.world import load_world, locate
 
 
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
-    chosen = presets.emoji()
-    edge = presets.edge(chosen)
-    prompts = zoo.prompts(presets.named(chosen.world, "world"), "compositions")[: args.batch]
-    bundle = zoo.locate(args.bundle, "bundle")
+    chosen = load_world("emoji")
+    edge = chosen.edge()
+    prompts = chosen.prompts("compositions")[: args.batch]
+    bundle = locate(args.bundle, "bundle")
     ways = {
         "no_ka": lambda: _timed(edge, prompts),
         "makd": lambda: _with_update(edge, prompts, lambda: apply_generation(edge, bundle)[0]),

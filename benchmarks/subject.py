@@ -44,7 +44,8 @@ def run_dekag(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    from dekag.alignment.makd import MakdConfig, distil
+    from dekag.alignment.config import MakdConfig
+    from dekag.alignment.makd import distil
     from dekag.alignment.method import DistillationData, TrainingRun
     from dekag.generation.diffusers import load_generator
 

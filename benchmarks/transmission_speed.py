@@ -13,20 +13,19 @@ from collections.abc import Callable
 
 import torch
 
-from dekag import presets
 from dekag.alignment.cala import CalaCodec
 from dekag.alignment.updates import apply_transmission
 from dekag.channel import BlockFading, mmse_equalise
-from dekag.codec import load_codec
 from dekag.types import Codec, Condition, Latent, Received
+from dekag.world import load_world
 
 
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
-    chosen = presets.emoji()
-    codec = load_codec(presets.folder(chosen.codec, "codec"))
-    adapted, _ = apply_transmission(codec, presets.folder(args.bundle or chosen.cala, "bundle"))
+    chosen = load_world("emoji")
+    codec = chosen.codec()
+    adapted, _ = apply_transmission(codec, args.bundle or chosen.update("transmission"))
     assert isinstance(adapted, CalaCodec)
     one = Condition(uses=256, snr_db=5.0)
     merged = adapted.merge(one)
@@ -110,7 +109,7 @@ def _milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--bundle", help="T-KA bundle; default: the preset's")
+    parser.add_argument("--bundle", help="T-KA bundle; default: the world's")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=5)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "dekag"
-NOUNS = frozenset({"types", "units", "config"})
+NOUNS = frozenset({"errors", "types", "units", "config"})
 STAGES = NOUNS | {"channel", "codec", "generation"}
 LINKED = STAGES | {"link"}
-TASKS = LINKED | {
+PARTS = LINKED | {
     "baseline",
     "training",
     "alignment",
@@ -26,14 +26,24 @@ TASKS = LINKED | {
     "radio",
     "frame",
     "registry",
-    "zoo",
 }
-SHOWS = TASKS | {"presets", "comparison", "distillation", "adaptation", "demo", "sweep"}
+TASKS = PARTS | {
+    "world",
+    "commands",
+    "comparison",
+    "distillation",
+    "adaptation",
+    "demo",
+    "sweep",
+    "radio_link",
+    "tasks",
+}
 LAYERS = {
     "version": frozenset[str](),
-    "types": frozenset[str](),
-    "units": frozenset[str](),
-    "config": frozenset({"types"}),
+    "errors": frozenset[str](),
+    "types": frozenset({"errors"}),
+    "units": frozenset({"errors"}),
+    "config": frozenset({"errors"}),
     "channel": NOUNS,
     "codec": NOUNS,
     "generation": NOUNS,
@@ -47,19 +57,19 @@ LAYERS = {
     "radio": NOUNS | {"channel", "codec", "output"},
     "frame": NOUNS | {"channel", "codec", "output"},
     "registry": LINKED | {"alignment", "output"},
-    "zoo": NOUNS,
     "data": NOUNS | {"images", "output"},
-    "presets": TASKS,
-    "comparison": TASKS | {"presets"},
-    "distillation": TASKS | {"presets", "comparison"},
-    "adaptation": TASKS | {"presets", "comparison", "distillation"},
-    "demo": TASKS | {"presets", "comparison"},
-    "sweep": TASKS | {"presets", "comparison", "distillation"},
-    "commands": SHOWS,
-    "radio_link": TASKS | {"presets"},
-    "tables": SHOWS,
-    "serving": SHOWS | {"commands", "radio_link"},
-    "cli": SHOWS | {"commands", "radio_link", "serving", "tables"},
+    "world": PARTS,
+    "comparison": PARTS | {"world"},
+    "distillation": PARTS | {"world", "comparison"},
+    "adaptation": PARTS | {"world", "comparison", "distillation"},
+    "demo": PARTS | {"world", "comparison"},
+    "sweep": PARTS | {"world", "comparison", "distillation"},
+    "commands": TASKS,
+    "radio_link": PARTS | {"world"},
+    "tasks": TASKS,
+    "tables": TASKS,
+    "serving": TASKS,
+    "cli": TASKS | {"serving", "tables"},
     "__main__": frozenset({"cli"}),
 }
 """Layer -> the layers that it may import."""

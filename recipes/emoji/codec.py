@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from progress import progress_bar
 
-from dekag import presets
 from dekag.adaptation import edge_latents
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, save_codec
 from dekag.training.loop import TrainConfig
-from dekag.training.transmission import ConditionRange, channel_importance, fit
+from dekag.training.run import Run
+from dekag.training.transmission import ConditionRange, TransmissionData, channel_importance, fit
+from dekag.world import load_world
 
 PROBES = 60
 """Latents at which the importance of the channels is measured."""
@@ -36,10 +37,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     folder = options.runs / ("plain" if options.plain else "codec")
-    latents = edge_latents("emoji", draws=options.draws, seed=0, resume=options.runs, on_stage=print)
-    preset = presets.emoji()
+    world = load_world("emoji")
+    latents = edge_latents(world, Run(resume=options.runs, on_stage=print), draws=options.draws)
     some = latents[:: max(1, len(latents) // PROBES)].float()
-    importance = channel_importance(presets.edge(preset).decode, some, rng=torch.Generator().manual_seed(0))
+    importance = channel_importance(world.edge().decode, some, rng=torch.Generator().manual_seed(0))
 
     torch.manual_seed(5)
     codec = JsccCodec(JsccConfig(spread=not options.plain))
@@ -47,8 +48,13 @@ def main() -> None:
         codec.importance.copy_(importance)
     else:
         codec.start_from(fit_klt(latents.float(), importance))
-    uses, snr_db = int(preset.nominal.uses), float(preset.nominal.snr_db)
-    nominal = ConditionRange(uses=(uses,), snrs_db=(snr_db,), blocks=(0,))
+    uses, snr_db = int(world.nominal.uses), float(world.nominal.snr_db)
+    data = TransmissionData(
+        latents=latents,
+        conditions=ConditionRange(uses=(uses,), snrs_db=(snr_db,), blocks=(0,)),
+        batch=options.batch,
+        importance=importance,
+    )
     config = TrainConfig(
         steps=options.steps,
         learning_rate=1e-3,
@@ -60,16 +66,7 @@ def main() -> None:
         checkpoint_every=500,
     )
     with progress_bar("codec") as on_step:
-        fit(
-            codec,
-            importance,
-            latents,
-            nominal,
-            config,
-            options.batch,
-            checkpoint=folder / "resume.pt",
-            on_step=on_step,
-        )
+        fit(codec, data, config, checkpoint=folder / "resume.pt", on_step=on_step)
     save_codec(codec, folder / "model")
 
 

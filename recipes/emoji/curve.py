@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from dekag import presets, zoo
 from dekag.alignment.bundle import load_bundle
 from dekag.alignment.update import apply_update, remove_update
 from dekag.alignment.updates import apply_generation
-from dekag.comparison import SPLITS, draw_references, judges
+from dekag.comparison import draw_references
 from dekag.evaluation.figures import save_figure
 from dekag.evaluation.generation import EDGE_SEED, Drawn, draw, score_generation
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.types import Image
+from dekag.world import load_world, locate
 
 Numbers = dict[str, float | int | None]
 
@@ -46,14 +46,14 @@ def aligned(edge: DiffusersGenerator, source: str) -> Iterator[DiffusersGenerato
     if source.endswith(".pt"):
         generator = apply_update(edge, torch.load(source, weights_only=False))
     else:
-        generator, _ = apply_generation(edge, zoo.locate(source, "bundle"))
+        generator, _ = apply_generation(edge, locate(source, "bundle"))
     yield generator
     remove_update(generator)
 
 
 def size(source: str) -> int | None:
     """Bytes that a bundle draws with."""
-    return None if source.endswith(".pt") else load_bundle(zoo.locate(source, "bundle")).drawn_bytes()
+    return None if source.endswith(".pt") else load_bundle(locate(source, "bundle")).drawn_bytes()
 
 
 def name_of(sources: Sequence[str]) -> str:
@@ -65,11 +65,11 @@ def points(
     methods: Sequence[Sequence[str]], splits: Sequence[str], *, seeds: int, domain: str | None
 ) -> list[Point]:
     """Score every method on every split."""
-    chosen = presets.emoji()
-    edge, known = presets.edge(chosen), judges(chosen)
-    texts = {split: zoo.prompts("emoji", f"{split}:{domain}" if domain else split) for split in splits}
+    chosen = load_world("emoji")
+    edge, known = chosen.edge(), chosen.judges()
+    texts = {split: chosen.prompts(f"{split}:{domain}" if domain else split) for split in splits}
     first = list(range(seeds))
-    references = draw_references(presets.cloud(chosen), texts, first)
+    references = draw_references(chosen.cloud(), texts, first)
     at_edge = [EDGE_SEED + i for i in first]
     drawings: dict[str, dict[str, list[Image]]] = {
         split: {"no_ka": [draw(edge, prompts, at_edge)]} for split, prompts in texts.items()
@@ -139,7 +139,7 @@ def main() -> None:
     )
     parser.add_argument("methods", nargs="*", help="bundles of one method, separated by commas")
     parser.add_argument("--domain", help="prompts of one domain alone")
-    parser.add_argument("--splits", default=",".join(SPLITS))
+    parser.add_argument("--splits", default="compositions,concepts")
     parser.add_argument("--seeds", type=int, default=1, help="drawings of each prompt")
     parser.add_argument("--points", type=Path, nargs="*", default=[], help="points of earlier runs")
     parser.add_argument("--figure", type=Path)

@@ -1,6 +1,6 @@
 """Copy what was trained into the package, in fp16: `python recipes/emoji/export.py --data DATA --runs RUNS`.
 
-Writes the pipelines, judges, codec and prompts below `src/dekag/zoo/weights/emoji`. The bundles are written
+Writes the pipelines, judges, codec and prompts below `src/dekag/world/weights/emoji`. The bundles are written
 there by `dekag align generation` and `dekag align transmission`.
 """
 
@@ -17,7 +17,7 @@ from world import COMPOSITIONS, CORE, HELD_OUT_COMPOSITIONS, Composition, Concep
 
 from dekag.codec import load_codec, save_codec
 
-TARGET = Path(__file__).parents[2] / "src" / "dekag" / "zoo" / "weights" / "emoji"
+TARGET = Path(__file__).parents[2] / "src" / "dekag" / "world" / "weights" / "emoji"
 VALIDATION_EVERY = 9
 """Every ninth `distill` concept is kept from distillation, to choose its settings on."""
 DISTILLED_COMPOSITIONS = 12

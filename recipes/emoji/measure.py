@@ -13,7 +13,7 @@ from world import ART, COMPOSITIONS, CORE, World, caption, render
 from dekag.evaluation.accuracy import score_accuracy
 from dekag.evaluation.judges import Judge, consistency, load_clip, load_dino
 from dekag.evaluation.statistics import mean_interval
-from dekag.zoo import shipped
+from dekag.world import shipped
 
 OTHER = 5
 """Index of another composition: another background, the same placement."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dekag.evaluation.judges import load_clip, load_dino
 from dekag.evaluation.statistics import mean_interval
-from dekag.zoo import shipped
+from dekag.world import shipped
 
 PICTURES = 256
 CAPS_MB = {"cloud": 10, "edge": 7, "autoencoder": 3, "text encoders": 4, "judges": 6}

@@ -19,22 +19,24 @@ from diffusers.models.attention_processor import AttnProcessor
 from export import TARGET
 from progress import progress_bar
 
-from dekag import presets, zoo
 from dekag.alignment.bundle import Quantisation, Setting
-from dekag.alignment.few_steps import FewStepConfig, distil_few_steps
-from dekag.alignment.makd import MakdConfig, OnStep, distil
-from dekag.alignment.method import DistillationData, TrainingRun
+from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.few_steps import distil_few_steps
+from dekag.alignment.makd import distil
+from dekag.alignment.method import DistillationData, OnStep, TrainingRun
 from dekag.alignment.noise import fit_noise_map
 from dekag.alignment.rank import reduce_rank
 from dekag.alignment.rivals import method_config
 from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import save_generation
-from dekag.distillation import NOISE_IMAGES, Extras, Source, cloud_images, tuned, validation
+from dekag.distillation import NOISE_IMAGES, Extras, ImageSource, material, tuned, validation
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.training.run import ALONE, Run
+from dekag.world import load_world
 
 DOMAINS = ("food", "animals", "faces")
-CONFIG = MakdConfig()
-"""The defaults are what ships."""
+CONFIG = MakdConfig(frozen_steps=500, batch=32)
+"""Of the methods that are compared at equal steps."""
 CONFIGS = {
     # what ships: longer, wider, larger batches
     "shipped": replace(CONFIG, rank=10, frozen_steps=3800, joint_rate=3e-3, batch=48),
@@ -88,22 +90,22 @@ def train(name: str, edge: DiffusersGenerator, runs: Path, precision: str) -> Ge
         return update
     method, _, _ = parts_of(name)
     domain = method if method in DOMAINS else None
-    chosen = presets.emoji()
-    source = Source(draws=2, domain=domain)
-    data = cloud_images(chosen, source, resume=runs / "methods" / (domain or ""))
+    chosen = load_world("emoji")
+    source = ImageSource(draws=2, domain=domain)
+    drawn = material(chosen, source, Run(resume=runs / "methods" / (domain or "")))
+    data = drawn.train
     config = training_config(name, precision)
-    check = validation(chosen)
+    check = validation(chosen, edge, drawn, ALONE)
+    assert check is not None
     edge.denoiser.set_attn_processor(AttnProcessor())
     with progress_bar(name, every=200) as bar:
         on_step: OnStep = lambda _, progress: bar(progress)  # noqa: E731
-        pairs = DistillationData(
-            prompts=data.prompts, images=data.images, prior=zoo.prompts(chosen.world, "prior")
-        )
+        pairs = DistillationData(prompts=data.prompts, images=data.images, prior=chosen.prompts("prior"))
         run = TrainingRun(checkpoint=runs / "methods" / name, on_step=on_step)
         update = distil(edge, pairs, config, run)
     update = tuned(update, *check.choose(edge, update, EXTRAS.get(method, Extras())))
     some = data.images[:: max(1, len(data.images) // NOISE_IMAGES)]
-    both = [presets.cloud(chosen).encode(some), edge.encode(some)]
+    both = [chosen.cloud().encode(some), edge.encode(some)]
     update = replace(update, noise_map=fit_noise_map(*both))
     torch.save(update, path)
     return update
@@ -121,7 +123,7 @@ def with_few_steps(
     with progress_bar(f"{name} few steps", every=100) as bar:
         few, sampling = distil_few_steps(
             aligned,
-            zoo.prompts("emoji", "distill"),
+            load_world("emoji").prompts("distill"),
             FEW_STEPS,
             TrainingRun(checkpoint=runs / "methods" / name, on_step=lambda _, progress: bar(progress)),
         )
@@ -171,7 +173,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    edge = presets.edge(presets.emoji())
+    edge = load_world("emoji").edge()
     for name in options.names:
         update = train(name, edge, options.runs, options.precision)
         if name.startswith("shipped"):

@@ -13,10 +13,17 @@ from pathlib import Path
 import torch
 from progress import progress_bar
 
-from dekag import presets
-from dekag.adaptation import CALA_RANGE, align_transmission, edge_latents, transmission_training
-from dekag.alignment.cala import CalaConfig
+from dekag.adaptation import (
+    CALA_RANGE,
+    TransmissionTask,
+    align_transmission,
+    edge_latents,
+    transmission_training,
+)
+from dekag.alignment.config import CalaConfig
+from dekag.training.run import Run
 from dekag.training.transmission import ConditionRange
+from dekag.world import load_world
 
 SIZE = CalaConfig()
 """What ships."""
@@ -53,32 +60,29 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    latents = edge_latents("emoji", draws=options.draws, seed=0, resume=options.runs, on_stage=print)
+    world = load_world("emoji")
+    latents = edge_latents(world, Run(resume=options.runs, on_stage=print), draws=options.draws)
 
     def make(name: str, method: str, size: CalaConfig, conditions: ConditionRange, steps: int) -> None:
         out = options.runs / name
         if out.exists():
             return
+        task = TransmissionTask(
+            method=method,
+            size=size,
+            conditions=conditions,
+            training=transmission_training(method, steps, options.seed, precision=options.precision),
+            batch=options.batch,
+        )
         with progress_bar(name) as on_step:
-            align_transmission(
-                "emoji",
-                latents,
-                size,
-                out,
-                method=method,
-                conditions=conditions,
-                training=transmission_training(method, steps, options.seed, precision=options.precision),
-                batch=options.batch,
-                quantisation="int8",
-                resume=options.runs / f"{name}.resume",
-                on_step=lambda _, progress: on_step(progress),
-            )
+            run = Run(resume=options.runs / f"{name}.resume", on_step=lambda _, progress: on_step(progress))
+            align_transmission(world, latents, task, out, run)
 
     for name in filter(None, options.methods.split(",")):
         size = ABLATIONS.get(name, SIZE)
         make(f"{name}-{options.seed}", "cala" if name in ABLATIONS else name, size, CALA_RANGE, options.steps)
     if options.references:
-        nominal = presets.emoji().nominal
+        nominal = world.nominal
         at_nominal = ConditionRange(uses=(int(nominal.uses),), snrs_db=(float(nominal.snr_db),), blocks=(0,))
         make("full@nominal", "full", SIZE, at_nominal, options.reference_steps)
         for name, conditions in CONDITIONS.items():

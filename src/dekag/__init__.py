@@ -14,11 +14,26 @@ _HOMES = {
     "Condition": "dekag.types",
     "Delivery": "dekag.types",
     "InputError": "dekag.types",
-    "System": "dekag.presets",
-    "load": "dekag.presets",
+    "Model": "dekag.world",
+    "System": "dekag.world",
+    "World": "dekag.world",
+    "deliver": "dekag.link",
+    "load": "dekag.world",
+    "load_world": "dekag.world",
 }
 
-__all__ = ["Condition", "Delivery", "InputError", "System", "__version__", "load"]
+__all__ = [
+    "Condition",
+    "Delivery",
+    "InputError",
+    "Model",
+    "System",
+    "World",
+    "__version__",
+    "deliver",
+    "load",
+    "load_world",
+]
 
 
 def __getattr__(name: str) -> object:

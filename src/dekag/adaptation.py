@@ -1,20 +1,27 @@
-"""T-KA from end to end: what the aligned edge draws, and CALA or a rival of it on the preset's codec."""
+"""T-KA from end to end: what the aligned edge draws, and CALA or a rival of it on the world's codec."""
 
-from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from dekag import presets, zoo
+from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.bundle import Bundle, Quantisation, Setting
-from dekag.alignment.cala import CalaConfig
 from dekag.alignment.codec_rivals import adapt
-from dekag.alignment.updates import apply_generation, save_transmission
-from dekag.codec import JsccCodec, TrainedRange, load_codec, save_codec
+from dekag.alignment.config import CalaConfig
+from dekag.alignment.updates import save_transmission
+from dekag.codec import TrainedRange, save_codec
 from dekag.distillation import DISTIL_SEEDS, kept
-from dekag.training.loop import Progress, TrainConfig
+from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
-from dekag.training.transmission import FAST, ConditionRange
+from dekag.training.run import ALONE, Run
+from dekag.training.transmission import FAST, ConditionRange, TransmissionData
 from dekag.types import Latent
+from dekag.world import World
 
+RATES = (1 / 8, 1 / 4, 1 / 2, 1)
+"""Shares of a codec's highest rate that an update is trained at."""
+FEWEST_USES = 32
+"""What eight blocks with pilots fill."""
 CALA_RANGE = ConditionRange(
     uses=(64, 128, 256, 512),
     snrs_db=tuple(2.5 * step - 5 for step in range(11)),
@@ -26,22 +33,32 @@ CALA_RANGE = ConditionRange(
 LEARNING_RATE = 3e-3
 
 
-def edge_latents(
-    preset: str, *, draws: int, seed: int, resume: Path | None, on_stage: Callable[[str], None]
-) -> Latent:
-    """What the aligned edge draws for the distillation prompts, each `draws` times: a codec's training data."""
-    chosen = presets.preset(preset)
-    prompts = zoo.prompts(presets.named(chosen.world, "world"), "distill")
+def edge_latents(world: World, run: Run, *, draws: int = 2, seed: int = 0) -> Latent:
+    """What the edge draws for the distillation prompts, each `draws` times: a codec's training data.
+
+    The edge carries the world's update where there is one, as the latents that are really sent are its.
+    """
+    prompts = world.prompts("distill")
 
     def draw_all() -> Latent:
-        edge, _ = apply_generation(presets.edge(chosen), presets.folder(chosen.makd, "bundle"))
+        edge = (
+            world.aligned_edge(device=run.device)[0]
+            if "generation" in world.updates
+            else world.edge(device=run.device)
+        )
         seeds = [
             DISTIL_SEEDS + 10_000 * (seed + draw) + i for draw in range(draws) for i in range(len(prompts))
         ]
-        return edge(prompts * draws, seeds=seeds).half()
+        return edge(prompts * draws, seeds=seeds).half().cpu()
 
-    on_stage(f"edge draws {draws * len(prompts)} latents")
-    return from_main(lambda: kept(resume, "edge", draw_all))
+    run.on_stage(f"edge draws {draws * len(prompts)} latents")
+    return from_main(lambda: kept(run.resume, "edge", draw_all))
+
+
+def conditions_of(max_uses: int) -> ConditionRange:
+    """The range that updates are trained over, for a codec of that highest rate; of 512 it is CALA_RANGE."""
+    uses = sorted({max(min(FEWEST_USES, max_uses), round(rate * max_uses)) for rate in RATES})
+    return replace(CALA_RANGE, uses=tuple(uses))
 
 
 def transmission_training(method: str, steps: int, seed: int, *, precision: str = "no") -> TrainConfig:
@@ -73,48 +90,51 @@ def trained_range(conditions: ConditionRange) -> TrainedRange:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransmissionTask:
+    """What is to be learned: CALA or a rival by name, of that size, over a range of conditions, and how it travels.
+
+    conditions: that of `conditions_of` the codec's highest rate if None.
+    """
+
+    method: str = "cala"
+    size: CalaConfig = field(default_factory=CalaConfig)
+    conditions: ConditionRange | None = None
+    training: TrainConfig
+    batch: int = 32
+    quantisation: Quantisation = "int8"
+
+
 def align_transmission(
-    preset: str,
-    latents: Latent,
-    size: CalaConfig,
-    out: Path,
-    *,
-    method: str = "cala",
-    conditions: ConditionRange = CALA_RANGE,
-    training: TrainConfig,
-    batch: int,
-    quantisation: Quantisation,
-    resume: Path | None,
-    on_step: Callable[[str, Progress], None],
+    world: World, latents: Latent, task: TransmissionTask, out: Path, run: Run = ALONE
 ) -> Bundle | None:
-    """CALA, or a rival of it by name, on the preset's codec.
+    """CALA, or a rival of it by name, on the world's codec.
 
     Writes a bundle, or for `full`, which is no update, a codec.
     """
-    codec = load_codec(presets.folder(presets.preset(preset).codec, "codec"))
+    codec, training = world.codec(), task.training
+    conditions = task.conditions or conditions_of(codec.max_uses)
     adapted = adapt(
-        method,
+        task.method,
         codec,
-        latents,
-        conditions,
-        size,
+        TransmissionData(latents=latents, conditions=conditions, batch=task.batch),
+        task.size,
         training,
-        batch=batch,
-        checkpoint=None if resume is None else resume / f"{method}.pt",
-        on_step=lambda progress: on_step(method, progress),
+        checkpoint=run.kept(task.method),
+        on_step=partial(run.on_step, task.method),
     )
-    if isinstance(adapted, JsccCodec):
+    if not isinstance(adapted, AdaptedCodec):
         from_main(lambda: save_codec(adapted, out))
         return None
     settings: dict[str, Setting] = {
-        "method": method,
+        "method": task.method,
         "steps": training.steps,
-        "batch": batch,
+        "batch": task.batch,
         "seed": training.seed,
         "learning_rate": training.learning_rate,
         "precision": training.precision,
         **trained_range(conditions).to_settings(),
     }
     return from_main(
-        lambda: save_transmission(out, adapted, codec, settings=settings, quantisation=quantisation)
+        lambda: save_transmission(out, adapted, codec, settings=settings, quantisation=task.quantisation)
     )

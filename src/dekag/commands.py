@@ -1,4 +1,4 @@
-"""What the commands of the command line do; each takes plain values and returns numbers or a bundle."""
+"""What the commands of the command line do; each takes a world and plain values and returns numbers or a bundle."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from dekag import presets, zoo
 from dekag.alignment.bundle import Quantisation
-from dekag.alignment.updates import apply_generation
 from dekag.channel import ChannelSettings, named_channel
 from dekag.data.prompts import read_prompts
 from dekag.evaluation.accuracy import score_accuracy
 from dekag.evaluation.figures import contact_sheet, save_figure
 from dekag.evaluation.generation import EDGE_SEED, draw
-from dekag.evaluation.judges import load_clip
+from dekag.evaluation.judges import ClipJudge
 from dekag.evaluation.metrics import psnr_db
 from dekag.evaluation.statistics import Mean
-from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
+from dekag.generation.diffusers import DiffusersGenerator
 from dekag.output import staged, write_images, write_json
 from dekag.types import Channel, Condition, Delivery, InputError
 from dekag.units import cbr_to_uses
+from dekag.world import World
+from dekag.world.shipped import shown
 
 Stage = Callable[[str], None]
 
@@ -46,29 +46,31 @@ def parse_quantisation(text: str) -> Quantisation:
     return names[text]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GenerateTask:
+    """Every prompt of a file with every seed, with the world's update or without."""
+
+    prompts_file: Path
+    seeds: Sequence[int]
+    align: bool
+
+
 def generate(
-    model: str,
-    bundle: str | None,
-    prompts_file: Path,
-    seeds: Sequence[int],
-    out: Path,
-    *,
-    steps: int | None,
-    guidance: float | None,
-    device: str | torch.device,
-    on_stage: Stage,
+    world: World, task: GenerateTask, out: Path, *, device: str | torch.device, on_stage: Stage
 ) -> dict[str, Any]:
-    """Draw every prompt with every seed into a folder; returns what index.json says."""
-    prompts = read_prompts(prompts_file)
+    """Draw prompts at the world's edge into a folder; returns what index.json says."""
+    prompts, seeds = read_prompts(task.prompts_file), task.seeds
     on_stage("load")
-    generator = _generator(model, steps=steps, guidance=guidance, device=device)
     bundle_id = None
-    if bundle is not None:
-        generator, loaded = apply_generation(generator, zoo.locate(bundle, "bundle"))
-        bundle_id = loaded.id
+    if task.align:
+        generator, bundle = world.aligned_edge(device=device)
+        bundle_id = bundle.id
+    else:
+        generator = world.edge(device=device)
     names = [f"{line:04d}_seed{seed}.png" for line in range(len(prompts)) for seed in seeds]
     index = {
-        "model": model,
+        "world": world.name,
+        "model": model_name(world),
         "bundle": bundle_id,
         "sampling": {k: v for k, v in asdict(generator.sampling).items() if k != "batch"},
         "images": [
@@ -83,45 +85,73 @@ def generate(
     return index
 
 
+def model_name(world: World) -> str:
+    """The world's edge as an index tells it."""
+    source = world.edge_model.source
+    return "a pipeline in memory" if isinstance(source, DiffusersGenerator) else shown(source)
+
+
 @dataclass(frozen=True, kw_only=True)
-class NamedLink:
-    """The channel that a user named and the condition of one image over it."""
+class Transmission:
+    """A channel and the condition of one image over it."""
 
     channel: Channel
     condition: Condition
 
 
-def named_link(
-    preset: str, settings: ChannelSettings, *, uses: int | None, cbr: float | None, snr_db: float
-) -> NamedLink:
-    """Channel and condition from what a user types; the rate is given as uses or as CBR, not both."""
-    if uses is not None and cbr is not None:
-        raise InputError("give the rate as --uses or as --cbr, not as both")
-    if cbr is not None:
-        if not math.isfinite(cbr) or cbr <= 0:
-            raise InputError(f"the channel bandwidth ratio must be a positive number, got {cbr}")
-        side = presets.preset(preset).pixels
-        uses = int(cbr_to_uses(torch.tensor(cbr, dtype=torch.float64), side, side))
-    elif uses is None:
-        uses = int(presets.preset(preset).nominal.uses)
-    named = named_channel(settings)
-    return NamedLink(channel=named.channel, condition=named.condition(uses, snr_db))
+@dataclass(frozen=True, kw_only=True)
+class TransmissionSettings:
+    """A channel as a user names it, an SNR, and a rate: as channel uses, as channel bandwidth ratio, or the world's."""
+
+    channel: ChannelSettings
+    snr_db: float = 10.0
+    uses: int | None = None
+    cbr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.uses is not None and self.cbr is not None:
+            raise InputError("give the rate as uses or as cbr, not as both")
+        if self.cbr is not None and not (math.isfinite(self.cbr) and self.cbr > 0):
+            raise InputError(f"the channel bandwidth ratio must be a positive number, got {self.cbr}")
+
+    def for_world(self, world: World) -> Transmission:
+        """Channel and condition for the pictures of a world."""
+        named = named_channel(self.channel)
+        return Transmission(channel=named.channel, condition=named.condition(self._uses(world), self.snr_db))
+
+    def _uses(self, world: World) -> int:
+        if self.cbr is not None:
+            side = world.side
+            return int(cbr_to_uses(torch.tensor(self.cbr, dtype=torch.float64), side, side))
+        return int(world.nominal.uses) if self.uses is None else self.uses
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliverTask:
+    """Prompts to draw with seeds counted from `seed`, over a transmission, with the world's updates or without."""
+
+    prompts: Sequence[str]
+    transmission: Transmission
+    align: bool = True
+    seed: int = 0
 
 
 def deliver(
-    preset: str, prompts: list[str], chosen: NamedLink, out: Path, *, ka: bool, seed: int, on_stage: Stage
+    world: World, task: DeliverTask, out: Path, *, device: str | torch.device = "cpu", on_stage: Stage
 ) -> dict[str, Any]:
     """Deliver prompts, write the received images and report.json; returns the report."""
     on_stage("load")
-    system = presets.load(preset, align=ka)
-    system = replace(system, link=replace(system.link, channel=chosen.channel))
+    system = world.system(align=task.align, device=device)
+    system = replace(system, link=replace(system.link, channel=task.transmission.channel))
     with staged(out) as folder:
         on_stage("send")
-        seeds = [seed + number for number in range(len(prompts))]
-        delivery = system.deliver(prompts, chosen.condition, seeds=seeds, channel_seed=seed)
+        seeds = [task.seed + number for number in range(len(task.prompts))]
+        delivery = system.deliver(
+            task.prompts, task.transmission.condition, seeds=seeds, channel_seed=task.seed
+        )
         names = [f"{number:04d}_seed{s}.png" for number, s in enumerate(seeds)]
         write_images(folder, names, delivery.image)
-        report = delivery_json(delivery, names)
+        report = {"world": world.name, **delivery_json(delivery, names)}
         write_json(folder / "report.json", report)
     return report
 
@@ -146,43 +176,29 @@ def delivery_json(delivery: Delivery, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class AccuracyTask:
+    """So many prompts of the world's split `accuracy`, and a contact sheet to write, if any."""
+
+    prompts: int = 113
+    sheet: Path | None = None
+    seed: int = 0
+
+
 def evaluate_accuracy(
-    model: str,
-    preset: str,
-    *,
-    prompts: int,
-    sheet: Path | None,
-    seed: int,
-    device: str | torch.device,
-    on_stage: Stage,
+    world: World, task: AccuracyTask, *, device: str | torch.device, on_stage: Stage
 ) -> Mean:
-    """Concept accuracy of a model on training concepts with new seeds; optionally a contact sheet."""
-    chosen = presets.preset(preset)
-    clip = load_clip(presets.folder(chosen.clip, "judge"), device=device)
-    texts = _prompts(chosen, "accuracy")[:prompts]
-    if len(texts) < prompts:
-        raise InputError(f"{chosen.world} has {len(texts)} prompts for accuracy, {prompts} were asked for")
+    """Concept accuracy of a world's edge on training concepts with new seeds, under its judge that reads."""
+    texts = world.prompts("accuracy")[: task.prompts]
+    if len(texts) < task.prompts:
+        raise InputError(
+            f"the world {world.name} has {len(texts)} prompts for accuracy, {task.prompts} were asked for"
+        )
+    readers = [judge for judge in world.judges(device=device).values() if isinstance(judge, ClipJudge)]
+    if not readers:
+        raise InputError(f"accuracy needs a judge that reads, as CLIP; the world {world.name} has none")
     on_stage("draw")
-    generator = _generator(model, steps=None, guidance=None, device=device)
-    images = draw(generator, texts, [EDGE_SEED + seed])
-    if sheet is not None:
-        save_figure(contact_sheet(images[:64], texts[:64]), sheet)
-    return score_accuracy(clip, images, texts, seeds=1, seed=seed)
-
-
-def _prompts(chosen: presets.Preset, split: str) -> list[str]:
-    """The prompts of one split of a preset's world."""
-    return zoo.prompts(presets.named(chosen.world, "world"), split)
-
-
-def _generator(
-    model: str, *, steps: int | None, guidance: float | None, device: str | torch.device
-) -> DiffusersGenerator:
-    """A model by name; the shipped ones come with their preset's sampling."""
-    shipped = model in zoo.SHIPPED
-    sampling = presets.preset(model.split("/")[0]).sampling if shipped else Sampling()
-    if steps is not None:
-        sampling = replace(sampling, steps=steps)
-    if guidance is not None:
-        sampling = replace(sampling, guidance=guidance)
-    return load_generator(zoo.locate(model, "pipeline"), sampling=sampling, device=device)
+    images = draw(world.edge(device=device), texts, [EDGE_SEED + task.seed])
+    if task.sheet is not None:
+        save_figure(contact_sheet(images[:64], texts[:64]), task.sheet)
+    return score_accuracy(readers[0], images, texts, seeds=1, seed=task.seed)

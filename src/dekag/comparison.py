@@ -1,16 +1,17 @@
 """Methods compared on held-out prompts: who draws, and what each of them drew."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dekag import presets, zoo
 from dekag.alignment.bundle import load_bundle
 from dekag.alignment.update import remove_update
 from dekag.alignment.updates import apply_generation
+from dekag.data.pictures import PictureSet
 from dekag.evaluation.generation import (
     CEILING_SEED,
     EDGE_SEED,
@@ -18,102 +19,111 @@ from dekag.evaluation.generation import (
     GenerationScores,
     score_generation,
 )
-from dekag.evaluation.judges import Judge, load_clip, load_dino, load_imagenet
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.presets import Arm, Preset
 from dekag.types import Image, InputError
+from dekag.world import Cloud, DrawingMethod, World, locate
 
-SPLITS = ("compositions", "concepts")
 Noise = Literal["own", "shared"]
 """Whether the edge draws from noise of its own or from the cloud's, mapped to its latents."""
+OnStage = Callable[[str], None]
+NO_KA = "no_ka"
+"""The edge as it is."""
+_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
-def arms(chosen: Preset, methods: Sequence[str], bundle: str | None = None) -> dict[str, Arm]:
-    """The arms of some methods of a preset, `all` for all that it ships; `bundle` takes the place of its MAKD.
+def drawing_methods(world: World, names: Sequence[str]) -> dict[str, DrawingMethod]:
+    """Ways to draw at a world's edge by name, `all` for all that it has; `makd` is the world's own update.
 
     Raises InputError for an unknown method.
     """
-    known = {"makd": Arm(bundles=(bundle or presets.named(chosen.makd, "bundle"),)), **chosen.rivals}
-    if tuple(methods) == ("all",):
-        return {"no_ka": Arm(), **known}
-    if unknown := [name for name in methods if name not in known]:
+    if NO_KA in names:
+        raise InputError(f"{NO_KA} is always compared; name the methods beside it")
+    known = {"makd": DrawingMethod(bundles=(world.update("generation"),)), **world.methods}
+    if tuple(names) == ("all",):
+        return {NO_KA: DrawingMethod(), **known}
+    if unknown := [name for name in names if name not in known]:
         raise InputError(f"unknown method {unknown[0]!r}; known are all, {', '.join(known)}")
-    return {"no_ka": Arm(), **{name: known[name] for name in methods}}
+    return {NO_KA: DrawingMethod(), **{name: known[name] for name in names}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What the cloud drew for the prompts of a split, and drew again with other seeds."""
+    """What the cloud drew for the prompts of a split, and drew again with other seeds, where it can draw."""
 
     cloud: Image
-    ceiling: Image
+    ceiling: Image | None
 
 
 def draw_references(
-    cloud: DiffusersGenerator, texts: Mapping[str, Sequence[str]], seeds: Sequence[int]
+    cloud: Cloud, texts: Mapping[str, Sequence[str]], seeds: Sequence[int]
 ) -> dict[str, Reference]:
-    """The cloud's drawings of every split."""
+    """The cloud's drawings of every split; of a cloud that is a set of pictures, there is no second drawing."""
     other = [CEILING_SEED + seed for seed in seeds]
+    again = not isinstance(cloud, PictureSet)
     return {
-        split: Reference(cloud=_images(cloud, prompts, seeds), ceiling=_images(cloud, prompts, other))
+        split: Reference(
+            cloud=_images(cloud, prompts, seeds), ceiling=_images(cloud, prompts, other) if again else None
+        )
         for split, prompts in texts.items()
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What was drawn for some prompts; latents are those of each arm's first bundle."""
+    """What was drawn for some prompts; latents are those of each method's first bundle."""
 
     drawn: Drawn
     latents: Mapping[str, Tensor]
 
 
-def compare(
-    cloud: DiffusersGenerator,
-    edge: DiffusersGenerator,
-    arms_of: Mapping[str, Arm],
-    texts: Mapping[str, Sequence[str]],
-    *,
-    seeds: int,
-    seed: int = 0,
-    noise: Noise = "own",
-    noise_from: str | None = None,
-    references: Mapping[str, Reference] | None = None,
-    on_stage: Callable[[str], None] = lambda _: None,
-) -> dict[str, Compared]:
-    """Draw every split's prompts, each with several seeds, at the cloud and with every arm at the edge.
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How every method draws: `seeds` pictures of each prompt, counted from `seed`.
 
-    With shared noise every arm, that without KA too, starts from the cloud's noise by the map of `noise_from`.
-    `references` are the cloud's drawings, if they were made before.
+    noise_map: of the cloud's initial noise; with it every method, that without KA too, starts from the cloud's noise.
     """
-    first = [seed + i for i in range(seeds)]
-    at_edge = [EDGE_SEED + i for i in first] if noise == "own" else first
-    if references is None:
-        on_stage("cloud draws")
-        references = draw_references(cloud, texts, first)
-    noise_map = None
-    if noise == "shared":
-        noise_map = load_bundle(zoo.locate(noise_from or "", "bundle")).noise_map()
-        if noise_map is None:
-            raise InputError(f"bundle {noise_from} has no noise map; make one with dekag align generation")
+
+    seeds: int = 2
+    seed: int = 0
+    noise_map: Tensor | None = None
+
+    @property
+    def at_cloud(self) -> list[int]:
+        """The cloud's seeds."""
+        return [self.seed + i for i in range(self.seeds)]
+
+    @property
+    def at_edge(self) -> list[int]:
+        """The edge's seeds: its own, or the cloud's where the noise is shared."""
+        return self.at_cloud if self.noise_map is not None else [EDGE_SEED + i for i in self.at_cloud]
+
+
+def compare(
+    edge: DiffusersGenerator,
+    methods: Mapping[str, DrawingMethod],
+    texts: Mapping[str, Sequence[str]],
+    references: Mapping[str, Reference],
+    drawing: Drawing,
+    *,
+    on_stage: OnStage = lambda _: None,
+) -> dict[str, Compared]:
+    """Draw every split's prompts with every method at the edge, beside what the cloud drew for them."""
     pictures: dict[str, dict[str, list[Image]]] = {s: {} for s in texts}
     latents: dict[str, dict[str, Tensor]] = {s: {} for s in texts}
-    for name, arm in arms_of.items():
-        for bundle in arm.bundles or (None,):
+    for name, method in methods.items():
+        for bundle in method.bundles or (None,):
             on_stage(f"edge draws, {name}")
-            generator = edge if bundle is None else _aligned(edge, bundle, arm)
-            own = replace(generator, noise_map=noise_map)
+            generator = edge if bundle is None else _aligned(edge, bundle, method)
             for split, prompts in texts.items():
-                said = [text + arm.words for text in prompts for _ in at_edge]
-                drawn = own(said, seeds=at_edge * len(prompts))
+                drawn = _drawn(replace(generator, noise_map=drawing.noise_map), prompts, method, drawing)
                 latents[split].setdefault(name, drawn)
-                pictures[split].setdefault(name, []).append(own.decode(drawn).cpu())
+                pictures[split].setdefault(name, []).append(generator.decode(drawn).cpu())
             if bundle is not None:
                 remove_update(generator)
     return {
         split: Compared(
             drawn=Drawn(
-                prompts=torch.arange(len(prompts)).repeat_interleave(seeds),
+                prompts=torch.arange(len(prompts)).repeat_interleave(drawing.seeds),
                 cloud=references[split].cloud,
                 ceiling=references[split].ceiling,
                 arms=pictures[split],
@@ -124,37 +134,57 @@ def compare(
     }
 
 
-def judges(chosen: Preset, *, third: bool = False, device: str | torch.device = "cpu") -> dict[str, Judge]:
-    """The preset's judges by name; `third` adds the ImageNet network, which nobody here trained."""
-    pair: dict[str, Judge] = {
-        "dino": load_dino(presets.folder(chosen.dino, "judge"), device=device),
-        "clip": load_clip(presets.folder(chosen.clip, "judge"), device=device),
-    }
-    return {**pair, "imagenet": load_imagenet(device=device)} if third else pair
+def _drawn(
+    generator: DiffusersGenerator, prompts: Sequence[str], method: DrawingMethod, drawing: Drawing
+) -> Tensor:
+    """Latents of every prompt with every seed, prompt by prompt."""
+    texts = [text + method.words for text in prompts for _ in drawing.at_edge]
+    return generator(texts, seeds=drawing.at_edge * len(prompts))
 
 
-def bundle_bytes(arms_of: Mapping[str, Arm]) -> dict[str, int]:
-    """Bytes of the low-rank and metaword files of each arm's first bundle that it draws with."""
+def noise_map(bundle: Path) -> Tensor:
+    """The map of shared noise that a bundle carries. Raises InputError if it has none."""
+    found = load_bundle(bundle).noise_map()
+    if found is None:
+        raise InputError(
+            f"bundle {bundle} has no noise map: it was made without the cloud that drew its images"
+        )
+    return found
 
-    def size(arm: Arm) -> int:
-        if not arm.bundles:
-            return len(arm.words)
-        return load_bundle(zoo.locate(arm.bundles[0], "bundle")).drawn_bytes(few_steps=arm.few_steps)
 
-    return {name: size(arm) for name, arm in arms_of.items()}
+def bundle_bytes(methods: Mapping[str, DrawingMethod]) -> dict[str, int]:
+    """Bytes of the low-rank and metaword files of each method's first bundle that it draws with."""
+
+    def size(method: DrawingMethod) -> int:
+        if not method.bundles:
+            return len(method.words)
+        return load_bundle(locate(method.bundles[0], "bundle")).drawn_bytes(few_steps=method.few_steps)
+
+    return {name: size(method) for name, method in methods.items()}
+
+
+def weight_bytes(folder: Path) -> int | None:
+    """Bytes of a pipeline's denoiser and text encoders as they are stored: what an update adds to; None if not here."""
+    sizes = [file.stat().st_size for part in _PARTS for file in folder.glob(f"{part}/*.safetensors")]
+    return sum(sizes) if sizes else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Scores by noise and split, and what every method sends: bytes of its bundle as a packed file."""
+    """Scores by noise and split, and what every method sends: bytes of its bundle as a packed file.
 
+    edge_bytes: of the edge's weights, None if they are not in a folder here.
+    """
+
+    world: str
     scores: Mapping[Noise, Mapping[str, GenerationScores]]
     update_bytes: Mapping[str, int]
-    edge_bytes: int
+    edge_bytes: int | None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {
+            "world": self.world,
             **{
                 noise: {split: scores_json(s) for split, s in by_split.items()}
                 for noise, by_split in self.scores.items()
@@ -165,7 +195,7 @@ class Report:
 
 
 def scores_json(scores: GenerationScores) -> dict[str, Any]:
-    """Scores of one split as JSON values, arm by arm."""
+    """Scores of one split as JSON values, method by method; what needs a ceiling is absent where there is none."""
     rows: dict[str, Any] = {}
     for arm, by_judge in scores.consistency.items():
         rows[arm] = {"consistency": {judge: mean.to_json() for judge, mean in by_judge.items()}}
@@ -182,65 +212,66 @@ def scores_json(scores: GenerationScores) -> dict[str, Any]:
     return rows
 
 
-def evaluate(
-    chosen: Preset,
-    methods: Sequence[str] = ("makd",),
-    *,
-    bundle: str | None = None,
-    prompts: int = 100,
-    seeds: int = 2,
-    seed: int = 0,
-    noises: Sequence[Noise] = ("own",),
-    third: bool = False,
-    device: str | torch.device = "cpu",
-    on_stage: Callable[[str], None] = lambda _: None,
-) -> Report:
-    """Consistency of some methods on both held-out splits.
+@dataclass(frozen=True, kw_only=True)
+class GenerationEvaluation:
+    """What is measured: methods by name, so many prompts of each reported split, drawn with so many seeds.
 
-    `bundle` takes the place of the preset's MAKD; `third` asks the ImageNet judge as well. With shared noise only the
-    first training seed of each method draws.
+    independent: ask the world's independent judges as well. With shared noise only the first training seed of each
+    method draws.
     """
-    cloud, edge = presets.cloud(chosen, device=device), presets.edge(chosen, device=device)
-    known, compared = judges(chosen, third=third, device=device), arms(chosen, methods, bundle)
-    # a bundle that is missing is found before anything is drawn
-    for arm in compared.values():
-        for name in arm.bundles:
-            load_bundle(zoo.locate(name, "bundle"))
-    world = presets.named(chosen.world, "world")
-    texts = {split: zoo.prompts(world, split)[:prompts] for split in SPLITS}
+
+    methods: Sequence[str] = ("makd",)
+    prompts: int = 100
+    drawing: Drawing = field(default_factory=Drawing)
+    noises: Sequence[Noise] = ("own",)
+    independent: bool = False
+
+
+def evaluate(
+    world: World,
+    wanted: GenerationEvaluation,
+    *,
+    device: str | torch.device = "cpu",
+    on_stage: OnStage = lambda _: None,
+) -> Report:
+    """Consistency of some methods on the world's reported splits. What is missing is found before anything is drawn."""
+    methods = drawing_methods(world, wanted.methods)
+    for bundle in (bundle for method in methods.values() for bundle in method.bundles):
+        load_bundle(locate(bundle, "bundle"))
+    texts = world.reported_prompts(wanted.prompts)
+    shared = noise_map(world.update("generation")) if "shared" in wanted.noises else None
+    judges = world.judges(independent=wanted.independent, device=device)
+    edge = world.edge(device=device)
     on_stage("cloud draws")
-    references = draw_references(cloud, texts, [seed + i for i in range(seeds)])
+    references = draw_references(world.reference(device=device), texts, wanted.drawing.at_cloud)
     scores: dict[Noise, dict[str, GenerationScores]] = {}
-    for noise in noises:
-        found = compare(
-            cloud,
-            edge,
-            compared if noise == "own" else _first_seeds(compared),
-            texts,
-            seeds=seeds,
-            seed=seed,
-            noise=noise,
-            noise_from=bundle or chosen.makd,
-            references=references,
-            on_stage=on_stage,
-        )
+    for noise in wanted.noises:
+        drawing = wanted.drawing if noise == "own" else replace(wanted.drawing, noise_map=shared)
+        drawn_with = methods if noise == "own" else _first_seeds(methods)
+        found = compare(edge, drawn_with, texts, references, drawing, on_stage=on_stage)
         on_stage("judge")
-        scores[noise] = {s: score_generation(c.drawn, known, seed=seed) for s, c in found.items()}
+        seed = wanted.drawing.seed
+        scores[noise] = {s: score_generation(c.drawn, judges, seed=seed) for s, c in found.items()}
+    source = world.edge_model.source
+    folder = locate(source, "pipeline") if isinstance(source, str | Path) else ""
     return Report(
-        scores=scores, update_bytes=bundle_bytes(compared), edge_bytes=zoo.weight_bytes(chosen.edge)
+        world=world.name,
+        scores=scores,
+        update_bytes=bundle_bytes(methods),
+        edge_bytes=weight_bytes(Path(folder)) if folder else None,
     )
 
 
-def _first_seeds(arms_of: Mapping[str, Arm]) -> dict[str, Arm]:
-    """The arms with one training seed each."""
-    return {name: replace(arm, bundles=arm.bundles[:1]) for name, arm in arms_of.items()}
+def _first_seeds(methods: Mapping[str, DrawingMethod]) -> dict[str, DrawingMethod]:
+    """The methods with one training seed each."""
+    return {name: replace(method, bundles=method.bundles[:1]) for name, method in methods.items()}
 
 
-def _images(cloud: DiffusersGenerator, prompts: Sequence[str], seeds: Sequence[int]) -> Image:
+def _images(cloud: Cloud, prompts: Sequence[str], seeds: Sequence[int]) -> Image:
     texts = [prompt for prompt in prompts for _ in seeds]
     return cloud.images(texts, seeds=list(seeds) * len(prompts))
 
 
-def _aligned(edge: DiffusersGenerator, bundle: str, arm: Arm) -> DiffusersGenerator:
-    generator, _ = apply_generation(edge, zoo.locate(bundle, "bundle"), few_steps=arm.few_steps)
+def _aligned(edge: DiffusersGenerator, bundle: str | Path, method: DrawingMethod) -> DiffusersGenerator:
+    generator, _ = apply_generation(edge, locate(bundle, "bundle"), few_steps=method.few_steps)
     return generator

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen
 from typing_extensions import Doc
 
-from dekag.types import InputError
+from dekag.errors import InputError
 
 Bound = Ge | Gt | Le | Lt | MinLen | MaxLen
 """Limits of a number, or of the length of a text; None is within all of them."""

@@ -12,27 +12,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dekag import presets
 from dekag.alignment.bundle import Bundle, load_bundle
 from dekag.alignment.updates import apply_transmission
 from dekag.channel import BlockFading
-from dekag.codec import load_codec
-from dekag.comparison import SPLITS, arms, compare, judges, scores_json
+from dekag.comparison import NO_KA, Drawing, compare, draw_references, drawing_methods, scores_json
 from dekag.evaluation.generation import Drawn, GenerationScores, score_generation
-from dekag.evaluation.grid import SMALL
+from dekag.evaluation.grid import SMALL, Grid
+from dekag.evaluation.judges import Judge
 from dekag.evaluation.statistics import Mean, mean_interval
 from dekag.evaluation.transmission import TransmissionScores, score_transmission, transmit
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.images import png_bytes
-from dekag.presets import Preset
 from dekag.types import Codec, Condition, InputError
-from dekag.zoo import prompts
+from dekag.world import Cloud, World
 
 Pictures = Float[Tensor, "_ 3 _ _"]
 Latents = Float[Tensor, "_ _ _ _"]
 """As Image and Latent, of any number: the splits differ in size."""
-SHOWN = Condition(uses=256, snr_db=5.0)
-"""The transmission that the picture shows."""
+SHOWN_SNR_DB = 5.0
+"""SNR of the transmission that the picture shows, at half the codec's highest rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +52,10 @@ class DemoConfig:
 class Demo:
     """What the demonstration found; `seconds` by stage is all that differs between two runs."""
 
+    world: str
     generation: dict[str, GenerationScores]
     transmission: TransmissionScores
+    grid: Grid
     traffic: dict[str, Any]
     rows: list[tuple[str, Pictures]]
     columns: list[str]
@@ -65,6 +65,7 @@ class Demo:
     def report(self) -> dict[str, Any]:
         """The contents of report.json."""
         return {
+            "world": self.world,
             "generation": generation_json(self.generation),
             "transmission": transmission_json(self.transmission),
             "traffic": self.traffic,
@@ -75,46 +76,77 @@ class Demo:
         }
 
 
-def run_demo(chosen: Preset, config: DemoConfig, *, on_stage: Callable[[str], None] = print) -> Demo:
-    """Measure a preset without and with alignment on its held-out prompts."""
+def run_demo(world: World, config: DemoConfig, *, on_stage: Callable[[str], None] = print) -> Demo:
+    """Measure a world without and with alignment on its reported prompts."""
     clock: dict[str, float] = {}
     with _stage("load", clock, on_stage):
-        cloud, edge = presets.cloud(chosen), presets.edge(chosen)
-        codec = load_codec(presets.folder(chosen.codec, "codec"))
-        known = judges(chosen)
-        world = presets.named(chosen.world, "world")
-        texts = {split: prompts(world, split)[: config.prompts] for split in SPLITS}
+        parts = _load(world, config)
+    texts, drawing = parts.texts, Drawing(seeds=config.seeds, seed=config.seed)
     with _stage("draw", clock, on_stage):
-        compared = compare(
-            cloud,
-            edge,
-            arms(chosen, ["makd"], chosen.makd),
-            texts,
-            seeds=config.seeds,
-            seed=config.seed,
-            on_stage=on_stage,
-        )
+        methods = drawing_methods(world, ["makd"])
+        on_stage("cloud draws")
+        references = draw_references(parts.cloud, texts, drawing.at_cloud)
+        compared = compare(parts.edge, methods, texts, references, drawing, on_stage=on_stage)
     drawn = {split: of.drawn for split, of in compared.items()}
     latents = {split: of.latents["makd"][:: config.seeds] for split, of in compared.items()}
-    bundle = load_bundle(presets.folder(chosen.makd, "bundle"))
     with _stage("judge", clock, on_stage):
-        generation = {s: score_generation(d, known, seed=config.seed) for s, d in drawn.items()}
+        generation = {s: score_generation(d, parts.judges, seed=config.seed) for s, d in drawn.items()}
     with _stage("transmit", clock, on_stage):
-        adapted, t_bundle = apply_transmission(codec, presets.folder(chosen.cala, "bundle"))
-        codecs: dict[str, Codec] = {"no_ka": codec, "cala": adapted}
-        sent = torch.cat([latents[split][: config.sent] for split in SPLITS])
-        conditions = {point.name: point.condition for point in SMALL.points()}
-        transmission = score_transmission(codecs, BlockFading(), edge, sent, conditions, seed=config.seed)
-    rows, columns = _picture(drawn, latents, texts, codecs, edge, config)
+        sent = torch.cat([of_split[: config.sent] for of_split in latents.values()])
+        conditions = {point.name: point.condition for point in parts.grid.points()}
+        transmission = score_transmission(
+            parts.codecs, BlockFading(), parts.edge, sent, conditions, seed=config.seed
+        )
     return Demo(
+        world=world.name,
         generation=generation,
         transmission=transmission,
-        traffic=_traffic(edge.decode(sent), texts, (bundle, t_bundle)),
-        rows=rows,
-        columns=columns,
+        traffic=_traffic(parts.edge.decode(sent), parts),
+        grid=parts.grid,
+        rows=_picture(drawn, latents, parts, config),
+        columns=[text for prompts in texts.values() for text in prompts[:4]],
         seconds=clock,
         config=config,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What a demonstration needs of a world; whatever is missing is found before the first picture."""
+
+    cloud: Cloud
+    edge: DiffusersGenerator
+    codecs: dict[str, Codec]
+    judges: dict[str, Judge]
+    texts: dict[str, list[str]]
+    bundles: tuple[Bundle, Bundle]
+    grid: Grid
+
+    @property
+    def shown(self) -> Condition:
+        """The transmission that the picture shows."""
+        return Condition(uses=shown_uses(self.grid), snr_db=SHOWN_SNR_DB)
+
+
+def _load(world: World, config: DemoConfig) -> _Parts:
+    texts, judges = world.reported_prompts(config.prompts), world.judges()
+    bundle = load_bundle(world.update("generation"))
+    codec = world.codec()
+    adapted, t_bundle = apply_transmission(codec, world.update("transmission"))
+    return _Parts(
+        cloud=world.reference(),
+        edge=world.edge(),
+        codecs={NO_KA: codec, "cala": adapted},
+        judges=judges,
+        texts=texts,
+        bundles=(bundle, t_bundle),
+        grid=SMALL.scaled(codec.max_uses),
+    )
+
+
+def shown_uses(grid: Grid) -> int:
+    """The rate that pictures and curves show: the second highest of a grid."""
+    return sorted(grid.uses)[-2:][0]
 
 
 def summary(demo: Demo) -> list[str]:
@@ -131,12 +163,12 @@ def summary(demo: Demo) -> list[str]:
     return lines
 
 
-def curves(scores: TransmissionScores) -> dict[str, tuple[list[float], list[Mean]]]:
+def curves(scores: TransmissionScores, grid: Grid) -> dict[str, tuple[list[float], list[Mean]]]:
     """PSNR against SNR for each codec at the picture's rate, over AWGN and fading."""
     names = {"no_ka": "without T-KA", "cala": "with T-KA"}
     lines: dict[str, tuple[list[float], list[Mean]]] = {}
     for channel, label in (("awgn", "AWGN"), ("rayleigh-4", "Rayleigh")):
-        points = [p for p in SMALL.points() if p.channel == channel and p.uses == int(SHOWN.uses)]
+        points = [p for p in grid.points() if p.channel == channel and p.uses == shown_uses(grid)]
         snrs = [point.snr_db for point in points]
         for codec, text in names.items():
             means = [scores.by_condition[point.name][codec] for point in points]
@@ -151,42 +183,36 @@ def versions() -> dict[str, str]:
 
 
 def _picture(
-    drawn: dict[str, Drawn],
-    latents: dict[str, Latents],
-    texts: dict[str, list[str]],
-    codecs: dict[str, Codec],
-    edge: DiffusersGenerator,
-    config: DemoConfig,
-) -> tuple[list[tuple[str, Pictures]], list[str]]:
+    drawn: dict[str, Drawn], latents: dict[str, Latents], parts: _Parts, config: DemoConfig
+) -> list[tuple[str, Pictures]]:
     """Rows of the report's picture: the first four prompts of each split."""
 
     def pick(images: dict[str, Tensor]) -> Tensor:
-        return torch.cat([images[s][: 4 * config.seeds : config.seeds] for s in SPLITS])
+        return torch.cat([own[: 4 * config.seeds : config.seeds] for own in images.values()])
 
-    sent = torch.cat([latents[s][:4] for s in SPLITS])
+    sent = torch.cat([own[:4] for own in latents.values()])
 
     def received(codec: Codec) -> Tensor:
         rng = torch.Generator().manual_seed(config.seed)
-        return edge.decode(transmit(codec, BlockFading(), sent, SHOWN, rng=rng))
+        return parts.edge.decode(transmit(codec, BlockFading(), sent, parts.shown, rng=rng))
 
-    rows = [
+    return [
         ("cloud image", pick({s: d.cloud for s, d in drawn.items()})),
         ("edge without KA", pick({s: d.arms["no_ka"][0] for s, d in drawn.items()})),
         ("edge with KA", pick({s: d.arms["makd"][0] for s, d in drawn.items()})),
-        ("received without T-KA", received(codecs["no_ka"])),
-        ("received with T-KA", received(codecs["cala"])),
+        ("received without T-KA", received(parts.codecs["no_ka"])),
+        ("received with T-KA", received(parts.codecs["cala"])),
     ]
-    return rows, [text for s in SPLITS for text in texts[s][:4]]
 
 
-def _traffic(images: Pictures, texts: dict[str, list[str]], bundles: tuple[Bundle, Bundle]) -> dict[str, Any]:
+def _traffic(images: Pictures, parts: _Parts) -> dict[str, Any]:
     sizes = torch.tensor([float(len(data)) for data in png_bytes(images)])
-    lengths = torch.tensor([float(len(t.encode())) for split in texts.values() for t in split])
+    lengths = torch.tensor([float(len(t.encode())) for split in parts.texts.values() for t in split])
     return {
         "image_bytes": mean_interval(sizes).to_json(),
         "prompt_bytes": mean_interval(lengths).to_json(),
-        "bundle_bytes": {bundle.manifest.kind: bundle.size_bytes for bundle in bundles},
-        "channel_uses": int(SHOWN.uses),
+        "bundle_bytes": {bundle.manifest.kind: bundle.size_bytes for bundle in parts.bundles},
+        "channel_uses": int(parts.shown.uses),
     }
 
 

@@ -1,42 +1,40 @@
 """G-KA as a whole: the cloud's images, a method's training, what is chosen on validation prompts, a bundle."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from dekag import presets, zoo
 from dekag.alignment.adapters import can_scale, scaled
 from dekag.alignment.bundle import Bundle, Quantisation, Setting
-from dekag.alignment.few_steps import FewStepConfig, distil_few_steps
-from dekag.alignment.makd import MakdConfig, Tracking, distil
+from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.few_steps import distil_few_steps
 from dekag.alignment.method import DistillationData, TrainingRun
 from dekag.alignment.noise import fit_noise_map
-from dekag.alignment.rivals import method_config
+from dekag.alignment.rivals import find_method
 from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import save_generation
-from dekag.comparison import judges
-from dekag.data.endpoint import ImageEndpoint, draw_to_folder
+from dekag.data.endpoint import EndpointCloud, ImageEndpoint
 from dekag.data.folder import CloudImages, read_folder
+from dekag.data.pictures import PictureSet
 from dekag.data.prompts import read_prompts
 from dekag.evaluation.figures import contact_sheet, save_figure
 from dekag.evaluation.generation import EDGE_SEED, draw
 from dekag.evaluation.judges import Judge, consistency
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
-from dekag.presets import Preset
-from dekag.training.loop import Progress
+from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.processes import from_main, process_count
+from dekag.training.run import ALONE, Run
 from dekag.types import Image, InputError, Latent
+from dekag.world import Model, World
 
 Choice = TypeVar("Choice")
-Stage = Callable[[str], None]
-Device = str | torch.device
-OnStep = Callable[[str, Progress], None]
 DISTIL_SEEDS = 100_000
 """Cloud seeds of distillation start here, far from those of any evaluation."""
 VALIDATION_SEED = 500
@@ -47,13 +45,19 @@ STRENGTHS = (1.0, 0.9, 0.8, 0.7)
 of what was not (Wortsman et al. 2022, WiSE-FT)."""
 NOISE_IMAGES = 64
 """Images that the noise map is fitted on."""
+VALIDATION_SHARE = 10
+"""One in so many prompts of images from elsewhere is kept from training, to choose settings with."""
+ENOUGH_PROMPTS = 20
+"""Images of fewer prompts are all trained on."""
+NOISE_DRAWS = 16
+"""Noises of each image for a denoising loss that settings are chosen by."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where prompts and cloud images come from: the preset's cloud unless a folder or an endpoint is named.
+class ImageSource:
+    """Where prompts and the cloud's images come from: the world, unless a folder or an endpoint is named.
 
-    prompts_file: one prompt a line. domain: one of the preset's groups of prompts. draws: images of each prompt, from
+    prompts_file: one prompt a line. domain: one of the world's groups of prompts. draws: images of each prompt, from
     seeds of their own. folder: images and their prompts; with an endpoint, where its images are kept.
     """
 
@@ -66,25 +70,30 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.prompts_file is not None and self.domain is not None:
-            raise InputError("give the prompts as a file or as a domain of the preset, not as both")
+            raise InputError("give the prompts as a file or as a domain of the world, not as both")
         if self.endpoint is not None and self.folder is None:
-            raise InputError("an endpoint's images need a folder that keeps them: give --images")
+            raise InputError("an endpoint's images need a folder that keeps them")
         if self.endpoint is None and self.folder is not None and (self.prompts_file or self.domain):
             raise InputError("a folder of images brings its own prompts; leave out the file and the domain")
 
-    def prompts(self, chosen: Preset) -> list[str]:
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the images are not the world's own."""
+        return self.folder is not None or self.endpoint is not None
+
+    def prompts(self, world: World) -> list[str]:
         """The prompts, each as often as it is drawn."""
         if self.prompts_file is not None:
             return read_prompts(self.prompts_file) * self.draws
         split = "distill" if self.domain is None else f"distill:{self.domain}"
-        return zoo.prompts(presets.named(chosen.world, "prompts"), split) * self.draws
+        return world.prompts(split) * self.draws
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
     """What an update carries beside metaword and low-rank matrices, and how it travels.
 
-    guidance: guidance scales to choose from on the validation prompts; none keeps the preset's.
+    guidance: guidance scales to choose from on the validation prompts; none keeps the world's.
     strengths: factors on the low-rank update to choose from, in the same way; none keeps it as it was trained.
     few_steps: the second update, for drawing in fewer steps, if any.
     """
@@ -95,35 +104,96 @@ class Extras:
     quantisation: Quantisation = "int8"
 
 
-def cloud_images(
-    chosen: Preset,
-    source: Source,
-    *,
-    resume: Path | None = None,
-    device: Device = "cpu",
-    on_stage: Stage = lambda _: None,
-) -> CloudImages:
-    """Prompts of distillation and the cloud's images, kept in `resume` if they had to be drawn.
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Images to train on, and those to choose settings with; `held_back` is None where the world has prompts for that.
 
-    Of several processes the main one reads or draws them for all.
+    drawn_by_cloud: whether the world's own model of a cloud drew them.
     """
-    return from_main(partial(_cloud_images, chosen, source, resume, device, on_stage))
+
+    train: CloudImages
+    held_back: CloudImages | None = None
+    drawn_by_cloud: bool = False
 
 
-def _cloud_images(
-    chosen: Preset, source: Source, resume: Path | None, device: Device, on_stage: Stage
-) -> CloudImages:
-    if source.folder is not None and source.endpoint is None:
-        on_stage("read images")
-        return read_folder(source.folder, pixels=chosen.pixels)
-    prompts = source.prompts(chosen)
+def material(world: World, source: ImageSource, run: Run) -> Material:
+    """Prompts of distillation and the cloud's images, kept in `run.resume` if a model had to draw them.
+
+    Of several processes the main one reads or draws them for all. Of images from elsewhere one prompt in
+    VALIDATION_SHARE, chosen by a digest of its text, is held back.
+    """
+    return from_main(partial(_material, world, source, run))
+
+
+def _material(world: World, source: ImageSource, run: Run) -> Material:
+    if source.elsewhere:
+        return held_back(_from_elsewhere(world, source, run))
+    reference = world.reference(device=run.device)
+    if isinstance(reference, PictureSet):
+        run.on_stage("read images")
+        return Material(train=_from_pictures(reference, source.prompts(world)))
+    prompts = source.prompts(world)
     seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
-    on_stage(f"cloud draws {len(prompts)} images")
-    if source.endpoint is not None and source.folder is not None:
-        draw_to_folder(source.endpoint, prompts, seeds, source.folder)
-        return read_folder(source.folder, pixels=chosen.pixels)
-    images = kept(resume, "cloud", lambda: _from_cloud(chosen, prompts, seeds, device))
-    return CloudImages(prompts=tuple(prompts), images=images)
+    run.on_stage(f"cloud draws {len(prompts)} images")
+    images = kept(run.resume, "cloud", lambda: fitted(reference.images(prompts, seeds=seeds), world.side))
+    own = isinstance(world.cloud_model, Model)
+    return Material(train=CloudImages(prompts=tuple(prompts), images=images), drawn_by_cloud=own)
+
+
+def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:
+    assert source.folder is not None
+    if source.endpoint is None:
+        run.on_stage("read images")
+        return read_folder(source.folder, pixels=world.side)
+    prompts = source.prompts(world)
+    seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
+    run.on_stage(f"the endpoint draws {len(prompts)} images")
+    drawn = EndpointCloud(endpoint=source.endpoint, folder=source.folder).images(prompts, seeds=seeds)
+    return CloudImages(prompts=tuple(prompts), images=fitted(drawn, world.side))
+
+
+def _from_pictures(pictures: PictureSet, prompts: Sequence[str]) -> CloudImages:
+    """All pictures of the prompts, several of one prompt as well."""
+    rows = [
+        (text, number)
+        for text in dict.fromkeys(prompts)
+        for number in range(len(pictures.by_prompt.get(text, "x")))
+    ]
+    images = pictures.images([text for text, _ in rows], seeds=[number for _, number in rows])
+    return CloudImages(prompts=tuple(text for text, _ in rows), images=images)
+
+
+def held_back(data: CloudImages) -> Material:
+    """Images of some prompts apart from the others, by a digest of the text; none if the prompts are few."""
+    if len(set(data.prompts)) < ENOUGH_PROMPTS:
+        return Material(train=data)
+    chosen = torch.tensor([is_held_back(prompt) for prompt in data.prompts])
+    if not chosen.any():
+        return Material(train=data)
+    parts = [
+        CloudImages(
+            prompts=tuple(p for p, c in zip(data.prompts, mask.tolist(), strict=True) if c),
+            images=data.images[mask],
+        )
+        for mask in (~chosen, chosen)
+    ]
+    return Material(train=parts[0], held_back=parts[1])
+
+
+def is_held_back(prompt: str) -> bool:
+    """Whether a prompt is kept from training, whatever the others are."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % VALIDATION_SHARE == 0
+
+
+@runtime_checkable
+class Check(Protocol):
+    """What chooses a checkpoint, the guidance and the strength of an update."""
+
+    def during_training(self, generator: DiffusersGenerator, stage: str, step: int) -> float: ...
+
+    def choose(
+        self, edge: DiffusersGenerator, update: GenerationUpdate, extras: Extras
+    ) -> tuple[Sampling | None, float]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,24 +228,74 @@ class Validation:
         """The best of the extras' guidance scales for an update, and with it the best of their strengths."""
         scales = [replace(edge.sampling, guidance=scale) for scale in extras.guidance]
         samplings: Sequence[Sampling | None] = scales or [None]
-        sampling = self._best(edge, {each: tuned(update, each, 1.0) for each in samplings})
-        strengths = extras.strengths if update.adapter and can_scale(update.adapter) else ()
-        return sampling, self._best(
-            edge, {each: tuned(update, sampling, each) for each in strengths or (1.0,)}
-        )
-
-    def _best(self, edge: DiffusersGenerator, updates: Mapping[Choice, GenerationUpdate]) -> Choice:
-        """The choice whose update has the highest score, the first of equals."""
-        scores = {}
-        for choice, update in updates.items():
-            aligned = apply_update(edge, update)
-            scores[choice] = self.score(aligned)
-            remove_update(aligned)
-        return max(scores, key=lambda choice: scores[choice])
+        sampling = best(edge, {each: tuned(update, each, 1.0) for each in samplings}, self.score)
+        return sampling, best(edge, _strengths(update, sampling, extras), self.score)
 
     def _value(self, images: Image) -> float:
         values = [consistency(judge, self.cloud, images).mean() for judge in self.judges.values()]
         return float(torch.stack(values).mean())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenoisingValidation:
+    """The denoising loss on held-out images: chooses checkpoint and strength where there are no judges.
+
+    It says nothing of the guidance scale, which stays as it is.
+    """
+
+    prompts: Sequence[str]
+    latents: Latent
+
+    def score(self, generator: DiffusersGenerator) -> float:
+        """Minus the mean loss over NOISE_DRAWS noises of each image, the same at every call."""
+        rng = torch.Generator().manual_seed(VALIDATION_SEED)
+        family, pipeline = generator.family, generator.pipeline
+        word = generator.metaword
+        prompts = [text if word is None else word.word.add_to(text) for text in self.prompts]
+        losses = []
+        with generator.active(), torch.no_grad():
+            conditioning = generator.read(prompts)
+            for _ in range(NOISE_DRAWS):
+                value = denoising_loss(
+                    lambda noised, timesteps: family.predict(pipeline, noised, timesteps, conditioning),
+                    noising(pipeline.scheduler),
+                    self.latents,
+                    rng=rng,
+                )
+                losses.append(float(value))
+        return -sum(losses) / len(losses)
+
+    def during_training(self, generator: DiffusersGenerator, stage: str, step: int) -> float:
+        """As `score`."""
+        return self.score(generator)
+
+    def choose(
+        self, edge: DiffusersGenerator, update: GenerationUpdate, extras: Extras
+    ) -> tuple[Sampling | None, float]:
+        """No sampling of its own, and the best of the strengths."""
+        return None, best(edge, _strengths(update, None, extras), self.score)
+
+
+def _strengths(
+    update: GenerationUpdate, sampling: Sampling | None, extras: Extras
+) -> dict[float, GenerationUpdate]:
+    scalable = update.adapter and can_scale(update.adapter)
+    strengths = (extras.strengths if scalable else ()) or (1.0,)
+    return {each: tuned(update, sampling, each) for each in strengths}
+
+
+def best(
+    edge: DiffusersGenerator,
+    updates: Mapping[Choice, GenerationUpdate],
+    score: Callable[[DiffusersGenerator], float],
+) -> Choice:
+    """The choice whose update has the highest score, the first of equals."""
+    scores = {}
+    for choice, update in updates.items():
+        aligned = apply_update(edge, update)
+        scores[choice] = score(aligned)
+        remove_update(aligned)
+    return max(scores, key=lambda choice: scores[choice])
 
 
 def tuned(update: GenerationUpdate, sampling: Sampling | None, strength: float) -> GenerationUpdate:
@@ -183,126 +303,134 @@ def tuned(update: GenerationUpdate, sampling: Sampling | None, strength: float) 
     return replace(update, sampling=sampling, adapter=scaled(update.adapter, strength))
 
 
-def _from_cloud(chosen: Preset, prompts: Sequence[str], seeds: Sequence[int], device: Device) -> Image:
-    """What the preset's cloud draws, at the side of the edge's pictures."""
-    images = presets.cloud(chosen, device=device).images(prompts, seeds=seeds)
-    if images.shape[-1] == chosen.pixels:
+def fitted(images: Image, pixels: int) -> Image:
+    """Images at the side of the edge's pictures, bicubic and antialiased."""
+    if images.shape[2:] == (pixels, pixels):
         return images
-    size = (chosen.pixels, chosen.pixels)
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    return F.interpolate(images, size=(pixels, pixels), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def validation(
-    chosen: Preset, *, domain: str | None = None, pictures: Path | None = None, device: Device = "cpu"
-) -> Validation:
-    """The preset's validation prompts, of one domain or all, and what its cloud draws for them."""
-    world = presets.named(chosen.world, "validation prompts")
-    prompts = zoo.prompts(world, "validation" if domain is None else f"validation:{domain}")
-    images = from_main(lambda: _from_cloud(chosen, prompts, [VALIDATION_SEED] * len(prompts), device))
-    known = judges(chosen, device=device)
-    return Validation(prompts=prompts, cloud=images, judges=known, pictures=pictures)
+    world: World, edge: DiffusersGenerator, data: Material, run: Run, *, domain: str | None = None
+) -> Check | None:
+    """What settings are chosen by, best first: the world's judges on images that were held back or on its validation
+    prompts; without judges, the denoising loss on the same; without either, nothing."""
+    images = data.held_back or _validation_images(world, run, domain)
+    if images is None:
+        run.on_stage("nothing to validate with: the last step counts")
+        return None
+    if not world.judge_models:
+        run.on_stage("the world has no judge: settings are chosen by the held-out denoising loss")
+        return DenoisingValidation(prompts=images.prompts, latents=edge.encode(images.images))
+    folder = run.tracking.folder
+    return Validation(
+        prompts=images.prompts,
+        cloud=images.images,
+        judges=world.judges(device=run.device),
+        pictures=None if folder is None else folder / "pictures",
+    )
+
+
+def _validation_images(world: World, run: Run, domain: str | None) -> CloudImages | None:
+    """The world's validation prompts, of one domain or all, and what its cloud draws for them."""
+    split = "validation" if domain is None else f"validation:{domain}"
+    if split not in world.splits or not (world.has_cloud or world.images):
+        return None
+    prompts = world.prompts(split)
+    run.on_stage("cloud draws the validation prompts")
+    seeds = [VALIDATION_SEED] * len(prompts)
+
+    def drawn() -> Image:
+        return fitted(world.reference(device=run.device).images(prompts, seeds=seeds), world.side)
+
+    return CloudImages(prompts=tuple(prompts), images=from_main(drawn))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationTask:
+    """What is to be learned: a method by name, its numbers, and the extras.
+
+    config: of the method's `config_type`. domain: one of the world's groups of prompts, to validate with.
+    validate: whether the world's own prompts take part: to choose among what was trained, and to keep what the edge
+    drew for others before.
+    """
+
+    method: str = "makd"
+    config: Any = field(default_factory=MakdConfig)
+    extras: Extras = field(default_factory=Extras)
+    domain: str | None = None
+    validate: bool = True
 
 
 def train_update(
     edge: DiffusersGenerator,
-    data: CloudImages,
-    config: MakdConfig,
-    check: Validation | None,
-    extras: Extras,
-    *,
-    prior: Sequence[str] = (),
-    few_step_prompts: Sequence[str] = (),
-    resume: Path | None = None,
-    on_step: OnStep | None = None,
-    on_stage: Stage = lambda _: None,
-    tracking: Tracking | None = None,
+    data: DistillationData,
+    task: GenerationTask,
+    check: Check | None,
+    run: Run,
 ) -> GenerationUpdate:
-    """Train an update; with validation prompts, they choose its checkpoint, its guidance and its strength."""
-    run = TrainingRun(
-        checkpoint=resume,
-        on_step=on_step,
+    """Train an update; what is held out chooses its checkpoint, its guidance and its strength."""
+    training = TrainingRun(
+        checkpoint=run.resume,
+        on_step=run.on_step,
         validate=None if check is None else check.during_training,
-        tracking=tracking or Tracking(),
+        tracking=run.tracking,
     )
-    pairs = DistillationData(prompts=data.prompts, images=data.images, prior=prior)
-    update = distil(edge, pairs, config, run)
+    extras = task.extras
+    update = find_method(task.method).train(edge, data, task.config, training)
     if check is not None:
-        on_stage("choose guidance and strength")
+        run.on_stage("choose guidance and strength")
         update = tuned(update, *from_main(partial(check.choose, edge, update, extras)))
     if extras.few_steps is not None:
-        on_stage("learn to draw in fewer steps")
+        run.on_stage("learn to draw in fewer steps")
         aligned = apply_update(edge, update)
-        few, sampling = distil_few_steps(aligned, few_step_prompts, extras.few_steps, run)
+        prompts = sorted(set(data.prompts))
+        few, sampling = distil_few_steps(aligned, prompts, extras.few_steps, training)
         remove_update(aligned)
         update = replace(update, few_step=few, few_step_sampling=sampling)
     return update
 
 
 def align_generation(
-    chosen: Preset,
-    data: CloudImages,
-    config: MakdConfig,
-    extras: Extras,
-    out: Path,
-    *,
-    method: str = "makd",
-    domain: str | None = None,
-    resume: Path | None = None,
-    device: Device = "cpu",
-    tracking: Tracking | None = None,
-    on_step: OnStep | None = None,
-    on_stage: Stage = lambda _: None,
+    world: World, data: Material, task: GenerationTask, out: Path, run: Run = ALONE
 ) -> Bundle:
-    """Align the preset's edge with the cloud's images by a method; writes a bundle.
+    """Align the world's edge with images by a method; writes a bundle.
 
-    Several processes train together, each on its own `device`; they draw what the edge itself draws alike, and the
-    main one validates, chooses and writes.
+    Several processes train together, each on its own device; they draw what the edge itself draws alike, and the main
+    one validates, chooses and writes. The cloud's model is loaded only for images that it drew itself.
+    Raises InputError for a method that no bundle carries, before anything is loaded.
     """
-    if method == "full":
-        raise InputError("full fine-tuning leaves a whole denoiser, which no bundle carries")
-    edge = presets.edge(chosen, device=device)
-    check: Validation | None = None
+    method = find_method(task.method)
+    if not method.bundled:
+        raise InputError(f"{task.method} leaves a whole denoiser, which no bundle carries")
+    edge = world.edge(device=run.device)
+    check: Check | None = None
     prior: tuple[str, ...] = ()
-    if chosen.world is not None:
-        on_stage("cloud draws the validation prompts")
-        pictures = None if tracking is None or tracking.folder is None else tracking.folder / "pictures"
-        check = validation(chosen, domain=domain, pictures=pictures, device=device)
-        prior = tuple(zoo.prompts(chosen.world, "prior"))
-    chosen_config = method_config(method, config)
-    update = train_update(
-        edge,
-        data,
-        chosen_config,
-        check,
-        extras,
-        prior=prior,
-        few_step_prompts=sorted(set(data.prompts)),
-        resume=resume,
-        on_step=on_step,
-        on_stage=on_stage,
-        tracking=tracking,
-    )
-    settings: dict[str, Setting] = {
-        **chosen_config.settings(),
-        # a process more is a share of every step more
-        "accumulation": config.accumulation * process_count(),
-        "method": method,
-        "images": len(data.images),
-    }
+    if task.validate:
+        check = validation(world, edge, data, run, domain=task.domain)
+        prior = tuple(world.splits.get("prior", ()))
+    train = data.train
+    pairs = DistillationData(prompts=train.prompts, images=train.images, prior=prior)
+    update = train_update(edge, pairs, task, check, run)
+    settings: dict[str, Setting] = {**method.settings(task.config)}
+    # a process more is a share of every step more
+    settings["accumulation"] = int(settings.get("accumulation", 1)) * process_count()
+    settings |= {"method": task.method, "images": len(train.images)}
 
     def write() -> Bundle:
-        some = data.images[:: max(1, len(data.images) // NOISE_IMAGES)]
-        noise_map = _noise_map(presets.cloud(chosen, device=device), edge, some)
-        whole = replace(update, noise_map=noise_map)
-        return save_generation(out, edge, whole, settings=settings, quantisation=extras.quantisation)
+        whole = replace(update, noise_map=_noise_map(world, edge, data, run))
+        return save_generation(out, edge, whole, settings=settings, quantisation=task.extras.quantisation)
 
-    on_stage("write")
+    run.on_stage("write")
     return from_main(write)
 
 
-def _noise_map(cloud: DiffusersGenerator, edge: DiffusersGenerator, images: Image) -> torch.Tensor | None:
-    """The map of shared noise, where the latents have one shape."""
-    theirs: Latent = cloud.encode(images)
+def _noise_map(world: World, edge: DiffusersGenerator, data: Material, run: Run) -> torch.Tensor | None:
+    """The map of shared noise, where the world's cloud drew the images and the latents have one shape."""
+    if not data.drawn_by_cloud:
+        return None
+    images = data.train.images[:: max(1, len(data.train.images) // NOISE_IMAGES)]
+    theirs: Latent = world.cloud(device=run.device).encode(images)
     ours: Latent = edge.encode(images)
     return fit_noise_map(theirs, ours) if theirs.shape == ours.shape else None
 

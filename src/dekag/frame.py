@@ -11,7 +11,7 @@ offset  bytes   little-endian
         4b      noise power of each image, float32: these two only in a frame of received symbols
         4       CRC-32 of everything before it
 ```
-The header holds what both ends know: condition, seed, columns, preset, ids of the updates. The checksum
+The header holds what both ends know: condition, seed, columns, world (as `preset`), ids of the updates. The checksum
 finds accidents; it keeps nobody out. A radio takes `dekag.radio`.
 """
 
@@ -54,7 +54,7 @@ class Frame:
 
     symbols: complex64 [batch, uses], 0 beyond each image's payload; NaN counts as not received.
     condition: that of each image. seed: of the delivery, any integer of 64 bits with a sign.
-    preset: name of the sender's system. bundles: ids of its updates by kind.
+    world: name of the sender's world. bundles: ids of its updates by kind.
     delivery: its name at the edge, if it has one.
     gain, noise_power: what the receiver knows of the channel, complex64 [batch, uses] and float32 [batch],
         above 0 or no number; None of symbols as sent. channel_seed: of the channel that was simulated, if one was.
@@ -63,7 +63,7 @@ class Frame:
     symbols: Symbols
     condition: Condition
     seed: int
-    preset: str
+    world: str
     bundles: dict[str, str]
     delivery: str | None = None
     gain: Complex[Tensor, "batch uses"] | None = None
@@ -136,7 +136,7 @@ def read_frame(raw: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> Frame:
         symbols=_complex(payload[:numbers], shape),
         condition=condition,
         seed=header.seed,
-        preset=header.preset,
+        world=header.preset,
         bundles=header.bundles,
         delivery=header.delivery,
         gain=_complex(payload[numbers : 2 * numbers], shape) if header.received else None,
@@ -155,7 +155,7 @@ def _header(frame: Frame) -> bytes:
             condition=_Condition(**{f.name: getattr(condition, f.name).tolist() for f in fields(Condition)}),
             received=frame.gain is not None,
             seed=frame.seed,
-            preset=frame.preset,
+            preset=frame.world,
             bundles=frame.bundles,
             delivery=frame.delivery,
             channel_seed=frame.channel_seed,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from dekag.channel import BlockFading, erase_invalid, mmse_equalise
+from dekag.channel import BlockFading, recover
 from dekag.codec import TrainedRange
 from dekag.images import png_bytes
 from dekag.types import (
@@ -127,11 +127,12 @@ def receive(link: Link, received: Received, condition: Condition) -> Arrived:
     condition = condition.expand(len(received.symbols))
     clock: Clock = {}
     with _timed(clock, "decode"):
-        erased = erase_invalid(received, condition)
-        latent = link.codec.decode(mmse_equalise(erased.received), condition)
+        recovered = recover(link.codec, received, condition)
     with _timed(clock, "image"):
-        image = link.generator.decode(latent)
-    return Arrived(latent=latent, image=image, erased_uses=erased.uses, milliseconds=clock)
+        image = link.generator.decode(recovered.latent)
+    return Arrived(
+        latent=recovered.latent, image=image, erased_uses=recovered.erased_uses, milliseconds=clock
+    )
 
 
 @torch.no_grad()

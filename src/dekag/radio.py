@@ -4,7 +4,7 @@ A recording is two files, `NAME.sigmf-data` with complex float32 samples and `NA
 (Signal Metadata Format 1.2). Images follow one another without the padding of a batch, and an annotation marks
 each; a sample is one payload symbol, or one of an OFDM waveform. What both ends know is in the namespace `dekag`:
 the condition, the seed, the number of columns of the batch, the waveform, and where the sender named them
-its preset, the ids of its updates and the channel that it reckons with.
+its world, the ids of its updates and the channel that it reckons with.
 """
 
 import json
@@ -52,7 +52,7 @@ class Recording:
     seed: of the delivery, any integer of 64 bits with a sign.
     sample_rate_hz: samples per second on the air, if that is settled.
     waveform: how symbols became samples. clip_db: the ratio that the sender clipped at, if it did.
-    preset: name of the sender's system. bundles: ids of its updates by kind, None if it says nothing of them.
+    world: name of the sender's world. bundles: ids of its updates by kind, None if it says nothing of them.
     channel: the channel that the condition was made for, by name.
     """
 
@@ -62,7 +62,7 @@ class Recording:
     sample_rate_hz: float | None = None
     waveform: Waveform = SINGLE_CARRIER
     clip_db: float | None = None
-    preset: str | None = None
+    world: str | None = None
     bundles: dict[str, str] | None = None
     channel: ChannelSettings | None = None
 
@@ -169,7 +169,7 @@ def read_recording(path: Path) -> Recording:
         sample_rate_hz=metadata["global"].get("core:sample_rate"),
         waveform=waveform,
         clip_db=extension.clip_db,
-        preset=extension.preset,
+        world=extension.preset,
         bundles=extension.bundles,
         channel=None if extension.channel is None else ChannelSettings(**extension.channel.model_dump()),
     )
@@ -251,7 +251,7 @@ def _global_info(recording: Recording) -> dict[str, Any]:
         order="images, OFDM symbols, samples" if waveform.subcarriers else "images, symbols",
         waveform=_Waveform(**asdict(waveform)),
         clip_db=recording.clip_db,
-        preset=recording.preset,
+        preset=recording.world,
         bundles=recording.bundles,
         channel=None if recording.channel is None else _Channel(**asdict(recording.channel)),
     )

@@ -1,6 +1,6 @@
 """A delivery in two halves with a recording between them: what the radio commands do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from dekag import link, presets
-from dekag.alignment.cala import CalaCodec
+from dekag import link
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.channel.fading import used
-from dekag.codec import JsccCodec
+from dekag.codec import TrainableCodec
 from dekag.codec.papr import OFDM, SINGLE_CARRIER, PaprReport, Waveform, clip_waveform, papr_report
 from dekag.frame import MAX_FRAME_BYTES, SUFFIX, read_frame
 from dekag.output import staged, write_images, write_json
 from dekag.radio import Recording, read_recording, recording_files, require_free, write_recording
 from dekag.types import ChannelState, Condition, InputError, Received, Symbols
 from dekag.units import snr_db_to_noise_power
+from dekag.world import World, load_world, shipped_worlds
 
 Stage = Callable[[str], None]
 
@@ -30,14 +30,14 @@ BATCH = 64
 class Incoming:
     """What lies in one file: symbols as a user has them, and what their sender said.
 
-    preset: None if it was not named. bundles: None if nothing was said of updates.
+    world: the sender's, None if it was not named. bundles: None if nothing was said of updates.
     channel, channel_seed: of the channel that was simulated, None if none was.
     """
 
     path: Path
     received: Received
     condition: Condition
-    preset: str | None
+    world: str | None
     bundles: dict[str, str] | None
     channel: dict[str, Any] | None
     channel_seed: int | None
@@ -45,93 +45,111 @@ class Incoming:
     @property
     def system(self) -> tuple[str | None, bool]:
         """What the receiver that it needs depends on."""
-        return self.preset, self.bundles != {}
+        return self.world, self.bundles != {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receiver:
-    """A system that decodes, and the name of its preset."""
+    """A system that decodes, and the name of its world."""
 
-    preset: str
+    world: str
     link: link.Link
 
 
 def waveform_of(ofdm: bool, subcarriers: int | None) -> Waveform:
     """The waveform that a user asks for."""
     if subcarriers is not None and not ofdm:
-        raise InputError("--subcarriers is of the OFDM waveform; add --ofdm")
+        raise InputError("subcarriers are of the OFDM waveform; ask for OFDM as well")
     if not ofdm:
         return SINGLE_CARRIER
     return OFDM if subcarriers is None else replace(OFDM, subcarriers=subcarriers)
 
 
-def send(
-    preset: str,
-    prompts: list[str],
-    condition: Condition,
-    channel: ChannelSettings,
-    out: Path,
-    *,
-    ka: bool,
-    seed: int,
-    waveform: Waveform,
-    clip_db: float | None,
-    sample_rate_hz: float | None,
-    drawn: Path | None,
-    on_stage: Stage,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class SendTask:
+    """Prompts to draw with seeds counted from `seed`, and how what is sent is recorded.
+
+    channel: what the receiver is told to reckon with. clip_db: peaks over the mean power; None leaves them.
+    sample_rate_hz: for the metadata. drawn: folder for the pictures as they were drawn.
+    """
+
+    prompts: Sequence[str]
+    condition: Condition
+    channel: ChannelSettings
+    align: bool = True
+    seed: int = 0
+    waveform: Waveform = SINGLE_CARRIER
+    clip_db: float | None = None
+    sample_rate_hz: float | None = None
+    drawn: Path | None = None
+
+
+def send(world: World, task: SendTask, out: Path, *, on_stage: Stage) -> dict[str, Any]:
     """Draw prompts at the edge and record what it sends; returns the recording's numbers.
 
     With `drawn`, the pictures go to that folder, by the names that `receive` gives them.
     """
     require_free(out)
     on_stage("load")
-    system = presets.load(preset, align=ka)
-    whole = condition.expand(len(prompts))
+    system, prompts = world.system(align=task.align), task.prompts
+    whole = task.condition.expand(len(prompts))
     on_stage("draw and encode")
-    sent = link.send(system.link, prompts, whole, seeds=[seed + number for number in range(len(prompts))])
+    seeds = [task.seed + number for number in range(len(prompts))]
+    sent = link.send(system.link, prompts, whole, seeds=seeds)
     link.warn_outside(system.link, whole)  # of what can be sent at all
     symbols = sent.symbols
-    if clip_db is not None:
-        symbols = clip_waveform(symbols, whole.payload, waveform, ratio_db=clip_db)
+    if task.clip_db is not None:
+        symbols = clip_waveform(symbols, whole.payload, task.waveform, ratio_db=task.clip_db)
     recording = Recording(
         symbols=symbols,
         condition=whole,
-        seed=seed,
-        sample_rate_hz=sample_rate_hz,
-        waveform=waveform,
-        clip_db=clip_db,
-        preset=preset,
+        seed=task.seed,
+        sample_rate_hz=task.sample_rate_hz,
+        waveform=task.waveform,
+        clip_db=task.clip_db,
+        world=world.name,
         bundles=dict(system.link.bundles),
-        channel=channel,
+        channel=task.channel,
     )
     on_stage("write")
-    with nullcontext() if drawn is None else staged(drawn) as folder:
+    with nullcontext() if task.drawn is None else staged(task.drawn) as folder:
         if folder is not None:
             names = _names(len(prompts))
             write_images(folder, names, link.picture(system.link, sent.latent))
             images = [{"file": name, "prompt": text} for name, text in zip(names, prompts, strict=True)]
             write_json(folder / "index.json", {"images": images})
         write_recording(out, recording)
-    return {"files": [str(file) for file in recording_files(out)], **_sent_json(recording)}
+    return {
+        "files": [str(file) for file in recording_files(out)],
+        "world": world.name,
+        **_sent_json(recording),
+    }
 
 
 def receive(
-    path: Path, out: Path, *, preset: str | None, channel_seed: int | None, on_stage: Stage
+    path: Path,
+    out: Path,
+    *,
+    world: World | None,
+    bundles: Sequence[str | Path] = (),
+    channel_seed: int | None,
+    on_stage: Stage,
 ) -> dict[str, Any]:
     """Decode a recording to a folder of pictures; returns what index.json says.
 
-    With `channel_seed`, the channel that the metadata names lies between. Without it, the samples are taken
-    as they are, at unit gain and the SNR of the condition: what carrier, timing and gain recovery leave.
+    world: the sender's; if None, it has to be one that ships, by the name that the recording tells. With
+    `channel_seed`, the channel that the metadata names lies between. Without it, the samples are taken as they are, at
+    unit gain and the SNR of the condition: what carrier, timing and gain recovery leave. bundles: updates in place of
+    the world's.
     """
     incoming = _from_recording(path, channel_seed)
     on_stage("load")
-    chosen = _receiver(incoming, preset, None)
+    chosen = _receiver(incoming, world, bundles)
     _check_fits(incoming, chosen.link)
     with staged(out) as folder:
         on_stage("decode")
-        told = _decode(incoming, chosen, folder, 0)
-        index = {"recording": path.name, **told}
+        decoded = _decode(incoming, chosen, folder, 0)
+        index = {"recording": path.name, **decoded}
         write_json(folder / "index.json", index)
     return index
 
@@ -140,15 +158,14 @@ def receive_files(
     paths: list[Path],
     out: Path,
     *,
-    preset: str | None,
-    bundle: str | None,
+    world: World | None,
+    bundles: Sequence[str | Path] = (),
     channel_seed: int | None,
     on_stage: Stage,
 ) -> dict[str, Any]:
     """Decode frames and recordings to one folder of pictures, numbered throughout; returns what index.json says.
 
-    bundle: the update of the codec, if it is not the one that the preset ships with. `channel_seed` simulates
-    the channel of symbols as sent; without it they are taken as they are, as in `receive`.
+    world, channel_seed: as in `receive`. bundles: updates in place of the world's.
     """
     on_stage("read")
     found = [_incoming(path, channel_seed) for path in paths]
@@ -156,14 +173,14 @@ def receive_files(
     receivers: dict[tuple[str | None, bool], Receiver] = {}
     for incoming in found:
         if incoming.system not in receivers:
-            receivers[incoming.system] = _receiver(incoming, preset, bundle)
+            receivers[incoming.system] = _receiver(incoming, world, bundles)
         _check_fits(incoming, receivers[incoming.system].link)
     with staged(out) as folder:
         on_stage("decode")
         number, files = 0, []
         for incoming in found:
-            told = _decode(incoming, receivers[incoming.system], folder, number)
-            files.append({"file": incoming.path.name, **told})
+            decoded = _decode(incoming, receivers[incoming.system], folder, number)
+            files.append({"file": incoming.path.name, **decoded})
             number += len(incoming.condition)
         index = {"files": files}
         write_json(folder / "index.json", index)
@@ -243,7 +260,7 @@ def _from_recording(path: Path, channel_seed: int | None) -> Incoming:
         path=path,
         received=_received(recording.symbols, recording.condition, recording.channel, channel_seed),
         condition=recording.condition,
-        preset=recording.preset,
+        world=recording.world,
         bundles=recording.bundles,
         channel=None if channel_seed is None else _channel_json(recording.channel),
         channel_seed=channel_seed,
@@ -266,28 +283,37 @@ def _from_frame(path: Path, channel_seed: int | None) -> Incoming:
         state = ChannelState(gain=frame.gain, noise_power=frame.noise_power)
         received = Received(symbols=frame.symbols, state=state)
     else:
-        raise InputError(f"{path} holds symbols as received; leave out --channel-seed")
+        raise InputError(
+            f"{path} holds symbols as received, so no channel is simulated; leave out the channel seed"
+        )
     seed = frame.channel_seed if channel_seed is None else channel_seed
     return Incoming(
         path=path,
         received=received,
         condition=frame.condition,
-        preset=frame.preset,
+        world=frame.world,
         bundles=frame.bundles,
         channel=None if seed is None else _channel_json(None),
         channel_seed=seed,
     )
 
 
-def _receiver(incoming: Incoming, preset: str | None, bundle: str | None) -> Receiver:
+def _receiver(incoming: Incoming, world: World | None, bundles: Sequence[str | Path] = ()) -> Receiver:
     """The system that decodes; what says nothing of updates is taken to come from the system as it ships."""
-    name = incoming.preset if preset is None else preset
-    if name is None:
-        raise InputError(f"{incoming.path} does not name the preset that sent it; give --preset")
-    chosen = presets.preset(name)
-    if bundle is not None:
-        chosen = replace(chosen, cala=bundle)
-    return Receiver(preset=name, link=presets.build(chosen, align=incoming.bundles != {}).link)
+    chosen = (_named_world(incoming) if world is None else world).with_bundles(bundles)
+    return Receiver(world=chosen.name, link=chosen.system(align=incoming.bundles != {}).link)
+
+
+def _named_world(incoming: Incoming) -> World:
+    """The shipped world that a sender names; a file says a name, never where something lies."""
+    if incoming.world is None:
+        raise InputError(f"{incoming.path} does not name the world that sent it; name the world")
+    if incoming.world not in shipped_worlds():
+        known = ", ".join(shipped_worlds())
+        raise InputError(
+            f"{incoming.path} is of the world {incoming.world!r}, which does not ship ({known} do); name its folder"
+        )
+    return load_world(incoming.world)
 
 
 def _decode(incoming: Incoming, chosen: Receiver, folder: Path, first: int) -> dict[str, Any]:
@@ -301,7 +327,7 @@ def _decode(incoming: Incoming, chosen: Receiver, folder: Path, first: int) -> d
         write_images(folder, names[rows], arrived.image)
         images += _images_json(names[rows], condition[rows], arrived.erased_uses)
     return {
-        "preset": chosen.preset,
+        "world": chosen.world,
         "bundles": dict(chosen.link.bundles),
         "channel": incoming.channel,
         "channel_seed": incoming.channel_seed,
@@ -319,11 +345,11 @@ def _check_fits(incoming: Incoming, chosen: link.Link) -> None:
         raise InputError(
             f"{path} was encoded with the transmission update {theirs[:12]}, and here is {here}; use the sender's"
         )
-    codec = chosen.codec.codec if isinstance(chosen.codec, CalaCodec) else chosen.codec
-    assert isinstance(codec, JsccCodec)
-    most, longest = codec.config.max_uses, int(condition.payload.max())
-    if longest > most:
-        raise InputError(f"{path} has images of {longest} symbols, and the codec decodes at most {most}")
+    codec, longest = chosen.codec, int(condition.payload.max())
+    if isinstance(codec, TrainableCodec) and longest > codec.max_uses:
+        raise InputError(
+            f"{path} has images of {longest} symbols, and the codec decodes at most {codec.max_uses}"
+        )
 
 
 @torch.no_grad()

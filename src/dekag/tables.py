@@ -1,6 +1,7 @@
 """Numbers as rich tables."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.table import Table
 
@@ -184,3 +185,23 @@ def bundle_table(description: dict[str, object]) -> Table:
         shown = ", ".join(value) if key == "files" and isinstance(value, dict) else str(value)
         table.add_row(key, shown)
     return table
+
+
+def world_lines(described: Mapping[str, Any]) -> list[str]:
+    """What a world has and lacks, a line each."""
+    rows = {
+        "world": described["world"],
+        "folder": described["folder"],
+        "licence": described["licence"],
+        "pictures": f"{described['pixels']} pixels, latents {described['latents']}",
+        "edge": described["edge"],
+        "cloud": described["cloud"],
+        "codec": described["codec"],
+        "updates": ", ".join(f"{kind}: {source}" for kind, source in described["updates"].items()),
+        "judges": ", ".join(f"{name}: {source}" for name, source in described["judges"].items()),
+        "prompts": ", ".join(f"{split} {count}" for split, count in described["prompts"].items()),
+        "reported": ", ".join(described["reported"]),
+        "methods": ", ".join(described["methods"]),
+    }
+    lines = [f"{name:<9} {value}" for name, value in rows.items() if value]
+    return lines + [f"lacks     {part}: {remedy}" for part, remedy in described["lacks"].items()]

@@ -11,6 +11,10 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
+from dekag.errors import ConditionWarning as ConditionWarning
+from dekag.errors import FieldError as FieldError
+from dekag.errors import InputError as InputError
+
 Image = Float[Tensor, "batch 3 height width"]
 """RGB in [0, 1]."""
 Latent = Float[Tensor, "batch channels rows cols"]
@@ -22,14 +26,6 @@ PerImage = Float[Tensor, " batch"]
 
 MAX_SNR_DB = 300.0
 """Largest magnitude of an SNR in dB for which float32 holds the noise power and its inverse."""
-
-
-class InputError(ValueError):
-    """Input from outside that cannot be used; the message says what was wrong and what would be right."""
-
-
-class ConditionWarning(UserWarning):
-    """A condition outside the range that an update was trained for; names each field, its value and the range."""
 
 
 @dataclass(frozen=True, init=False, eq=False)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dekag import zoo
+from dekag.world import card, load_world, shipped, shipped_parts
+from dekag.world.shipped import WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -13,23 +14,23 @@ LIMIT = 32 * 2**20
 
 
 def test_weights_fit_the_budget() -> None:
-    weights = [p for p in zoo.WEIGHTS.rglob("*") if p.suffix == ".safetensors"]
+    weights = [p for p in WEIGHTS.rglob("*") if p.suffix == ".safetensors"]
     assert 0 < sum(p.stat().st_size for p in weights) <= LIMIT
 
 
 def test_nothing_that_can_run_code_ships() -> None:
-    kinds = {p.suffix for p in zoo.WEIGHTS.rglob("*") if p.is_file()}
+    kinds = {p.suffix for p in WEIGHTS.rglob("*") if p.is_file()}
     assert kinds <= {".safetensors", ".json", ".md", ".txt"}
 
 
-@pytest.mark.parametrize("name", zoo.SHIPPED)
+@pytest.mark.parametrize("name", shipped_parts())
 def test_every_shipped_model_is_there_with_its_card(name: str) -> None:
     """A card says data, licence, seed, numbers and the command that they came out of."""
-    assert zoo.shipped(name).is_dir()
-    card = zoo.card(name).read_text()
+    assert shipped(name).is_dir()
+    text = card(name).read_text()
     for heading in ("Data", "Licence", "Numbers", "How it was made"):
-        assert f"## {heading}" in card
-    assert "```" in card
+        assert f"## {heading}" in text
+    assert "```" in text
 
 
 def test_readme_tree_is_the_tree() -> None:
@@ -54,11 +55,13 @@ def test_readme_python_runs() -> None:
 
 def test_held_out_prompts_are_not_distilled() -> None:
     """No evaluation prompt is among the distilled ones, and no held-out concept is named there."""
-    distilled = zoo.prompts("emoji", "distill")
-    assert not set(distilled) & set(zoo.prompts("emoji", "compositions"))
+    distilled = load_world("emoji").prompts("distill")
+    assert not set(distilled) & set(load_world("emoji").prompts("compositions"))
 
     def concept(prompt: str) -> str:
         return prompt.split(" on a")[0]
 
-    assert not {concept(p) for p in distilled} & {concept(p) for p in zoo.prompts("emoji", "concepts")}
-    assert {concept(p) for p in zoo.prompts("emoji", "compositions")} <= {concept(p) for p in distilled}
+    assert not {concept(p) for p in distilled} & {concept(p) for p in load_world("emoji").prompts("concepts")}
+    assert {concept(p) for p in load_world("emoji").prompts("compositions")} <= {
+        concept(p) for p in distilled
+    }

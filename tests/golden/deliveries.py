@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dekag import presets
+import dekag
 from dekag.evaluation.metrics import psnr_db
 from dekag.types import Condition
 
@@ -38,7 +38,7 @@ def measured() -> dict[str, Any]:
     """PSNR in dB of every prompt under every condition, with both alignments and with none, and what made it."""
     found: dict[str, Any] = {}
     for name, align in (("aligned", True), ("no_ka", False)):
-        system = presets.load("emoji", align=align)
+        system = dekag.load("emoji", align=align)
         found[name] = {}
         for cell, condition in CONDITIONS.items():
             delivery = system.deliver(PROMPTS, condition, seeds=[7, 8, 9], channel_seed=5)

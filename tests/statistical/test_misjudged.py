@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from dekag import presets, zoo
-from dekag.alignment.updates import apply_generation, apply_transmission
+from dekag.alignment.updates import apply_transmission
 from dekag.channel import BlockFading
 from dekag.channel.misjudged import MisjudgedSnr
-from dekag.codec import load_codec
 from dekag.evaluation.metrics import psnr_db
 from dekag.evaluation.transmission import transmit
 from dekag.types import Condition
+from dekag.world import load_world
 
 
 def test_the_true_noise_is_that_of_the_lower_snr() -> None:
@@ -38,13 +37,11 @@ def test_no_error_is_the_channel_itself() -> None:
 def test_three_decibels_of_error_cost_little() -> None:
     """24 held-out pictures at a true SNR of 0, 5, 10 and 15 dB, 128 and 256 uses, AWGN and 8 blocks: with both ends
     3 dB too low or too high the mean PSNR falls by less than 1 dB, and by less than 2 dB in any cell."""
-    chosen = presets.emoji()
-    edge, _ = apply_generation(presets.edge(chosen), presets.folder(chosen.makd, "bundle"))
-    prompts = zoo.prompts("emoji", "compositions")[:24]
+    chosen = load_world("emoji")
+    edge, _ = chosen.aligned_edge()
+    prompts = chosen.prompts("compositions")[:24]
     latents = edge(prompts, seeds=list(range(24)))
-    codec, _ = apply_transmission(
-        load_codec(presets.folder(chosen.codec, "codec")), presets.folder(chosen.cala, "bundle")
-    )
+    codec, _ = apply_transmission(chosen.codec(), chosen.update("transmission"))
     reference, losses = edge.decode(latents), []
     for uses in (128, 256):
         for snr_db in (0.0, 5.0, 10.0, 15.0):

@@ -14,7 +14,7 @@ from dekag.alignment.bundle import load_bundle, save_bundle
 from dekag.registry import Canary, Repository
 from dekag.serving.edge.app import create
 from dekag.serving.edge.settings import EdgeSettings
-from dekag.zoo import shipped
+from dekag.world import shipped
 
 FAMILY = ("food", "animals", "faces", "makd")
 

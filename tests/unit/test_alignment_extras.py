@@ -10,22 +10,23 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from dekag import presets
-from dekag.alignment.few_steps import FewStepConfig, affine_steps, distil_few_steps
-from dekag.alignment.makd import MakdConfig, distil
+from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.few_steps import affine_steps, distil_few_steps
+from dekag.alignment.makd import distil
 from dekag.alignment.method import DistillationData
 from dekag.alignment.noise import fit_noise_map, shared_noise_map
 from dekag.alignment.update import apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
+from dekag.world import load_world
 
 PROMPTS = ["a red apple on a blue background", "a cat face on a pink background, on the left"]
 
 
 @pytest.fixture(scope="module")
 def edge() -> DiffusersGenerator:
-    return replace(presets.edge(presets.emoji()), sampling=Sampling(steps=4, guidance=2.0))
+    return replace(load_world("emoji").edge(), sampling=Sampling(steps=4, guidance=2.0))
 
 
 def test_a_rotation_of_the_channels_is_found_again() -> None:

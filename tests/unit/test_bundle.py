@@ -45,7 +45,7 @@ from dekag.alignment.container import (
 from dekag.alignment.digest import canonical_json, digest_file, digest_json, digest_tensors
 from dekag.alignment.quantise import Bits, dequantise, quantise
 from dekag.types import InputError
-from dekag.zoo import locate
+from dekag.world import locate
 
 BASE = digest_json("a base model")
 TOKENIZER = digest_json("a tokenizer")

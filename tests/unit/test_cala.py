@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.cala import CalaCodec
 from dekag.alignment.codec_rivals import adapt
+from dekag.alignment.config import CalaConfig
 from dekag.alignment.gated import GatedGain, GatedLinear, GatedNorm
 from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec import JsccCodec, JsccConfig
 from dekag.training.loop import TrainConfig
-from dekag.training.transmission import FAST, ConditionRange, transmission_loss
+from dekag.training.transmission import FAST, ConditionRange, TransmissionData, transmission_loss
 from dekag.types import Condition, InputError
 
 SMALL = JsccConfig(
@@ -99,7 +100,7 @@ def test_training_moves_only_the_update_and_lowers_the_loss() -> None:
     before = {name: t.clone() for name, t in codec.state_dict().items()}
     data = torch.randn(256, 8, 4, 4, generator=torch.Generator().manual_seed(4))
     training = TrainConfig(steps=250, learning_rate=5e-3, ema_decay=0.9, warmup_steps=10)
-    adapted = adapt("cala", codec, data, RANGE, CALA, training, batch=32)
+    adapted = adapt("cala", codec, TransmissionData(latents=data, conditions=RANGE), CALA, training)
 
     def held_out(one: JsccCodec | CalaCodec) -> float:
         rng = torch.Generator().manual_seed(10**6)

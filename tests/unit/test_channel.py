@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from dekag.channel import FAMILIES, BlockFading, mmse_equalise
+from dekag.channel import BlockFading, ChannelSettings, mmse_equalise, named_channel
 from dekag.channel.fading import block_gains, block_index, correlate, spread
 from dekag.codec.power import normalise_power
 from dekag.types import ChannelState, Condition, InputError, Received
@@ -32,7 +32,7 @@ def unit_symbols(condition: Condition, width: int, dtype: torch.dtype = torch.co
 
 
 def test_families_are_those_of_the_condition() -> None:
-    built = [Condition(uses=8, snr_db=0.0, rayleigh=FAMILIES[name]) for name in ("awgn", "rayleigh")]
+    built = [named_channel(ChannelSettings(name=name)).condition(8, 0.0) for name in ("awgn", "rayleigh")]
     assert [bool(c.rayleigh) for c in built] == [False, True]
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dekag import zoo
 from dekag.cli import app, main
+from dekag.world import shipped
 
 HELP = [
     [],
@@ -149,7 +149,8 @@ BAD = {
         (*DELIVER, "--channel", "rayleigh", "--uses", 8, "--blocks", 9),
         "cannot hold 9 blocks",
     ),
-    "unknown preset": ((*DELIVER, "--preset", "emojis"), "known are emoji"),
+    "unknown world": ((*DELIVER, "--world", "emojis"), "or one of: emoji"),
+    "unknown preset": ((*DELIVER, "--preset", "emojis"), "or one of: emoji"),
     "unknown model": (("generate", "--prompts-file", "PROMPTS", "--model", "emoji/egde"), "emoji/edge"),
     "a judge as model": (
         ("generate", "--prompts-file", "PROMPTS", "--model", "emoji/mini-clip"),
@@ -204,7 +205,7 @@ def test_a_damaged_bundle_is_refused(
 ) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    for path in zoo.shipped("emoji/makd").glob("*[!d]"):
+    for path in shipped("emoji/makd").glob("*[!d]"):
         (bundle / path.name).write_bytes(path.read_bytes())
     target = bundle / "lora.quantised.safetensors"
     data = bytearray(target.read_bytes())

@@ -17,7 +17,6 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from dekag import presets, zoo
 from dekag.data.folder import picture_tensor
 from dekag.registry.repository import Repository
 from dekag.serving.cloud import api
@@ -27,6 +26,7 @@ from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
 from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
 from dekag.types import InputError
+from dekag.world import load_world, shipped
 
 SPEC: dict[str, Any] = {"name": "fruit", "prompts": ["a red apple on a blue background"]}
 HOST = "http://127.0.0.1"
@@ -140,7 +140,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a line break": ({"prompts": ["a cat\nand a dog"]}, "prompt 0 has a line break; a prompt is one line"),
     "many prompts": ({"prompts": ["a cat"] * 10_001}, "at most 10000 items"),
     "many images": ({"prompts": ["a cat"] * 9_000, "draws": 3}, "more than 20000 images"),
-    "prompts and domain": ({"domain": "food"}, "give prompts or a domain of the preset, not both"),
+    "prompts and domain": ({"domain": "food"}, "give prompts or a domain of the world, not both"),
     "an unknown domain": ({"prompts": None, "domain": "cars"}, "unknown split 'distill:cars'"),
     "an unknown method": ({"method": "full"}, "method"),
     "an unknown channel": ({"channel": "beta"}, "'canary' or 'stable'"),
@@ -168,7 +168,7 @@ def test_a_bad_spec_is_one_line_and_no_job(client: TestClient, case: str) -> Non
 
 
 @pytest.mark.parametrize("spec", [{"name": "all"}, {"name": "f", "domain": "food"}, SPEC | {"few_steps": 4}])
-def test_the_presets_prompts_do_as_well(client: TestClient, spec: dict[str, Any]) -> None:
+def test_the_worlds_prompts_do_as_well(client: TestClient, spec: dict[str, Any]) -> None:
     assert client.post("/v1/jobs", json=spec).status_code == 201
 
 
@@ -292,7 +292,7 @@ def test_a_database_that_fails_is_503_and_not_ready(
 
 
 def test_the_cloud_draws_by_the_same_interfaces_as_an_edge(settings: CloudSettings) -> None:
-    """Model `cloud`, without updates; a seed gives the same picture, which is that of the preset's cloud."""
+    """Model `cloud`, without updates; a seed gives the same picture, which is that of the world's cloud."""
     prompt = "a red apple on a blue background"
     drawing = settings.model_copy(update={"images": True, "device": "cpu", "batch": 1})
     asked = {"prompt": prompt, "model": "cloud", "seed": 7, "steps": 2}
@@ -304,11 +304,11 @@ def test_the_cloud_draws_by_the_same_interfaces_as_an_edge(settings: CloudSettin
     pictures = [answer["data"][0]["b64_json"] for answer in answers]
     assert pictures[0] == pictures[1]
     assert answers[0]["gsc"]["bundle"] is None
-    chosen = presets.emoji()
-    few = replace(chosen, sampling=replace(chosen.sampling, steps=2, batch=1))
+    cloud = load_world("emoji").cloud()
+    few = replace(cloud, sampling=replace(cloud.sampling, steps=2, batch=1))
     with PillowImage.open(BytesIO(base64.b64decode(pictures[0]))) as picture:
         drawn = picture_tensor(picture.convert("RGB"))
-    reference = presets.cloud(few).images([prompt], seeds=[7])[0]
+    reference = few.images([prompt], seeds=[7])[0]
     torch.testing.assert_close(drawn, reference, atol=1 / 255, rtol=0)
 
 
@@ -323,7 +323,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_what_is_published_is_served(client: TestClient, settings: CloudSettings) -> None:
     """Every file of a registry with bundle and channel comes as it lies there."""
     repository = Repository(settings.registry_address, settings.keys_folder)
-    repository.publish(zoo.shipped("emoji/food"), channel="stable", name="food")
+    repository.publish(shipped("emoji/food"), channel="stable", name="food")
     folder = Path(settings.registry_address)
     paths = [
         path for part in ("metadata", "targets") for path in (folder / part).rglob("*") if path.is_file()

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dekag.adaptation import CALA_RANGE, trained_range
-from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.cala import CalaCodec
 from dekag.alignment.codec_rivals import METHODS, adapted_codec
 from dekag.alignment.codec_update import load_update, update_size, update_tensors
+from dekag.alignment.config import CalaConfig
 from dekag.alignment.gates import HardGate, OpenGate, SnrGroupGate, SoftGate
 from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise

@@ -5,36 +5,60 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dekag import presets
 from dekag.alignment.bundle import load_bundle
-from dekag.comparison import Arm, arms, bundle_bytes, compare, evaluate, scores_json
+from dekag.comparison import (
+    Compared,
+    Drawing,
+    GenerationEvaluation,
+    bundle_bytes,
+    compare,
+    draw_references,
+    drawing_methods,
+    evaluate,
+    scores_json,
+)
 from dekag.evaluation.generation import CEILING_SEED, EDGE_SEED, Drawn, score_generation
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.preprocessing import Preprocessing
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.tables import comparison_tables
 from dekag.types import InputError
-from dekag.zoo import shipped
+from dekag.world import DrawingMethod, load_world, shipped
 
 TEXTS = {"some": ["a red apple on a blue background", "a cat face on a pink background, on the left"]}
 
 
 @pytest.fixture(scope="module")
 def cloud() -> DiffusersGenerator:
-    return replace(presets.cloud(presets.emoji()), sampling=Sampling(steps=2, guidance=2.0))
+    return replace(load_world("emoji").cloud(), sampling=Sampling(steps=2, guidance=2.0))
 
 
 @pytest.fixture(scope="module")
 def edge() -> DiffusersGenerator:
-    return replace(presets.edge(presets.emoji()), sampling=Sampling(steps=2, guidance=2.0))
+    return replace(load_world("emoji").edge(), sampling=Sampling(steps=2, guidance=2.0))
+
+
+def compared(
+    cloud: DiffusersGenerator,
+    edge: DiffusersGenerator,
+    methods: dict[str, DrawingMethod],
+    drawing: Drawing,
+) -> Compared:
+    """What was drawn for the one split of TEXTS."""
+    references = draw_references(cloud, TEXTS, drawing.at_cloud)
+    return compare(edge, methods, TEXTS, references, drawing)["some"]
 
 
 def test_every_arm_draws_the_same_prompts_and_seeds(
     cloud: DiffusersGenerator, edge: DiffusersGenerator
 ) -> None:
-    known = {"no_ka": Arm(), "words": Arm(words=", 3d"), "makd": Arm(bundles=("emoji/makd", "emoji/food"))}
+    known = {
+        "no_ka": DrawingMethod(),
+        "words": DrawingMethod(words=", 3d"),
+        "makd": DrawingMethod(bundles=("emoji/makd", "emoji/food")),
+    }
     before = edge(TEXTS["some"], seeds=[EDGE_SEED] * 2)
-    found = compare(cloud, edge, known, TEXTS, seeds=2)["some"]
+    found = compared(cloud, edge, known, Drawing(seeds=2))
     assert found.drawn.prompts.tolist() == [0, 0, 1, 1]
     assert {name: len(images) for name, images in found.drawn.arms.items()} == {
         "no_ka": 1,
@@ -53,13 +77,13 @@ def test_every_arm_draws_the_same_prompts_and_seeds(
 def test_shared_noise_is_the_clouds_noise_for_every_arm(
     cloud: DiffusersGenerator, edge: DiffusersGenerator
 ) -> None:
-    known = {"no_ka": Arm(), "makd": Arm(bundles=("emoji/makd",))}
-    found = compare(cloud, edge, known, TEXTS, seeds=1, noise="shared", noise_from="emoji/makd")["some"]
+    known = {"no_ka": DrawingMethod(), "makd": DrawingMethod(bundles=("emoji/makd",))}
     noise_map = load_bundle(shipped("emoji/makd")).noise_map()
     assert noise_map is not None
+    found = compared(cloud, edge, known, Drawing(seeds=1, noise_map=noise_map))
     mapped = replace(edge, noise_map=noise_map)(TEXTS["some"], seeds=[0, 0])
     torch.testing.assert_close(found.latents["no_ka"], mapped, atol=1e-4, rtol=1e-4)
-    own = compare(cloud, edge, known, TEXTS, seeds=1)["some"]
+    own = compared(cloud, edge, known, Drawing(seeds=1))
     assert not torch.allclose(own.latents["makd"], found.latents["makd"], atol=1e-2)
 
 
@@ -74,18 +98,18 @@ def test_the_shipped_noise_map_is_orthogonal() -> None:
     [(["makd"], {"no_ka", "makd"}), (["lora", "words"], {"no_ka", "lora", "words"})],
 )
 def test_arms_by_name(methods: list[str], names: set[str]) -> None:
-    assert set(arms(presets.emoji(), methods)) == names
+    assert set(drawing_methods(load_world("emoji"), methods)) == names
 
 
 def test_the_leading_arms_have_three_training_seeds() -> None:
-    every = arms(presets.emoji(), ["all"])
+    every = drawing_methods(load_world("emoji"), ["all"])
     trained = {name for name, arm in every.items() if len(arm.bundles) == 3}
     assert {"makd_short", "textual_inversion", "lora"} <= trained
 
 
 def test_methods_are_compared_at_equal_bytes() -> None:
     """LoRA and DreamBooth send what MAKD sends within a twentieth, LoKr within a quarter."""
-    sizes = bundle_bytes(arms(presets.emoji(), ["all"]))
+    sizes = bundle_bytes(drawing_methods(load_world("emoji"), ["all"]))
     for rival, margin in (("lora", 0.05), ("dreambooth", 0.05), ("lokr", 0.25)):
         assert abs(sizes[rival] - sizes["makd_short"]) < margin * sizes["makd_short"]
     assert sizes["textual_inversion"] < sizes["makd_short"]
@@ -93,12 +117,12 @@ def test_methods_are_compared_at_equal_bytes() -> None:
 
 def test_an_unknown_method_is_one_clear_line() -> None:
     with pytest.raises(InputError, match="unknown method 'dora'; known are all, makd"):
-        arms(presets.emoji(), ["makd", "dora"])
+        drawing_methods(load_world("emoji"), ["makd", "dora"])
 
 
-def test_a_preset_without_weights_says_what_it_lacks() -> None:
-    with pytest.raises(InputError, match="the preset has no judge; train one"):
-        evaluate(replace(presets.emoji(), dino=None))
+def test_a_world_says_what_it_lacks() -> None:
+    with pytest.raises(InputError, match="the world emoji has no judge; name one, or train one"):
+        evaluate(replace(load_world("emoji"), judge_models={}), GenerationEvaluation())
 
 
 def _colour_judge() -> Judge:
@@ -132,8 +156,9 @@ def test_scores_average_training_seeds_and_name_the_lead() -> None:
 
 @pytest.mark.slow
 def test_the_report_has_both_noises_and_bytes() -> None:
-    report = evaluate(presets.emoji(), ["makd"], prompts=2, seeds=1, noises=("own", "shared"))
+    wanted = GenerationEvaluation(prompts=2, drawing=Drawing(seeds=1), noises=("own", "shared"))
+    report = evaluate(load_world("emoji"), wanted)
     values = report.to_json()
-    assert set(values) == {"own", "shared", "update_bytes", "edge_bytes"}
+    assert set(values) == {"world", "own", "shared", "update_bytes", "edge_bytes"}
     assert values["update_bytes"]["makd"] < 0.05 * values["edge_bytes"]
     assert len(comparison_tables(report)) == 4

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dekag import demo, presets
+from dekag import demo
 from dekag.cli import app
 from dekag.evaluation import grid
+from dekag.world import load_world
 
 SMALL = demo.DemoConfig(prompts=4, seeds=1, sent=2)
 
@@ -74,6 +75,8 @@ def test_picture_opens_and_is_large_enough_for_a_readme(reports: list[Path]) -> 
 
 
 def test_another_seed_gives_another_report(reports: list[Path]) -> None:
-    result = demo.run_demo(presets.emoji(), demo.DemoConfig(prompts=4, seeds=1, sent=2, seed=1), on_stage=str)
+    result = demo.run_demo(
+        load_world("emoji"), demo.DemoConfig(prompts=4, seeds=1, sent=2, seed=1), on_stage=str
+    )
     report = json.loads((reports[0] / "report.json").read_text())
     assert result.report()["generation"] != report["generation"]

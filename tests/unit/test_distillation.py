@@ -7,29 +7,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag import presets
-from dekag.alignment.few_steps import FewStepConfig, distil_few_steps
-from dekag.alignment.makd import MakdConfig, Tracking, distil
+from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.few_steps import distil_few_steps
+from dekag.alignment.makd import distil
 from dekag.alignment.method import DistillationData
 from dekag.alignment.rivals import method_config
 from dekag.alignment.update import apply_update, remove_update
-from dekag.comparison import judges
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.folder import CloudImages
 from dekag.distillation import (
     VALIDATION_SEED,
+    DenoisingValidation,
     Extras,
-    Source,
+    GenerationTask,
+    ImageSource,
+    Material,
     Validation,
     align_generation,
-    cloud_images,
+    held_back,
+    is_held_back,
+    material,
     train_update,
     tuned,
 )
 from dekag.evaluation.generation import EDGE_SEED, draw
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.images import png_bytes
+from dekag.training.run import ALONE, Run, Tracking
 from dekag.types import InputError
+from dekag.world import Model, World, load_world
 
 PROMPTS = ("a red apple on a blue background", "a cat face on a pink background, on the left")
 QUICK = MakdConfig(metaword_steps=2, joint_steps=2, frozen_steps=4, validate_every=2, batch=4, rank=2)
@@ -37,7 +43,7 @@ QUICK = MakdConfig(metaword_steps=2, joint_steps=2, frozen_steps=4, validate_eve
 
 @pytest.fixture(scope="module")
 def edge() -> DiffusersGenerator:
-    return replace(presets.edge(presets.emoji()), sampling=Sampling(steps=4, guidance=3.0))
+    return replace(load_world("emoji").edge(), sampling=Sampling(steps=4, guidance=3.0))
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +56,19 @@ def test_images_of_a_folder_are_distilled_with_their_own_prompts(data: CloudImag
     (tmp_path / "index.json").write_text(json.dumps({"images": rows}))
     for row, png in zip(rows, png_bytes(data.images), strict=True):
         (tmp_path / row["file"]).write_bytes(png)
-    read = cloud_images(presets.emoji(), Source(folder=tmp_path))
+    read = material(load_world("emoji"), ImageSource(folder=tmp_path), ALONE).train
     assert read.prompts == PROMPTS
     torch.testing.assert_close(read.images, data.images, atol=1 / 255, rtol=0)
 
 
 def test_a_prompt_can_be_drawn_several_times_from_seeds_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(f"{PROMPTS[0]}\n")
-    source = Source(prompts_file=tmp_path / "prompts.txt", draws=2)
-    drawn = cloud_images(presets.emoji(), source, resume=tmp_path / "state")
+    source = ImageSource(prompts_file=tmp_path / "prompts.txt", draws=2)
+    run = Run(resume=tmp_path / "state")
+    drawn = material(load_world("emoji"), source, run).train
     assert drawn.prompts == (PROMPTS[0], PROMPTS[0])
     assert not torch.equal(drawn.images[0], drawn.images[1])
-    again = cloud_images(presets.emoji(), source, resume=tmp_path / "state")
+    again = material(load_world("emoji"), source, run).train
     assert torch.equal(again.images, drawn.images)
 
 
@@ -78,12 +85,12 @@ def test_a_prompt_can_be_drawn_several_times_from_seeds_of_their_own(tmp_path: P
 )
 def test_sources_that_contradict_each_other_are_refused(options: dict[str, object], text: str) -> None:
     with pytest.raises(InputError, match=text):
-        Source(**options)  # type: ignore[arg-type]
+        ImageSource(**options)  # type: ignore[arg-type]
 
 
 def test_an_unknown_domain_is_one_clear_line() -> None:
     with pytest.raises(InputError, match="distill:cars"):
-        Source(domain="cars").prompts(presets.emoji())
+        ImageSource(domain="cars").prompts(load_world("emoji"))
 
 
 def test_validation_draws_sheets_and_chooses_the_guidance(
@@ -91,10 +98,13 @@ def test_validation_draws_sheets_and_chooses_the_guidance(
 ) -> None:
     """The score of a generator that draws the reference itself is the highest there is."""
     check = Validation(
-        prompts=PROMPTS, cloud=data.images, judges=judges(presets.emoji()), pictures=tmp_path / "pictures"
+        prompts=PROMPTS,
+        cloud=data.images,
+        judges=load_world("emoji").judges(),
+        pictures=tmp_path / "pictures",
     )
     extras = Extras(guidance=(1.5, 2.0), few_steps=FewStepConfig(steps=2, rank=2, train_steps=2, batch=4))
-    update = train_update(edge, data, QUICK, check, extras, few_step_prompts=PROMPTS)
+    update = train_update(edge, data, QUICK, check, extras, ALONE)
     assert update.sampling is not None
     assert update.sampling.guidance in (1.5, 2.0)
     assert (update.few_step_sampling.steps, len(update.few_step) > 0) == (2, True)  # type: ignore[union-attr]
@@ -109,7 +119,7 @@ def test_the_strength_that_draws_as_the_cloud_is_chosen(edge: DiffusersGenerator
     half = apply_update(edge, tuned(update, None, 0.5))
     cloud = draw(half, PROMPTS, [EDGE_SEED + VALIDATION_SEED])
     remove_update(half)
-    check = Validation(prompts=PROMPTS, cloud=cloud, judges=judges(presets.emoji()))
+    check = Validation(prompts=PROMPTS, cloud=cloud, judges=load_world("emoji").judges())
     assert check.choose(edge, update, Extras(guidance=(), strengths=(1.0, 0.5, 0.3))) == (None, 0.5)
     assert check.choose(edge, replace(update, adapter={}), Extras(guidance=())) == (None, 1.0)
 
@@ -137,24 +147,73 @@ def test_few_steps_are_learnt_alike_with_activations_computed_again(edge: Diffus
     assert any(not torch.equal(halves[name], kept[name]) for name in kept)
 
 
-def test_a_preset_without_a_world_aligns_with_images_of_its_own(data: CloudImages, tmp_path: Path) -> None:
+def bare() -> World:
+    """The shipped pair alone: no prompts, no judges, no updates."""
+    return replace(load_world("emoji"), prompt_splits={}, judge_models={}, updates={})
+
+
+def test_a_world_without_prompts_aligns_with_images_of_its_own(data: CloudImages, tmp_path: Path) -> None:
     """No validation prompts, no prior: the update is trained on the images alone, and the bundle says so."""
-    bare = replace(presets.emoji(), world=None, makd=None, dino=None, clip=None)
-    bundle = align_generation(bare, data, QUICK, Extras(), tmp_path / "b", method="lora")
+    task = GenerationTask(method="lora", config=QUICK)
+    bundle = align_generation(bare(), Material(train=data, drawn_by_cloud=True), task, tmp_path / "b")
     assert bundle.manifest.metaword is None
     assert bundle.manifest.quantisation == "int8"
     assert bundle.manifest.settings["method"] == "lora"
     assert bundle.noise_map() is not None
 
 
+def test_images_from_elsewhere_ask_for_no_cloud(data: CloudImages, tmp_path: Path) -> None:
+    """A cloud that cannot be loaded is no hindrance where the images came from a folder; shared noise needs it."""
+    gone = replace(bare(), cloud_model=Model(source="owner/no-such-model"))
+    said: list[str] = []
+    task = GenerationTask(config=QUICK)
+    bundle = align_generation(gone, Material(train=data), task, tmp_path / "b", Run(on_stage=said.append))
+    assert bundle.noise_map() is None
+    assert "nothing to validate with: the last step counts" in said
+
+
+def many(edge: DiffusersGenerator) -> CloudImages:
+    """Forty prompts with pictures; their colours are the cloud's own."""
+    prompts = tuple(f"a picture of number {n}" for n in range(40))
+    return CloudImages(prompts=prompts, images=edge.decode(edge(prompts, seeds=list(range(40)))).flip(1))
+
+
+def test_images_from_elsewhere_are_held_back_by_a_digest_of_the_prompt(edge: DiffusersGenerator) -> None:
+    data = many(edge)
+    parts = held_back(data)
+    assert parts.held_back is not None
+    assert set(parts.held_back.prompts) == {prompt for prompt in data.prompts if is_held_back(prompt)}
+    assert set(parts.train.prompts).isdisjoint(parts.held_back.prompts)
+    assert len(parts.train.prompts) + len(parts.held_back.prompts) == 40
+    for part in (parts.train, parts.held_back):
+        for prompt, image in zip(part.prompts, part.images, strict=True):
+            assert torch.equal(image, data.images[data.prompts.index(prompt)])
+
+
+def test_without_judges_the_held_out_denoising_loss_chooses(edge: DiffusersGenerator, tmp_path: Path) -> None:
+    """It is the same at every call, tells an update from none, and leaves the guidance alone."""
+    parts = held_back(many(edge))
+    assert parts.held_back is not None
+    said: list[str] = []
+    task = GenerationTask(config=QUICK)
+    bundle = align_generation(bare(), parts, task, tmp_path / "b", Run(on_stage=said.append))
+    assert "the world has no judge: settings are chosen by the held-out denoising loss" in said
+    assert "sampling_guidance" not in bundle.manifest.settings
+    check = DenoisingValidation(prompts=parts.held_back.prompts, latents=edge.encode(parts.held_back.images))
+    assert check.score(edge) == check.score(edge)
+    wrong = replace(check, latents=check.latents.roll(1, 0) * 3)
+    assert wrong.score(edge) < check.score(edge)
+
+
 def test_full_fine_tuning_makes_no_bundle(data: CloudImages, tmp_path: Path) -> None:
+    task = GenerationTask(method="full", config=QUICK)
     with pytest.raises(InputError, match="no bundle carries"):
-        align_generation(presets.emoji(), data, QUICK, Extras(), tmp_path / "b", method="full")
+        align_generation(load_world("emoji"), Material(train=data), task, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
 def test_an_unknown_tracker_is_one_clear_line(data: CloudImages, tmp_path: Path) -> None:
-    bare = replace(presets.emoji(), world=None)
+    run = Run(tracking=Tracking(trackers=("ledger",)))
     with pytest.raises(InputError, match="ledger"):
-        align_generation(bare, data, QUICK, Extras(), tmp_path / "b", tracking=Tracking(trackers=("ledger",)))
+        align_generation(bare(), Material(train=data), GenerationTask(config=QUICK), tmp_path / "b", run)
     assert not (tmp_path / "b").exists()

@@ -1,11 +1,9 @@
 """Two real processes (gloo, CPU): they take the steps of one, and go on where they were killed."""
 
-import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import pytest
 import together
 import torch
 from accelerate import PartialState
+from tiny_worlds import miniature
 
-from dekag import cli, presets
-from dekag.alignment import few_steps
+from dekag import cli
 from dekag.training.loop import Progress, train
 from dekag.training.processes import joined
 from dekag.types import InputError
@@ -126,16 +124,21 @@ def test_only_gpus_that_are_there_are_joined() -> None:
 
 
 ALIGN = [
-    *("align", "generation", "--preset", "tiny", "--quantisation", "fp32"),
-    *("--batch", "4", "--rank", "2", "--few-steps", "1"),
+    *("align", "generation", "--quantisation", "fp32"),
+    *("--batch", "4", "--rank", "2", "--few-steps", "1", "--few-step-training", "2"),
 ]
 STEPS = ["--metaword-steps", "1", "--steps", "1", "--frozen-steps", "2"]
 
 
+def within(folder: Path) -> tuple[str, str]:
+    """The options that name the world in a folder."""
+    return "--world", str(folder / "world")
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """A folder with the prompts of the preset `tiny`."""
-    (tmp_path / "prompts.json").write_text(json.dumps(launched.PROMPTS))
+    """A folder with a miniature of a world in it."""
+    miniature(tmp_path / "world")
     return tmp_path
 
 
@@ -145,18 +148,28 @@ def test_the_command_line_in_two_processes_writes_the_bundle_of_one(
     """Cloud images, prior, validation, guidance, few steps and noise map included; byte for byte, as a sum of two
     gradients has one order and halving is exact."""
     both = launch(
-        launched.__file__, world, *ALIGN, *STEPS, "--out", world / "two", "--log", world / "log",
+        launched.__file__, *ALIGN, *within(world), *STEPS, "--out", world / "two", "--log", world / "log",
         "--resume", world / "state",
     )  # fmt: skip
     assert both.returncode == 0, both.stderr
     assert both.stdout.count("wrote bundle") == 1
     assert both.stderr.count("cloud draws 4 images") == 1
     assert [path.name for path in (world / "log" / "pictures").iterdir()] == ["frozen-000002.png"]
-    assert {path.name for path in world.iterdir()} == {"prompts.json", "two", "log", "state"}
-    monkeypatch.setitem(presets.PRESETS, "tiny", partial(launched.tiny, world))
-    monkeypatch.setattr(few_steps, "FewStepConfig", launched.QUICK)
+    assert {path.name for path in world.iterdir()} == {"world", "two", "log", "state"}
     out = world / "one"
-    words = ["dekag", *ALIGN, *STEPS, "--accumulation", "2", "--device", "cpu", "--out", str(out)]
+    words = [
+        "dekag",
+        *ALIGN,
+        *STEPS,
+        "--world",
+        str(world / "world"),
+        "--accumulation",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit, match="0"):
         cli.main()
@@ -166,18 +179,35 @@ def test_the_command_line_in_two_processes_writes_the_bundle_of_one(
 
 
 def test_what_the_main_process_cannot_read_ends_both_with_one_line(world: Path) -> None:
-    both = launch(launched.__file__, world, *ALIGN, "--images", world / "none", "--out", world / "two")
+    both = launch(
+        launched.__file__,
+        *ALIGN,
+        "--world",
+        world / "world",
+        "--images",
+        world / "none",
+        "--out",
+        world / "two",
+    )
     assert both.returncode != 0
     said = [line for line in both.stderr.splitlines() if line.startswith("dekag: ")]
     assert said == [f"dekag: {world / 'none'} is no folder; give a folder with images and their prompts"]
-    assert [path.name for path in world.iterdir()] == ["prompts.json"]
+    assert [path.name for path in world.iterdir()] == ["world"]
 
 
 @pytest.mark.gpu
 def test_the_command_line_aligns_on_a_gpu(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(presets.PRESETS, "tiny", partial(launched.tiny, world))
-    monkeypatch.setattr(few_steps, "FewStepConfig", launched.QUICK)
-    words = [*ALIGN, *STEPS, "--precision", "bf16", "--gradient-checkpointing", "--device", "cuda"]
+    words = [
+        *ALIGN,
+        *STEPS,
+        "--world",
+        str(world / "world"),
+        "--precision",
+        "bf16",
+        "--gradient-checkpointing",
+        "--device",
+        "cuda",
+    ]
     monkeypatch.setattr(sys, "argv", ["dekag", *words, "--out", str(world / "one")])
     with pytest.raises(SystemExit, match="0"):
         cli.main()

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dekag import presets
+import dekag
 from dekag.alignment.cala import CalaCodec
 from dekag.channel import BlockFading, ChannelSettings, erase_invalid, mmse_equalise, named_channel
 from dekag.channel.erasure import MOST_POWER
@@ -30,15 +30,15 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def system() -> presets.System:
-    return presets.load("emoji")
+def system() -> dekag.System:
+    return dekag.load("emoji")
 
 
-def codecs(system: presets.System) -> dict[str, Codec]:
+def codecs(system: dekag.System) -> dict[str, Codec]:
     """The codec as it came, under its update, and merged for one condition."""
     adapted = system.link.codec
     assert isinstance(adapted, CalaCodec)
-    plain = presets.load("emoji", align=False).link.codec
+    plain = dekag.load("emoji", align=False).link.codec
     return {"jscc": plain, "cala": adapted, "merged": adapted.merge(Condition(uses=128, snr_db=8.0))}
 
 
@@ -107,7 +107,7 @@ def test_nothing_is_erased_without_need() -> None:
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 @pytest.mark.parametrize("family", ["awgn", "rayleigh"])
-def test_images_beside_a_bad_one_keep_every_bit(system: presets.System, bad: complex, family: str) -> None:
+def test_images_beside_a_bad_one_keep_every_bit(system: dekag.System, bad: complex, family: str) -> None:
     """Over every codec: one bad use, and a row of nothing else, leave the others as they were."""
     condition = Condition(uses=128, snr_db=8.0, rayleigh=family == "rayleigh", blocks=4)
 
@@ -128,7 +128,7 @@ def test_images_beside_a_bad_one_keep_every_bit(system: presets.System, bad: com
             assert bool(((spoilt.image >= 0) & (spoilt.image <= 1)).all())
 
 
-def test_an_erased_image_is_what_the_decoder_makes_of_nothing(system: presets.System) -> None:
+def test_an_erased_image_is_what_the_decoder_makes_of_nothing(system: dekag.System) -> None:
     """Whatever the bad samples were, it is the answer to symbols of 0 at gain 0."""
     condition = Condition(uses=128, snr_db=8.0).expand(3)
 
@@ -158,7 +158,7 @@ class Saturated:
 
 
 @pytest.mark.parametrize("name", ["awgn", "rayleigh", "tdl-c"])
-def test_a_delivery_counts_what_was_erased(system: presets.System, name: str) -> None:
+def test_a_delivery_counts_what_was_erased(system: dekag.System, name: str) -> None:
     named = named_channel(ChannelSettings(name=name))
     condition = named.condition(128, 8.0)
     clean, spoilt = (

@@ -12,7 +12,8 @@ import torch
 from tiny_pipelines import CAPTIONS, CLOUDS, EDGES, LAYERS, PIXELS
 from torch import Tensor
 
-from dekag.alignment.makd import MakdConfig, distil
+from dekag.alignment.config import MakdConfig
+from dekag.alignment.makd import distil
 from dekag.alignment.method import DistillationData
 from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation, tokenizer_digest
@@ -21,7 +22,7 @@ from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_genera
 from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword
 from dekag.training.diffusion import noising
 from dekag.types import InputError
-from dekag.zoo import hub
+from dekag.world import hub
 
 PROMPTS = CAPTIONS[:2]
 SEEDS = [3, 4]

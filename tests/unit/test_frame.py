@@ -23,7 +23,7 @@ from dekag.alignment.bundle import load_bundle
 from dekag.alignment.digest import canonical_json, digest_json
 from dekag.frame import MAX_FRAME_BYTES, Frame, read_frame, write_frame
 from dekag.types import Condition, InputError
-from dekag.zoo import shipped
+from dekag.world import shipped
 
 FUZZ_SECONDS = float(os.environ.get("DEKAG_FUZZ_SECONDS", "600"))
 SHORT_SECONDS = 5.0
@@ -44,7 +44,7 @@ def sent() -> Frame:
     )
     symbols = torch.randn(3, 14, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
     symbols[torch.arange(14) >= condition.payload[:, None]] = 0
-    return Frame(symbols=symbols, condition=condition, seed=-(2**63), preset="emoji", bundles={})
+    return Frame(symbols=symbols, condition=condition, seed=-(2**63), world="emoji", bundles={})
 
 
 def received() -> Frame:
@@ -117,7 +117,7 @@ def test_any_frame_comes_back(
         symbols=symbols,
         condition=Condition(uses=columns, snr_db=snr_db).expand(images),
         seed=seed,
-        preset=text,
+        world=text,
         bundles={text: text},
         gain=symbols * 2,
         noise_power=torch.tensor(noise)[:images],
@@ -218,7 +218,7 @@ def test_a_frame_that_breaks_its_contract_is_not_written() -> None:
         ({"condition": frame.condition[:2]}, "describes 2 images"),
         ({"gain": frame.symbols}, "neither"),
         ({"gain": frame.symbols, "noise_power": torch.zeros(3)}, "above 0"),
-        ({"preset": "\n"}, "preset"),
+        ({"world": "\n"}, "preset"),
         ({"channel_seed": -1}, "channel_seed"),
     ):
         with pytest.raises(InputError, match=text):

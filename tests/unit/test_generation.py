@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag import presets
-from dekag.alignment.makd import TRAINED, MakdConfig, Tracking, distil
+from dekag.alignment.config import MakdConfig
+from dekag.alignment.makd import TRAINED, distil
 from dekag.alignment.method import DistillationData, TrainingRun
 from dekag.alignment.rivals import METHODS, method_config
 from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation, tokenizer_digest
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.prompts import PromptTruncatedWarning
+from dekag.training.run import Tracking
 from dekag.types import InputError
+from dekag.world import load_world
 
 PROMPTS = ["a red apple on a blue background", "a cat face on a pink background, on the left"]
 QUICK = MakdConfig(metaword_steps=3, joint_steps=3, frozen_steps=3, batch=4, rank=2)
@@ -28,7 +30,7 @@ def pairs(images: torch.Tensor, prior: Sequence[str] = ()) -> DistillationData:
 
 @pytest.fixture(scope="module")
 def edge() -> DiffusersGenerator:
-    return replace(presets.edge(presets.emoji()), sampling=Sampling(steps=3, guidance=3.0))
+    return replace(load_world("emoji").edge(), sampling=Sampling(steps=3, guidance=3.0))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def _digests(generator: DiffusersGenerator) -> tuple[str, str]:
 
 
 def test_distillation_leaves_the_generator_alone(edge: DiffusersGenerator, update: GenerationUpdate) -> None:
-    assert _digests(edge) == _digests(presets.edge(presets.emoji()))
+    assert _digests(edge) == _digests(load_world("emoji").edge())
     assert any(name.endswith("lora_B.weight") and t.any() for name, t in update.adapter.items())
 
 
@@ -122,7 +124,7 @@ def test_the_plain_edge_draws_as_before_beside_an_update(
     aligned = apply_update(edge, update)
     assert not torch.allclose(aligned(PROMPTS, seeds=[0, 1]), before, atol=1e-3)
     assert torch.equal(edge(PROMPTS, seeds=[0, 1]), before)
-    assert _digests(edge) == _digests(presets.edge(presets.emoji()))
+    assert _digests(edge) == _digests(load_world("emoji").edge())
     remove_update(aligned)
     assert torch.equal(edge(PROMPTS, seeds=[0, 1]), before)
     assert not any("lora" in name for name, _ in edge.denoiser.named_modules())
@@ -154,7 +156,7 @@ def test_two_updates_take_turns_on_one_pipeline(edge: DiffusersGenerator, update
     with pytest.raises(InputError, match="second is loaded already"):
         apply_update(edge, halved, name="second")
     remove_update(second)
-    assert _digests(edge) == _digests(presets.edge(presets.emoji()))
+    assert _digests(edge) == _digests(load_world("emoji").edge())
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_a_bundle_for_another_base_is_refused(
 ) -> None:
     save_generation(tmp_path / "b", edge, update, settings={})
     with pytest.raises(InputError, match="made for base model"):
-        apply_generation(presets.cloud(presets.emoji()), tmp_path / "b")
+        apply_generation(load_world("emoji").cloud(), tmp_path / "b")
 
 
 def test_a_metaword_that_is_a_word_already_is_refused(edge: DiffusersGenerator) -> None:

@@ -10,9 +10,7 @@ import pytest
 import torch
 from pydantic import ConfigDict, ValidationError, create_model
 
-from dekag import presets
-from dekag.alignment.few_steps import FewStepConfig
-from dekag.alignment.makd import MakdConfig
+from dekag.alignment.config import FewStepConfig, MakdConfig
 from dekag.alignment.method import DistillationData, TrainingRun
 from dekag.alignment.rivals import METHODS, find_method, method_config
 from dekag.alignment.update import apply_update, remove_update
@@ -20,6 +18,7 @@ from dekag.alignment.updates import apply_generation, pipeline_digest, save_gene
 from dekag.config import described_fields
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
+from dekag.world import load_world
 
 PROMPTS = ["a red apple on a blue background", "a cat face on a pink background, on the left"]
 QUICK = MakdConfig(metaword_steps=1, joint_steps=2, frozen_steps=3, batch=4, rank=2)
@@ -27,7 +26,7 @@ QUICK = MakdConfig(metaword_steps=1, joint_steps=2, frozen_steps=3, batch=4, ran
 
 @pytest.fixture(scope="module")
 def edge() -> DiffusersGenerator:
-    return replace(presets.edge(presets.emoji()), sampling=Sampling(steps=3, guidance=2.0))
+    return replace(load_world("emoji").edge(), sampling=Sampling(steps=3, guidance=2.0))
 
 
 @pytest.fixture

@@ -48,9 +48,9 @@ def test_imports_of_the_package_point_one_way() -> None:
         ("codec/jscc.py", "def f():\n    import dekag.cli\n", "2: codec must not import dekag.cli"),
         ("link.py", "import dekag.alignment.cala\n", "1: link must not import dekag.alignment.cala"),
         ("training/loop.py", "import dekag.alignment\n", "1: training must not import dekag.alignment"),
-        ("alignment/makd.py", "import dekag.zoo\n", "1: alignment must not import dekag.zoo"),
+        ("alignment/makd.py", "import dekag.world\n", "1: alignment must not import dekag.world"),
         ("evaluation/cells.py", "import dekag.alignment\n", "1: evaluation must not import dekag.alignment"),
-        ("presets.py", "import dekag.cli\n", "1: presets must not import dekag.cli"),
+        ("world/world.py", "import dekag.cli\n", "1: world must not import dekag.cli"),
         ("__init__.py", "from dekag.link import x\n", "1: dekag imports dekag.link before it is used"),
         ("common.py", "", "1: layer common is not in the table of imports.py"),
     ],
@@ -61,11 +61,11 @@ def test_a_wrong_import_is_found(tmp_path: Path, name: str, text: str, complaint
 
 def test_right_imports_pass(tmp_path: Path) -> None:
     files = {
-        "__init__.py": "from dekag.version import x\ndef f():\n    from dekag.presets import y\n",
+        "__init__.py": "from dekag.version import x\ndef f():\n    from dekag.world import y\n",
         "channel/awgn.py": "import torch\nfrom dekag.types import x\nfrom . import fading\n",
         "alignment/makd.py": "from dekag.training.loop import train\nfrom ..link import x\n",
-        "presets.py": "from dekag import version, zoo\n",
-        "cli.py": "import dekag.presets\n",
+        "world/world.py": "from dekag import version, registry\n",
+        "cli.py": "import dekag.world\n",
     }
     assert complaints(tmp_path, files) == []
 

@@ -75,7 +75,7 @@ def test_without_alignment_no_bundle_is_applied() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: dekag.load("emojis"), "unknown preset"),
+        (lambda: dekag.load("emojis"), "unknown world"),
         (lambda: dekag.Condition(uses=0, snr_db=10.0), "uses must be at least 1"),
         (lambda: dekag.Condition(uses=8, snr_db=float("nan")), "snr_db"),
     ],
@@ -91,7 +91,18 @@ def test_too_many_uses_are_refused(system: dekag.System) -> None:
 
 
 def test_public_names_are_what_all_says() -> None:
-    assert set(dekag.__all__) == {"Condition", "Delivery", "InputError", "System", "__version__", "load"}
+    assert set(dekag.__all__) == {
+        "Condition",
+        "Delivery",
+        "InputError",
+        "Model",
+        "System",
+        "World",
+        "__version__",
+        "deliver",
+        "load",
+        "load_world",
+    }
     for name in dekag.__all__:
         assert getattr(dekag, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'lode'"):

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dekag.channel import BlockFading, ChannelSettings, named_channel
-from dekag.channel.named import NAMES
+from dekag.channel import CHANNELS, BlockFading, ChannelSettings, named_channel
 from dekag.channel.ofdm import MODELS, OfdmChannel
 from dekag.channel.sionna import seeded_sionna
 from dekag.types import Condition, InputError
@@ -16,8 +15,8 @@ from dekag.types import Condition, InputError
 
 def test_the_names() -> None:
     profiles = [f"{kind}-{letter}" for kind in ("tdl", "cdl") for letter in "abcde"]
-    assert list(NAMES) == ["awgn", "rayleigh", *profiles]
-    built = [named_channel(ChannelSettings(name=name)).channel for name in NAMES]
+    assert list(CHANNELS) == ["awgn", "rayleigh", *profiles]
+    built = [named_channel(ChannelSettings(name=name)).channel for name in CHANNELS]
     assert built[:2] == [BlockFading(), BlockFading()]
     assert built[2:] == [OfdmChannel(model=model) for model in MODELS]
 
@@ -69,13 +68,13 @@ def test_the_longest_ofdm_transmission_has_a_condition() -> None:
     ("wrong", "says"),
     [
         ({"name": "TDL-C"}, "unknown channel 'TDL-C'; known are awgn, rayleigh, tdl-a"),
-        ({"name": "awgn", "blocks": 1}, "--blocks is not for awgn: it describes rayleigh"),
-        ({"name": "awgn", "speed_m_s": 0.0}, "--speed is not for awgn: it describes the channels tdl-a to"),
-        ({"name": "rayleigh", "delay_spread_ns": 9.0}, "--delay-spread is not for rayleigh"),
-        ({"name": "rayleigh", "estimation": "ls"}, "--estimation is not for rayleigh"),
-        ({"name": "tdl-c", "blocks": 4}, "--blocks is not for tdl-c: it describes rayleigh, and here delay"),
-        ({"name": "cdl-a", "pilots": 4}, "--pilots is not for cdl-a"),
-        ({"name": "cdl-a", "correlation": 0.0}, "--correlation is not for cdl-a"),
+        ({"name": "awgn", "blocks": 1}, "blocks is not for awgn: it describes rayleigh"),
+        ({"name": "awgn", "speed_m_s": 0.0}, "speed_m_s is not for awgn: it describes the channels tdl-a to"),
+        ({"name": "rayleigh", "delay_spread_ns": 9.0}, "delay_spread_ns is not for rayleigh"),
+        ({"name": "rayleigh", "estimation": "ls"}, "estimation is not for rayleigh"),
+        ({"name": "tdl-c", "blocks": 4}, "blocks is not for tdl-c: it describes rayleigh, and here delay"),
+        ({"name": "cdl-a", "pilots": 4}, "pilots is not for cdl-a"),
+        ({"name": "cdl-a", "correlation": 0.0}, "correlation is not for cdl-a"),
         (
             {"name": "tdl-c", "antennas": "2"},
             "antennas must be sending x receiving, each from 1 to 8, as 1x2",

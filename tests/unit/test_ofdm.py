@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dekag import presets
+import dekag
 from dekag.channel.ofdm import OfdmChannel
 from dekag.channel.ofdm_grid import OfdmGrid
 from dekag.codec import load_codec
@@ -17,7 +17,7 @@ from dekag.evaluation.metrics import psnr_db
 from dekag.evaluation.transmission import transmit
 from dekag.link import deliver
 from dekag.types import Channel, Condition, InputError
-from dekag.zoo import shipped
+from dekag.world import shipped
 
 MIMO = OfdmChannel(rx_antennas=2, tx_antennas=2, speed_m_s=10.0)
 
@@ -192,7 +192,7 @@ def test_codec_and_cala_run_unchanged_and_gain() -> None:
     """
     channel = OfdmChannel(delay_spread_s=300e-9, speed_m_s=3.0)
     condition = channel.condition(uses=128, snr_db=5.0)
-    system = presets.load("emoji")
+    system = dekag.load("emoji")
     link = replace(system.link, channel=channel)
     things = ("red apple", "dog", "pizza", "car", "rose", "cat")
     prompts = [f"a {thing} on a {colour} background" for thing in things for colour in ("blue", "white")]

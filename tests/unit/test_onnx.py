@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from dekag import link, presets
+import dekag
+from dekag import link
 from dekag.alignment.attention import SnrAttentionCodec
 from dekag.alignment.cala import CalaCodec
 from dekag.channel import BlockFading
@@ -25,7 +26,7 @@ AGREEMENT = 1e-3
 
 @pytest.fixture(scope="module")
 def system() -> Link:
-    return presets.load().link
+    return dekag.load().link
 
 
 def session(file: OnnxFile) -> onnxruntime.InferenceSession:
@@ -113,7 +114,7 @@ def test_the_shipped_decoders_equal_pytorch(system: Link, decoders: Path) -> Non
 def test_other_codecs_equal_pytorch(kind: str, system: Link, decoders: Path) -> None:
     """A codec without an update, one with the update of a rival, and one that sends a component a symbol."""
     assert isinstance(system.codec, CalaCodec)
-    base = presets.load(align=False).link.codec
+    base = dekag.load(align=False).link.codec
     assert isinstance(base, JsccCodec)
     torch.manual_seed(1)
     made = {
@@ -153,7 +154,7 @@ def test_files_are_made_once_and_named_by_what_they_hold(system: Link, decoders:
     assert {path: path.stat().st_mtime_ns for path in decoders.iterdir()} == written
     assert first.codec.bytes == first.codec.path.stat().st_size < 4e6
     assert first.image.bytes < 4e6
-    other = export_decoders(decoders, replace(system, codec=presets.load(align=False).link.codec))
+    other = export_decoders(decoders, replace(system, codec=dekag.load(align=False).link.codec))
     assert (other.image, other.codec.path != first.codec.path) == (first.image, True)
 
 
@@ -165,5 +166,5 @@ def test_a_foreign_codec_is_refused(system: Link, decoders: Path) -> None:
         def decode(self, received: Received, condition: Condition) -> Latent:
             raise NotImplementedError
 
-    with pytest.raises(InputError, match="only a codec of dekag"):
+    with pytest.raises(InputError, match="Foreign does not tell its latent_shape and max_uses"):
         export_decoders(decoders, replace(system, codec=Foreign()))

@@ -15,7 +15,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from served import free_port, running
 
-from dekag import link, presets
+import dekag
+from dekag import link
 from dekag.frame import read_frame
 from dekag.serving import up
 from dekag.types import ChannelState, Received
@@ -170,7 +171,7 @@ PSNR = """async ([base64, pixels]) => {
 
 def test_the_page_decodes_what_python_decodes(alone: Services, chromium: Browser) -> None:
     """Pictures within 1e-3 of PyTorch's, PSNR within 0.1 dB of the edge's, over rates, fading and pilots."""
-    system = presets.load().link
+    system = dekag.load().link
     worst, worst_db = 0.0, 0.0
     with watched(chromium) as seen, httpx2.Client(base_url=alone.edge, timeout=60) as client:
         seen.page.goto(alone.edge)
@@ -301,7 +302,7 @@ async def lifespan(app):
     yield
 settings = ServiceSettings(port=int(sys.argv[1]), tokens=["right"])
 app = create_app(title="page", settings=settings, lifespan=lifespan, ready=lambda: None, public=PUBLIC)
-app.include_router(page_router(PageConfig(preset="emoji")))
+app.include_router(page_router(PageConfig(world="emoji")))
 serve(app, settings)
 """
 

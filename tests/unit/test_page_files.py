@@ -34,7 +34,7 @@ def client() -> TestClient:
 
     settings = ServiceSettings(tokens=["secret"])  # type: ignore[list-item]
     app = create_app(title="page", settings=settings, lifespan=lifespan, ready=lambda: None, public=PUBLIC)
-    app.include_router(page_router(PageConfig(preset="emoji", cloud="https://cloud.example:8443/api/")))
+    app.include_router(page_router(PageConfig(world="emoji", cloud="https://cloud.example:8443/api/")))
     return TestClient(app, base_url="http://127.0.0.1")
 
 
@@ -119,7 +119,7 @@ def test_the_page_is_told_of_its_edge(client: TestClient) -> None:
 def test_a_cloud_that_is_no_address_is_refused(cloud: str) -> None:
     """It becomes part of the policy."""
     with pytest.raises(InputError, match="address"):
-        PageConfig(preset="emoji", cloud=cloud)
+        PageConfig(world="emoji", cloud=cloud)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dekag.alignment.bundle import load_bundle
 from dekag.alignment.quantise import Bits, check_quantised, dequantise, quantise
 from dekag.alignment.rank import reduce_rank
 from dekag.types import InputError
-from dekag.zoo import locate
+from dekag.world import locate
 
 A, B = "x.lora_A.weight", "x.lora_B.weight"
 LARGEST = {8: 0.5 / 127, 4: 0.2}

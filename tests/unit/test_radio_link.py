@@ -170,8 +170,11 @@ FOREIGN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda g: g["dekag:bundles"].update(transmission="ab" * 32),
         "was encoded with the transmission update abababababab, and here is ",
     ),
-    "unknown preset": (lambda g: g.update({"dekag:preset": "emojis"}), "unknown preset 'emojis'"),
-    "no preset": (lambda g: g.pop("dekag:preset"), "does not name the preset that sent it; give --preset"),
+    "unknown world": (
+        lambda g: g.update({"dekag:preset": "emojis"}),
+        "of the world 'emojis', which does not ship",
+    ),
+    "no world": (lambda g: g.pop("dekag:preset"), "does not name the world that sent it"),
     "unknown channel": (
         lambda g: g.update({"dekag:channel": {"name": "rician"}}),
         "unknown channel 'rician'; known are awgn",
@@ -234,7 +237,7 @@ BAD = {
     "an existing recording": (("--out", "TRIP"), "exists and is kept; choose another name"),
     "a folder": (("--out", "/"), "is a folder; give the name of a recording in it"),
     "negative clip": (("--clip", -1), "a clipping ratio must be at least 0 dB and finite, got -1.0"),
-    "subcarriers without ofdm": (("--subcarriers", 12), "add --ofdm"),
+    "subcarriers without ofdm": (("--subcarriers", 12), "ask for OFDM as well"),
     "too many subcarriers": (("--ofdm", "--subcarriers", 5000), "0 to 4096 subcarriers"),
     "sample rate": (("--sample-rate", 0), "a sample rate must be above 0"),
     "unknown channel": (("--channel", "tdl"), "unknown channel 'tdl'; known are awgn"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag import link, presets, zoo
+import dekag
+from dekag import link
 from dekag.alignment.bundle import pack
 from dekag.channel import BlockFading
 from dekag.cli import main
@@ -17,6 +18,7 @@ from dekag.frame import Frame, write_frame
 from dekag.images import read_image
 from dekag.radio import Recording, write_recording
 from dekag.types import Condition, Image
+from dekag.world import shipped
 
 PROMPTS = ["a red apple on a blue background", "a cat face on a pink background"]
 CONDITION = Condition(uses=256, snr_db=12.0, rayleigh=True, blocks=4)
@@ -39,7 +41,7 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def system() -> link.Link:
-    return presets.load().link
+    return dekag.load().link
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def sent(system: link.Link) -> Frame:
         symbols=symbols,
         condition=condition,
         seed=0,
-        preset="emoji",
+        world="emoji",
         bundles=dict(system.bundles),
         delivery="one",
     )
@@ -102,7 +104,7 @@ def test_files_of_both_kinds_are_numbered_throughout(sent: Frame, tmp_path: Path
     write_recording(
         tmp_path / "two",
         Recording(
-            symbols=sent.symbols, condition=sent.condition, seed=0, preset="emoji", bundles=sent.bundles
+            symbols=sent.symbols, condition=sent.condition, seed=0, world="emoji", bundles=sent.bundles
         ),
     )
     (tmp_path / "three.frame").write_bytes(write_frame(replace(sent, bundles={})))
@@ -122,7 +124,7 @@ def test_files_of_both_kinds_are_numbered_throughout(sent: Frame, tmp_path: Path
 def test_the_senders_bundle_can_be_given(sent: Frame, tmp_path: Path, say: Say) -> None:
     """A tar of the shipped update gives what the shipped update gives; no other one is taken for it."""
     (tmp_path / "one.frame").write_bytes(write_frame(sent))
-    pack(zoo.shipped("emoji/cala"), tmp_path / "cala.tar")
+    pack(shipped("emoji/cala"), tmp_path / "cala.tar")
     for words in ((), ("--bundle", tmp_path / "cala.tar")):
         code, _, _ = say("receive", tmp_path / "one.frame", *words, "--out", tmp_path / f"out{len(words)}")
         assert code == 0
@@ -147,8 +149,11 @@ BAD: dict[str, tuple[Callable[[Frame], bytes | None], str]] = {
     "missing": (lambda _: None, "cannot be read"),
     "truncated": (lambda frame: write_frame(frame)[:-9], "truncated"),
     "no frame": (lambda _: b"\x89PNG\r\n\x1a\n" * 9, "no frame"),
-    "received twice": (lambda frame: write_frame(over_the_air(frame, 1)), "leave out --channel-seed"),
-    "unknown preset": (lambda frame: write_frame(replace(frame, preset="emojis")), "known are emoji"),
+    "received twice": (lambda frame: write_frame(over_the_air(frame, 1)), "leave out the channel seed"),
+    "unknown world": (
+        lambda frame: write_frame(replace(frame, world="emojis")),
+        "emojis', which does not ship",
+    ),
 }
 
 

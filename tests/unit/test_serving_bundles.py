@@ -19,7 +19,6 @@ from fleet import FAMILY, Fleet, bundles, new_fleet, other, variant
 from PIL import Image
 from served import Served
 
-from dekag import presets
 from dekag.alignment.bundle import load_bundle
 from dekag.alignment.update import remove_update
 from dekag.alignment.updates import apply_generation, apply_transmission
@@ -28,7 +27,7 @@ from dekag.generation.diffusers import DiffusersGenerator
 from dekag.images import png_bytes
 from dekag.serving.edge.selftest import make_canary, self_test
 from dekag.types import InputError
-from dekag.zoo import shipped
+from dekag.world import load_world, shipped
 
 PROMPTS = ("a red apple on a blue background", "a cat face on a pink background")
 SEEDS = (3, 4)
@@ -36,7 +35,7 @@ SEEDS = (3, 4)
 
 @pytest.fixture(scope="module")
 def plain() -> DiffusersGenerator:
-    return presets.edge(presets.emoji())
+    return load_world("emoji").edge()
 
 
 @pytest.fixture(scope="module")

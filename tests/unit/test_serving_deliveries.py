@@ -17,7 +17,8 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from served import Served
 
-from dekag import link, presets
+import dekag
+from dekag import link
 from dekag.frame import Frame, read_frame
 from dekag.images import png_bytes
 from dekag.radio import read_recording
@@ -56,7 +57,7 @@ def test_a_frame_decodes_to_what_the_edge_says_a_user_sees(client: httpx2.Client
     assert frame.bundles["generation"] == answer.headers["x-bundle-generation"]
     assert frame.bundles["transmission"] == answer.headers["x-bundle-transmission"]
     assert (int(frame.condition.uses), float(frame.condition.correlation)) == (200, 0.5)
-    system = presets.load("emoji")
+    system = dekag.load("emoji")
     assert system.link.bundles == frame.bundles
     arrived = link.receive(system.link, received(frame), frame.condition)
     seen = client.post(f"/v1/deliveries/{frame.delivery}/image", json={"channel_seed": 5}).json()

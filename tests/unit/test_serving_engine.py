@@ -14,21 +14,20 @@ import torch
 from prometheus_client import CollectorRegistry
 from served import Served
 
-from dekag import presets
 from dekag.alignment.updates import apply_generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.serving.http.errors import ApiError
 from dekag.serving.images.engine import Drawn, Engine, Model, Order
 from dekag.serving.images.metrics import EngineMetrics
 from dekag.types import InputError
-from dekag.zoo import shipped
+from dekag.world import load_world, shipped
 
 PROMPTS = ("a red apple on a blue background", "a cat face on a pink background", "a ghost")
 
 
 @pytest.fixture(scope="module")
 def plain() -> DiffusersGenerator:
-    return presets.edge(presets.emoji())
+    return load_world("emoji").edge()
 
 
 @asynccontextmanager

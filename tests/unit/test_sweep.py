@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dekag import sweep, zoo
+from dekag import sweep
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.cli import app
 from dekag.evaluation.grid import CHANNELS, Grid, read_grid
@@ -27,9 +27,12 @@ from dekag.sweep.methods import CodecMethod, further_codec
 from dekag.sweep.results import mean_of
 from dekag.sweep.run import SweepConfig
 from dekag.types import Condition, InputError, Received, Symbols
+from dekag.world import load_world, shipped
 
 TINY = Grid(uses=(64,), snrs_db=(-5.0, 14.0), channels=(CHANNELS["awgn"],))
-CONFIG = SweepConfig(grid=TINY, images=2, draws=16, methods=("no_ka", "cala", "digital", "jpeg"))
+CONFIG = SweepConfig(
+    world=load_world("emoji"), grid=TINY, images=2, draws=16, methods=("no_ka", "cala", "digital", "jpeg")
+)
 FILES = ("results.jsonl", "results.parquet", "summary.json", "transmission.png", "transmission_latent.png")
 
 
@@ -401,10 +404,10 @@ def test_extras_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_further_codecs_and_constellations(folder: Path, tmp_path: Path) -> None:
     """A copy of the shipped codec gives its numbers under another name; constellations have rows of their own."""
-    for path in zoo.shipped("emoji/codec").iterdir():
+    for path in shipped("emoji/codec").iterdir():
         (tmp_path / "copy").mkdir(exist_ok=True)
         (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
-    bundle = zoo.shipped("emoji/cala")
+    bundle = shipped("emoji/cala")
     config = replace(
         CONFIG,
         methods=("no_ka", "cala"),
@@ -418,7 +421,7 @@ def test_further_codecs_and_constellations(folder: Path, tmp_path: Path) -> None
             assert found[name, constellation].values == found[same, constellation].values
     assert found["no_ka", "qpsk"].values != found["no_ka", "256qam"].values
     assert {r.cell.label for r in found.values()} >= {"no_ka qpsk", "again 256qam"}
-    base = zoo.shipped("emoji/codec")
+    base = shipped("emoji/codec")
     assert further_codec(f"copy={tmp_path / 'copy'}", base) == CodecMethod(
         name="copy", codec=tmp_path / "copy"
     )

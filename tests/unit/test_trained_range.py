@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from dekag import presets, zoo
-from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.cala import CalaCodec
+from dekag.alignment.config import CalaConfig
 from dekag.alignment.updates import apply_transmission, save_transmission, trained_range
 from dekag.cli import main
 from dekag.codec import TrainedRange, load_codec
 from dekag.types import Condition, ConditionWarning, InputError
+from dekag.world import load_world, shipped
 
 RANGE = TrainedRange(
     uses_min=64,
@@ -96,7 +97,7 @@ def test_fading_that_was_never_met() -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An update of the shipped codec, not trained, that says what it was trained for."""
-    codec = load_codec(zoo.shipped("emoji/codec"))
+    codec = load_codec(shipped("emoji/codec"))
     with torch.random.fork_rng():
         adapted = CalaCodec(codec, CalaConfig())
     folder = tmp_path_factory.mktemp("cala") / "bundle"
@@ -105,7 +106,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_range_travels_with_the_bundle(bundle: Path, tmp_path: Path) -> None:
-    codec = load_codec(zoo.shipped("emoji/codec"))
+    codec = load_codec(shipped("emoji/codec"))
     adapted, loaded = apply_transmission(codec, bundle)
     assert trained_range(loaded) == RANGE
     broken = {**RANGE.to_settings(), "trained_fading": 3}
@@ -115,7 +116,7 @@ def test_the_range_travels_with_the_bundle(bundle: Path, tmp_path: Path) -> None
 
 
 def test_a_delivery_outside_warns_and_goes_on(bundle: Path) -> None:
-    system = presets.build(replace(presets.emoji(), cala=str(bundle)))
+    system = load_world("emoji").with_bundles([bundle]).system()
     assert system.link.trained == RANGE
     with pytest.warns(ConditionWarning) as caught:
         delivery = system.deliver(["a red apple"], Condition(uses=32, snr_db=35.0))
@@ -130,12 +131,12 @@ def test_a_delivery_outside_warns_and_goes_on(bundle: Path) -> None:
 
 
 def test_a_bundle_that_says_nothing_warns_of_nothing(tmp_path: Path) -> None:
-    codec = load_codec(zoo.shipped("emoji/codec"))
+    codec = load_codec(shipped("emoji/codec"))
     with torch.random.fork_rng():
         adapted = CalaCodec(codec, CalaConfig())
     saved = save_transmission(tmp_path / "bundle", adapted, codec, settings={"steps": 0})
     assert trained_range(saved) is None
-    system = presets.build(replace(presets.emoji(), cala=str(tmp_path / "bundle")))
+    system = load_world("emoji").with_bundles([tmp_path / "bundle"]).system()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         system.deliver(["a red apple"], Condition(uses=8, snr_db=90.0))
@@ -153,12 +154,11 @@ def test_estimated_gains_are_another_matter_than_known_ones() -> None:
 def test_every_command_says_it_in_one_line_and_goes_on(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(presets.PRESETS, "emoji", lambda: replace(presets.emoji(), cala=str(bundle)))
     outside = ("a red apple", "--snr-db", 35, "--uses", 100, "--channel", "rayleigh", "--pilots", 5)
     commands: list[tuple[object, ...]] = [
-        ("deliver", *outside, "--out", tmp_path / "out"),
-        ("radio", "send", *outside, "--out", tmp_path / "trip"),
-        ("radio", "receive", tmp_path / "trip", "--out", tmp_path / "got"),
+        ("deliver", *outside, "--out", tmp_path / "out", "--bundle", bundle),
+        ("radio", "send", *outside, "--out", tmp_path / "trip", "--bundle", bundle),
+        ("radio", "receive", tmp_path / "trip", "--out", tmp_path / "got", "--bundle", bundle),
     ]
     for words in commands:
         monkeypatch.setattr(sys, "argv", ["dekag", *map(str, words)])

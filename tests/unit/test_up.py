@@ -17,7 +17,7 @@ from served import free_port
 from dekag.alignment.bundle import load_bundle
 from dekag.serving.up import Site
 from dekag.types import InputError
-from dekag.zoo import shipped
+from dekag.world import shipped
 
 
 def command(site: Site) -> list[str]:

@@ -63,14 +63,16 @@ CHAT = (
 )
 
 
-def stable_diffusion(*, prediction: str) -> StableDiffusionPipeline:
-    """Stable Diffusion; `prediction` is epsilon or v_prediction."""
+def stable_diffusion(
+    *, prediction: str = "epsilon", channels: int = 4, pixels: int = PIXELS
+) -> StableDiffusionPipeline:
+    """Stable Diffusion; `prediction` is epsilon or v_prediction, `channels` are those of the latents."""
     tokenizer = trained(CLIPTokenizer)
     return StableDiffusionPipeline(
-        vae=autoencoder(),
+        vae=autoencoder(channels=channels, pixels=pixels),
         text_encoder=CLIPTextModel(clip_config(tokenizer)),
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**unet_config(cross_attention_dim=WIDTH)),
+        unet=UNet2DConditionModel(**unet_config(WIDTH, channels=channels, pixels=pixels)),
         scheduler=DDIMScheduler(
             beta_schedule="scaled_linear", clip_sample=False, prediction_type=prediction, steps_offset=1
         ),
@@ -80,7 +82,7 @@ def stable_diffusion(*, prediction: str) -> StableDiffusionPipeline:
     )
 
 
-def stable_diffusion_xl() -> StableDiffusionXLPipeline:
+def stable_diffusion_xl(*, channels: int = 4, pixels: int = PIXELS) -> StableDiffusionXLPipeline:
     """Stable Diffusion XL: two text encoders of different widths, of which the second gives a pooled state."""
     tokenizer, wider = trained(CLIPTokenizer), 2 * WIDTH
     sizes = {
@@ -90,18 +92,18 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
         "use_linear_projection": True,
     }
     return StableDiffusionXLPipeline(
-        vae=autoencoder(),
+        vae=autoencoder(channels=channels, pixels=pixels),
         text_encoder=CLIPTextModel(clip_config(tokenizer)),
         text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, width=wider)),
         tokenizer=tokenizer,
         tokenizer_2=trained(CLIPTokenizer),
-        unet=UNet2DConditionModel(**unet_config(cross_attention_dim=WIDTH + wider), **sizes),
+        unet=UNet2DConditionModel(**unet_config(WIDTH + wider, channels=channels, pixels=pixels), **sizes),
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading"),
         add_watermarker=False,
     )
 
 
-def prx() -> PRXPipeline:
+def prx(*, channels: int = 4, pixels: int = PIXELS) -> PRXPipeline:
     """PRX with a T5Gemma encoder and the autoencoder of FLUX.1."""
     tokenizer = trained(GemmaTokenizer)
     encoder = T5GemmaEncoder(
@@ -119,15 +121,15 @@ def prx() -> PRXPipeline:
         )
     )
     transformer = PRXTransformer2DModel(
-        in_channels=4, context_in_dim=WIDTH, hidden_size=16, num_heads=2, depth=2, axes_dim=[4, 4]
+        in_channels=channels, context_in_dim=WIDTH, hidden_size=16, num_heads=2, depth=2, axes_dim=[4, 4]
     )
     return PRXPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         text_encoder=encoder,
         tokenizer=tokenizer,
-        vae=autoencoder(shift_factor=0.1),
-        default_sample_size=PIXELS,
+        vae=autoencoder(channels=channels, pixels=pixels, shift_factor=0.1),
+        default_sample_size=pixels,
     )
 
 
@@ -312,25 +314,30 @@ def trained(kind: type[PreTrainedTokenizerBase], **options: Any) -> Any:
     return bare.train_new_from_iterator(CAPTIONS, vocab_size=320)
 
 
-def autoencoder_config() -> dict[str, Any]:
+def autoencoder_config(*, channels: int = 4, pixels: int = PIXELS) -> dict[str, Any]:
     return {
         "block_out_channels": (8, 16),
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "latent_channels": 4,
+        "latent_channels": channels,
         "norm_num_groups": 4,
         "layers_per_block": 1,
-        "sample_size": PIXELS,
+        "sample_size": pixels,
     }
 
 
-def autoencoder(*, shift_factor: float | None = None) -> AutoencoderKL:
-    return AutoencoderKL(**autoencoder_config(), scaling_factor=0.7, shift_factor=shift_factor)
+def autoencoder(
+    *, channels: int = 4, pixels: int = PIXELS, shift_factor: float | None = None
+) -> AutoencoderKL:
+    config = autoencoder_config(channels=channels, pixels=pixels)
+    return AutoencoderKL(**config, scaling_factor=0.7, shift_factor=shift_factor)
 
 
-def unet_config(*, cross_attention_dim: int) -> dict[str, Any]:
+def unet_config(cross_attention_dim: int, *, channels: int = 4, pixels: int = PIXELS) -> dict[str, Any]:
     return {
-        "sample_size": PIXELS // 2,
+        "in_channels": channels,
+        "out_channels": channels,
+        "sample_size": pixels // 2,
         "block_out_channels": (8, 16),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -13,7 +13,7 @@ from world import caption as old_caption
 from dekag.evaluation.accuracy import score_accuracy
 from dekag.evaluation.judges import ClipJudge, load_clip
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
-from dekag.zoo import shipped
+from dekag.world import shipped
 
 from .splits import Row
 from .tokenizer import forget_padding

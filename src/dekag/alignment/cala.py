@@ -1,89 +1,51 @@
 """CALA: condition-aware low-rank adaptation of a codec (T-KA).
 
-`W(c) x = W x + B diag(g(c)) A x` for every linear layer of the codec. The rank channels of A and B are shared
-out among K groups, and `g(c)` in [0, 1]^K is a small network of the condition's features. The paper states a
-low-rank update with a soft gate driven by the condition; this form of it is ours, and so are the gated biases,
-norms and gains of the symbols. For one condition the update merges into `W` and costs nothing.
+`W(c) x = W x + B diag(g(c)) A x` for every linear layer and convolution of the codec. The rank channels of A
+and B are shared out among K groups, and `g(c)` in [0, 1]^K is a small network of the condition's features. The
+paper states a low-rank update with a soft gate driven by the condition; this form of it is ours, and so are the
+gated biases, norms and gains of the symbols. For one condition the update merges into `W` and costs nothing.
 """
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
-from dekag.alignment.gated import Gated, GatedGain, GatedLinear, GatedNorm
+from dekag.alignment.adapted import AdaptedCodec
+from dekag.alignment.bundle import Setting
+from dekag.alignment.config import CalaConfig
+from dekag.alignment.gated import KINDS, Gated, Ranks, gateable, gated
 from dekag.alignment.gates import HardGate, OpenGate, SnrGroupGate, SoftGate
-from dekag.codec.jscc import Encoded, Gain, JsccCodec
-from dekag.types import Condition, InputError, Latent, Received, Symbols
+from dekag.codec import AdaptableCodec
+from dekag.types import Condition, InputError
 
-GATES = ("soft", "open", "hard", "snr")
 LOWEST_SNR_DB, HIGHEST_SNR_DB = -5.0, 20.0
 """What the groups of the `snr` gate divide evenly."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalaConfig:
-    """Size and gate of the update.
+def ranks_of(config: CalaConfig) -> Ranks:
+    """By kind of module."""
+    return Ranks(weights=config.rank, norms=config.norm_rank, gains=config.gain_rank, biases=config.biases)
 
-    rank: of each linear layer; norm_rank, gain_rank: openings of each norm and of each vector of gains, 0 for none.
-    group: rank channels that share an opening. shared_gate: one set of openings for all modules.
-    gate: `soft` is CALA; `open` is always 1, `hard` chooses one of `experts` parts, `snr` the part of the SNR's
-    range: the methods that CALA is compared with.
+
+class CalaCodec(AdaptedCodec):
+    """A codec with its update; implements `codec.TrainableCodec`. The codec it is made from is left alone.
+
+    Raises InputError if that is no AdaptableCodec, or has no module that can be gated.
     """
 
-    rank: int = 4
-    group: int = 1
-    norm_rank: int = 1
-    gain_rank: int = 4
-    biases: bool = True
-    gate: str = "soft"
-    gate_width: int = 32
-    shared_gate: bool = False
-    experts: int = 4
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.group < 1 or self.rank % self.group:
-            raise InputError(
-                f"the rank must be a multiple of the group, got rank {self.rank}, group {self.group}"
-            )
-        if min(self.norm_rank, self.gain_rank) < 0 or min(self.gate_width, self.experts) < 1:
-            raise InputError("ranks must be at least 0, gate width and experts at least 1")
-        if self.gate not in GATES:
-            raise InputError(f"the gate must be {', '.join(GATES)}, got {self.gate!r}")
-
-
-class CalaCodec(nn.Module):
-    """A codec with its update; implements `dekag.types.Codec`. The codec it is made from is left alone."""
-
-    def __init__(self, codec: JsccCodec, config: CalaConfig) -> None:
-        super().__init__()
+    def __init__(self, codec: AdaptableCodec, config: CalaConfig) -> None:
+        super().__init__(codec)
         self.cala = config
-        self.codec = copy.deepcopy(codec).requires_grad_(False)
-        for name, module in list(self.codec.named_modules()):
-            gated = _gated(module, config)
-            if gated is not None:
-                self.codec.set_submodule(name, gated)
+        for name, module in _places(self.codec, ranks_of(config)):
+            self.codec.set_submodule(name, module)
         self.gate = _gate(config, [_rank(module) for module in self._gated()])
 
-    def encode(self, latent: Latent, condition: Condition) -> Symbols:
-        """As JsccCodec.encode, adapted to each image's condition."""
-        return self.transmit(latent, condition).symbols
-
-    def transmit(self, latent: Latent, condition: Condition) -> Encoded:
-        """As JsccCodec.transmit, adapted to each image's condition."""
-        with self.adapted(condition, latent.device):
-            return self.codec.transmit(latent, condition)
-
-    def decode(self, received: Received, condition: Condition) -> Latent:
-        """As JsccCodec.decode, adapted to each image's condition."""
-        with self.adapted(condition, received.symbols.device):
-            return self.codec.decode(received, condition)
-
     @torch.no_grad()
-    def merge(self, condition: Condition) -> JsccCodec:
+    def merge(self, condition: Condition) -> AdaptableCodec:
         """The plain codec for one condition: W + B diag(g) A in every layer.
 
         Raises InputError if the condition is not that of one image.
@@ -108,6 +70,10 @@ class CalaCodec(nn.Module):
             for module in modules:
                 module.opening = None
 
+    def size(self) -> dict[str, Setting]:
+        """The fields of the config, with 0 and 1 for no and yes."""
+        return {k: int(v) if isinstance(v, bool) else v for k, v in asdict(self.cala).items()}
+
     def _openings(self, condition: Condition, device: torch.device) -> list[Tensor]:
         ranks = [_rank(module) for module in self._gated()]
         return list(self.gate(condition.features().to(device)).split(ranks, dim=1))
@@ -116,18 +82,22 @@ class CalaCodec(nn.Module):
         return [module for _, module in _named_gated(self.codec)]
 
 
-def _named_gated(codec: nn.Module) -> list[tuple[str, Gated]]:
+def _places(codec: AdaptableCodec, ranks: Ranks) -> list[tuple[str, Gated]]:
+    """The modules of a codec that may be gated, by name, each with an update that is none yet."""
+    modules, name = dict(codec.named_modules()), type(codec).__name__
+    chosen = getattr(codec, "gated_modules", None)
+    for wanted in chosen or ():
+        if wanted not in modules or not gateable(modules[wanted]):
+            raise InputError(f"gated_modules of {name} has {wanted!r}, which is none of {KINDS}")
+    allowed = {k: m for k, m in modules.items() if gateable(m) and (chosen is None or k in chosen)}
+    if not allowed:
+        raise InputError(f"{name} has no module that may be gated: none of {KINDS}")
+    made = {key: gated(module, ranks) for key, module in allowed.items()}
+    return [(key, place) for key, place in made.items() if place is not None]
+
+
+def _named_gated(codec: AdaptableCodec) -> list[tuple[str, Gated]]:
     return [(name, module) for name, module in codec.named_modules() if isinstance(module, Gated)]
-
-
-def _gated(module: nn.Module, config: CalaConfig) -> Gated | None:
-    if isinstance(module, nn.Linear):
-        return GatedLinear(module, config.rank, bias=config.biases)
-    if isinstance(module, nn.LayerNorm) and config.norm_rank:
-        return GatedNorm(module, config.norm_rank)
-    if isinstance(module, Gain) and config.gain_rank:
-        return GatedGain(module, config.gain_rank)
-    return None
 
 
 def _rank(module: Gated) -> int:

@@ -10,25 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.attention import SnrAttentionCodec
-from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.cala import CalaCodec
 from dekag.alignment.codec_update import update_size
-from dekag.codec import JsccCodec
+from dekag.alignment.config import CalaConfig
+from dekag.codec import AdaptableCodec, check_codec, require_adaptable
+from dekag.codec.check import check_transmission
 from dekag.training.loop import Progress, TrainConfig
-from dekag.training.transmission import ConditionRange, fit
-from dekag.types import InputError, Latent
+from dekag.training.transmission import TransmissionData, check_data, fit
+from dekag.types import InputError
 
-AdaptedCodec = CalaCodec | SnrAttentionCodec | JsccCodec
-Method = Callable[[JsccCodec, CalaConfig], AdaptedCodec]
+TrainedCodec = AdaptedCodec | AdaptableCodec
+"""A codec with its update, or after `full` the codec with other weights."""
+Method = Callable[[AdaptableCodec, CalaConfig], TrainedCodec]
 
 
-def cala(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+def cala(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
     """The method itself."""
     return CalaCodec(codec, size)
 
 
-def shared_lora(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+def shared_lora(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
     """One LoRA for all conditions; what CALA spends on gates and on several openings goes into its rank."""
     limit = update_size(CalaCodec(codec, size))
     whole = replace(size, gate="open", norm_rank=min(size.norm_rank, 1), gain_rank=min(size.gain_rank, 1))
@@ -38,17 +43,17 @@ def shared_lora(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
     return CalaCodec(codec, fitting[-1])
 
 
-def hard_gate(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+def hard_gate(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
     """A gate that opens one expert, an equal part of the rank channels, and shuts the others."""
     return CalaCodec(codec, replace(size, gate="hard", group=1))
 
 
-def snr_groups(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+def snr_groups(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
     """A part of the rank channels for each range of the SNR, after VGSA (Hu and Li 2025, version 1)."""
     return CalaCodec(codec, replace(size, gate="snr", group=1))
 
 
-def snr_attention(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+def snr_attention(codec: AdaptableCodec, size: CalaConfig) -> AdaptedCodec:
     """Attention to channels by condition and content, after ADJSCC, as wide as CALA's numbers allow."""
     limit = update_size(CalaCodec(codec, size))
     widths = [hidden for hidden in range(1, 257) if update_size(SnrAttentionCodec(codec, hidden)) <= limit]
@@ -57,7 +62,7 @@ def snr_attention(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
     return SnrAttentionCodec(codec, widths[-1])
 
 
-def full(codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
+def full(codec: AdaptableCodec, size: CalaConfig) -> AdaptableCodec:
     """All weights of the codec."""
     return copy.deepcopy(codec).requires_grad_(True)
 
@@ -72,41 +77,37 @@ METHODS: dict[str, Method] = {
 }
 
 
-def adapted_codec(name: str, codec: JsccCodec, size: CalaConfig) -> AdaptedCodec:
-    """The codec of a method before training; InputError lists the known methods."""
+def adapted_codec(name: str, codec: AdaptableCodec | nn.Module, size: CalaConfig) -> TrainedCodec:
+    """The codec of a method before training.
+
+    Raises InputError, which lists the known methods, for another name, and if the codec lacks what the method needs.
+    """
     if name not in METHODS:
         raise InputError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
-    return METHODS[name](codec, size)
+    return METHODS[name](require_adaptable(codec), size)
 
 
 def adapt(
     method: str,
-    codec: JsccCodec,
-    latents: Latent,
-    conditions: ConditionRange,
+    codec: AdaptableCodec | nn.Module,
+    data: TransmissionData,
     size: CalaConfig,
     training: TrainConfig,
     *,
-    batch: int = 32,
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
-) -> AdaptedCodec:
-    """Train a method's update of the codec on latents, unit scale, over a range of conditions.
+) -> TrainedCodec:
+    """Train a method's update of a codec over a channel and a range of conditions; the codec is left as it was.
 
-    The codec is left as it was. With `checkpoint`, an interrupted run goes on where it was.
-    Raises InputError for an unknown method.
+    With `checkpoint`, an interrupted run goes on where it was.
+    Raises InputError, before the first step, for an unknown method, a codec that does not keep the contract of
+    `codec.AdaptableCodec` or lacks what the method needs, or data that do not fit it.
     """
+    check_data(check_codec(codec), data)
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         adapted = adapted_codec(method, codec, size)
-    fit(
-        adapted,
-        codec.importance,
-        latents,
-        conditions,
-        training,
-        batch,
-        checkpoint=checkpoint,
-        on_step=on_step,
-    )
+    check_transmission(adapted)
+    assert isinstance(adapted, nn.Module)
+    fit(adapted, data, training, checkpoint=checkpoint, on_step=on_step)
     return adapted

@@ -67,6 +67,13 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_folder(source: Path) -> str:
+    """Digest of the names and contents of the files of a directory, or of one file."""
+    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+    names = [file.relative_to(source).as_posix() for file in files]
+    return digest_json([[name, digest_file(file)] for name, file in zip(names, files, strict=True)])
+
+
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Digest of named tensors, over name, dtype, shape and values, in whatever order they come.
 

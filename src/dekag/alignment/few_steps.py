@@ -7,18 +7,16 @@ al. 2023). Nothing of the cloud is needed. This goes beyond DeKA-g.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor
-from typing_extensions import Doc
 
 from dekag.alignment import adapters
+from dekag.alignment.config import FewStepConfig
 from dekag.alignment.makd import CHECKPOINT_STEPS, checkpointed
 from dekag.alignment.method import UNWATCHED, TrainingRun, trainable
-from dekag.config import check_bounds
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.generation.families import Conditioning
 from dekag.training.loop import Loss, TrainConfig, train
@@ -30,31 +28,6 @@ STAGE = "few steps"
 TEACHER_SEED = 400_000
 NO_GUIDANCE = 1.0
 """Guidance scale at which diffusers' pipelines leave the unconditional half out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FewStepConfig:
-    """Numbers of the distillation; `train_steps` are optimiser steps of `batch` images, `accumulation` times.
-
-    Raises InputError if a field is out of bounds.
-    """
-
-    steps: Annotated[int, Ge(1), Doc("Steps to draw in; they must divide those of the aligned edge.")] = 4
-    rank: Annotated[int, Ge(1), Doc("Rank of the second update of each layer.")] = 8
-    targets: Annotated[
-        str | None,
-        Doc("Regular expression of the layers that get a second update; default: the family's."),
-    ] = None
-    train_steps: Annotated[int, Ge(1), Doc("Steps of the training.")] = 400
-    learning_rate: Annotated[float, Gt(0), Doc("Learning rate.")] = 1e-3
-    batch: Annotated[int, Ge(1), Doc("Images that a process takes at a time.")] = 64
-    accumulation: Annotated[int, Ge(1), Doc("Batches that a process adds up in a step.")] = 1
-    precision: Annotated[Literal["no", "bf16"], Doc("Mixed precision: no or bf16.")] = "no"
-    gradient_checkpointing: Annotated[bool, Doc("Less memory, more time.")] = False
-    seed: Annotated[int, Ge(0), Doc("Seed of everything random in the training.")] = 0
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 def distil_few_steps(

@@ -1,14 +1,18 @@
 """The modules of a codec with a gated low-rank update beside their frozen parameters.
 
 `opening` [batch, rank] is set before each pass; None leaves the module as it was. `merged` gives the plain
-module for one opening [rank].
+module for one opening [rank]. The first dimension of what goes through a module is the image.
 """
 
 import copy
+from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dekag.codec.jscc import Gain
+from dekag.codec import Gain
+from dekag.types import InputError
 
 
 class GatedLinear(nn.Module):
@@ -23,13 +27,13 @@ class GatedLinear(nn.Module):
         self.opening: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, cells, inputs] to [batch, cells, outputs]."""
+        """[batch, ..., inputs] to [batch, ..., outputs]."""
         out: Tensor = self.base(x)
         if self.opening is None:
             return out
-        low = (self.lora_A(x) * self.opening[:, None, :]).flatten(0, -2).to(out.dtype)
+        low = (self.lora_A(x) * _last(self.opening, x)).flatten(0, -2).to(out.dtype)
         # added in place, within the product: a pass over the outputs costs as much as the product itself
-        out.flatten(0, -2).addmm_(low, self.lora_B.weight.T.to(out.dtype))
+        out.view(-1, out.shape[-1]).addmm_(low, self.lora_B.weight.T.to(out.dtype))
         return out
 
     def merged(self, opening: Tensor) -> nn.Linear:
@@ -41,27 +45,112 @@ class GatedLinear(nn.Module):
         return layer
 
 
-class GatedNorm(nn.Module):
-    """A layer norm whose factors are multiplied by 1 + U g."""
+class GatedConv(nn.Module):
+    """As GatedLinear, of a convolution: A has the kernel's shape and `rank` outputs, B mixes them at each place.
 
-    def __init__(self, base: nn.LayerNorm, rank: int) -> None:
+    The rows of A are kernels laid flat, the same for every group of channels; each output has a row of B.
+    """
+
+    def __init__(self, base: nn.Conv2d, rank: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.base = base
+        inputs = base.weight[0].numel()
+        self.lora_A = nn.Linear(inputs, rank, bias=bias and base.bias is not None)
+        self.lora_B = _closed(rank, base.out_channels)
+        nn.init.normal_(self.lora_A.weight, std=inputs**-0.5)
+        self.opening: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, inputs, rows, cols] to [batch, outputs, ...]."""
+        out: Tensor = self.base(x)
+        if self.opening is None:
+            return out
+        groups = self.base.groups
+        kernels = self.lora_A.weight.unflatten(1, self.base.weight.shape[1:]).repeat(groups, 1, 1, 1)
+        bias = None if self.lora_A.bias is None else self.lora_A.bias.repeat(groups)
+        low: Tensor = self.base._conv_forward(x, kernels, bias)
+        return out + _mixed(low, self.opening, self.lora_B.weight, groups)
+
+    def merged(self, opening: Tensor) -> nn.Conv2d:
+        """The convolution for that opening."""
+        layer = copy.deepcopy(self.base)
+        layer.weight.add_((self.lora_B.weight * opening @ self.lora_A.weight).view_as(layer.weight))
+        if layer.bias is not None and self.lora_A.bias is not None:
+            layer.bias.add_(self.lora_B.weight @ (opening * self.lora_A.bias))
+        return layer
+
+
+class GatedConvTranspose(nn.Module):
+    """As GatedConv, of a transposed convolution, called without an output size."""
+
+    def __init__(self, base: nn.ConvTranspose2d, rank: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.base = base
+        inputs = base.weight[:, 0].numel()
+        self.lora_A = nn.Linear(inputs, rank, bias=bias and base.bias is not None)
+        self.lora_B = _closed(rank, base.out_channels)
+        nn.init.normal_(self.lora_A.weight, std=inputs**-0.5)
+        self.opening: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, inputs, rows, cols] to [batch, outputs, ...]."""
+        out: Tensor = self.base(x)
+        if self.opening is None:
+            return out
+        base, bias = self.base, self.lora_A.bias
+        assert not isinstance(base.padding, str)  # of convolutions alone
+        low = F.conv_transpose2d(
+            x,
+            self._kernels(),
+            None if bias is None else bias.repeat(base.groups),
+            stride=base.stride,
+            padding=base.padding,
+            output_padding=base.output_padding,
+            groups=base.groups,
+            dilation=base.dilation,
+        )
+        return out + _mixed(low, self.opening, self.lora_B.weight, base.groups)
+
+    def merged(self, opening: Tensor) -> nn.ConvTranspose2d:
+        """The transposed convolution for that opening."""
+        layer = copy.deepcopy(self.base)
+        outputs = (self.lora_B.weight * opening).unflatten(0, (layer.groups, -1))
+        inputs = self._kernels().unflatten(0, (layer.groups, -1))
+        layer.weight.add_(torch.einsum("gor,girhw->giohw", outputs, inputs).flatten(0, 1))
+        if layer.bias is not None and self.lora_A.bias is not None:
+            layer.bias.add_(self.lora_B.weight @ (opening * self.lora_A.bias))
+        return layer
+
+    def _kernels(self) -> Tensor:
+        """The rows of A as kernels, [inputs, rank, height, width]."""
+        kernels: Tensor = self.lora_A.weight.unflatten(1, (self.base.in_channels, *self.base.kernel_size))
+        return kernels.transpose(0, 1)
+
+
+class GatedNorm(nn.Module):
+    """A norm whose factors are multiplied by 1 + U g, of the last dimension (layers) or of the channels (groups)."""
+
+    def __init__(self, base: nn.LayerNorm | nn.GroupNorm, rank: int) -> None:
         super().__init__()
         self.base = base
         self.lora_B = _closed(rank, len(base.weight))
         self.opening: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, cells, width] to the same."""
+        """[batch, ..., width] to the same; of groups [batch, width, ...]."""
         out: Tensor = self.base(x)
         if self.opening is None:
             return out
-        return out.mul_(1 + self.lora_B(self.opening)[:, None, :])
+        factor: Tensor = 1 + self.lora_B(self.opening)
+        out.mul_(_last(factor, x) if isinstance(self.base, nn.LayerNorm) else _second(factor, x))
+        return out
 
-    def merged(self, opening: Tensor) -> nn.LayerNorm:
+    def merged(self, opening: Tensor) -> nn.LayerNorm | nn.GroupNorm:
         """The norm for that opening."""
         norm, factor = copy.deepcopy(self.base), 1 + self.lora_B(opening)
         norm.weight.mul_(factor)
-        norm.bias.mul_(factor)
+        if norm.bias is not None:
+            norm.bias.mul_(factor)
         return norm
 
 
@@ -89,7 +178,46 @@ class GatedGain(nn.Module):
         return gain
 
 
-Gated = GatedLinear | GatedNorm | GatedGain
+KINDS = "nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm, nn.GroupNorm, codec.Gain"
+"""What can be gated, as messages say it."""
+Gated = GatedLinear | GatedConv | GatedConvTranspose | GatedNorm | GatedGain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Rank channels of the weights, norms and gains of an update, 0 for none; biases: whether they are moved too."""
+
+    weights: int
+    norms: int
+    gains: int
+    biases: bool
+
+
+def gateable(module: nn.Module) -> bool:
+    """Whether a module is of a kind that can be gated.
+
+    Kinds are exact: what derives from a linear layer may be read in other ways than by a call.
+    """
+    if type(module) is nn.LayerNorm:
+        return module.elementwise_affine and len(module.normalized_shape) == 1
+    if type(module) is nn.GroupNorm:
+        return module.affine
+    return type(module) in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, Gain)
+
+
+def gated(module: nn.Module, ranks: Ranks) -> Gated | None:
+    """A gateable module with an update that is none yet; None if modules of its kind are to have none."""
+    if isinstance(module, nn.Linear):
+        return GatedLinear(module, ranks.weights, bias=ranks.biases)
+    if isinstance(module, nn.Conv2d):
+        return GatedConv(module, ranks.weights, bias=ranks.biases)
+    if isinstance(module, nn.ConvTranspose2d):
+        return GatedConvTranspose(module, ranks.weights, bias=ranks.biases)
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm) and ranks.norms:
+        return GatedNorm(module, ranks.norms)
+    if isinstance(module, Gain) and ranks.gains:
+        return GatedGain(module, ranks.gains)
+    return None
 
 
 def _closed(rank: int, outputs: int) -> nn.Linear:
@@ -97,3 +225,28 @@ def _closed(rank: int, outputs: int) -> nn.Linear:
     layer = nn.Linear(rank, outputs, bias=False)
     nn.init.zeros_(layer.weight)
     return layer
+
+
+def _last(values: Tensor, x: Tensor) -> Tensor:
+    """Values of each image, [batch, width], for the last dimension of what is alike to `x`."""
+    _check_images(values, x)
+    return values.reshape(len(values), *[1] * (x.dim() - 2), -1)
+
+
+def _second(values: Tensor, x: Tensor) -> Tensor:
+    """Values of each image, [batch, width], for the second dimension of what is alike to `x`."""
+    _check_images(values, x)
+    return values.reshape(len(values), -1, *[1] * (x.dim() - 2))
+
+
+def _mixed(low: Tensor, opening: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """B diag(g) of the outputs of A, [batch, groups * rank, rows, cols], at each place."""
+    opened = low * _second(opening.repeat(1, groups), low)
+    return F.conv2d(opened, weight[:, :, None, None], groups=groups)
+
+
+def _check_images(values: Tensor, x: Tensor) -> None:
+    if len(values) not in (1, len(x)):
+        raise InputError(
+            f"a gated module was given {len(x)} rows of {len(values)} images; the first dimension must be the image"
+        )

@@ -16,14 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dekag.alignment import adapters
-from dekag.alignment.makd_config import MakdConfig, Stage, stages
+from dekag.alignment.config import MakdConfig
 from dekag.alignment.method import (
     UNWATCHED,
     DistillationData,
-    OnStep,
-    Tracking,
     TrainingRun,
-    Validate,
     frozen,
     trainable,
 )
@@ -35,17 +32,7 @@ from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.loop import Loss, TrainConfig, checkpoint_gradients, train
 from dekag.types import Latent
 
-__all__ = [
-    "TRAINED",
-    "MakdConfig",
-    "OnStep",
-    "Stage",
-    "Tracking",
-    "Validate",
-    "checkpointed",
-    "distil",
-    "stages",
-]
+__all__ = ["TRAINED", "Stage", "checkpointed", "distil", "stages"]
 
 PRIOR_SEED = 200_000
 TRAINED = "dekag_training"
@@ -54,6 +41,27 @@ CHECKPOINT_STEPS = 100
 """Steps between two states of a training."""
 Reader = Callable[[Tensor, Tensor], Conditioning]
 """(index of each image's prompt, where the prompt is left out) -> conditioning of the denoiser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Some steps in which the same parameters train; name: metaword, joint or frozen."""
+
+    name: str
+    steps: int
+    rate: float
+
+
+def stages(config: MakdConfig) -> tuple[Stage, ...]:
+    """The stages of a training in their order, those without steps left out."""
+    word = bool(config.vectors) and config.train_metaword
+    adapted = config.adapter != "none"
+    planned = (
+        Stage(name="metaword", steps=config.metaword_steps * word, rate=config.metaword_rate),
+        Stage(name="joint", steps=config.joint_steps * adapted, rate=config.joint_rate),
+        Stage(name="frozen", steps=config.frozen_steps * adapted, rate=config.joint_rate),
+    )
+    return tuple(stage for stage in planned if stage.steps)
 
 
 def distil(

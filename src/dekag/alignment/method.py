@@ -17,6 +17,7 @@ from dekag.alignment.update import GenerationUpdate
 from dekag.config import settings
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.training.loop import Progress
+from dekag.training.run import Tracking
 from dekag.types import Image, InputError
 
 Config = TypeVar("Config")
@@ -43,14 +44,6 @@ class DistillationData:
         prompts, images = len(self.prompts), len(self.images)
         if prompts != images:
             raise InputError(f"give one cloud image for each prompt: {prompts} prompts, {images} images")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tracking:
-    """Names of accelerate's trackers, and the folder for those that write files."""
-
-    trackers: tuple[str, ...] = ()
-    folder: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

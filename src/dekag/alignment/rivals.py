@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dekag.alignment.makd import MakdConfig, distil, stages
+from dekag.alignment.config import MakdConfig
+from dekag.alignment.makd import distil, stages
 from dekag.alignment.method import UNWATCHED, DistillationData, GenerationMethod, TrainingRun
 from dekag.alignment.update import GenerationUpdate
 from dekag.generation.diffusers import DiffusersGenerator

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
+from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.adapters import plain_state
 from dekag.alignment.attention import SnrAttentionCodec
 from dekag.alignment.bundle import (
@@ -18,12 +19,13 @@ from dekag.alignment.bundle import (
     load_bundle,
     save_bundle,
 )
-from dekag.alignment.cala import CalaCodec, CalaConfig
+from dekag.alignment.cala import CalaCodec
 from dekag.alignment.codec_update import load_update, update_tensors
+from dekag.alignment.config import CalaConfig
 from dekag.alignment.container import CALA, EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.alignment.update import GenerationUpdate, apply_update
-from dekag.codec import JsccCodec, TrainedRange
+from dekag.codec import AdaptableCodec, TrainedRange, require_adaptable
 from dekag.generation import metaword as generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
@@ -47,8 +49,8 @@ def tokenizer_digest(generator: DiffusersGenerator) -> str:
     return digest_json(vocabularies[0] if len(vocabularies) == 1 else vocabularies)
 
 
-def codec_digest(codec: JsccCodec) -> str:
-    """Digest of the codec's weights."""
+def codec_digest(codec: AdaptableCodec) -> str:
+    """Digest of the codec's weights as they are saved, in fp16."""
     return digest_tensors(codec.state_dict())
 
 
@@ -148,8 +150,8 @@ def apply_generation(
 
 def save_transmission(
     folder: Path,
-    adapted: CalaCodec | SnrAttentionCodec,
-    codec: JsccCodec,
+    adapted: AdaptedCodec,
+    codec: AdaptableCodec,
     *,
     settings: dict[str, Setting],
     metrics: Metrics | None = None,
@@ -161,7 +163,6 @@ def save_transmission(
     Raises InputError if `settings` hold a range that `trained_range` would refuse.
     """
     TrainedRange.from_settings(settings)
-    size = _cala_settings(adapted.cala) if isinstance(adapted, CalaCodec) else {"attention": adapted.hidden}
     return save_bundle(
         folder,
         kind="transmission",
@@ -169,36 +170,32 @@ def save_transmission(
         tensors={CALA: update_tensors(adapted)},
         licence=LICENCE,
         metrics=metrics,
-        settings={**settings, **size},
+        settings={**settings, **adapted.size()},
         training_digest=digest_json(settings),
         quantisation=quantisation,
     )
 
 
-def apply_transmission(codec: JsccCodec, path: Path | str) -> tuple[CalaCodec | SnrAttentionCodec, Bundle]:
+def apply_transmission(codec: AdaptableCodec, path: Path | str) -> tuple[AdaptedCodec, Bundle]:
     """Load a bundle with every check onto a copy of the codec.
 
     `trained_range` of the bundle says for which conditions it was trained.
-    Raises InputError if the bundle is damaged, of another kind, or for another codec.
+    Raises InputError if the bundle is damaged, of another kind, or for another codec, or if the codec is no
+    AdaptableCodec.
     """
     bundle = load_bundle(path)
     _require_kind(bundle, "transmission")
     trained_range(bundle)
-    bundle.require_base(codec_digest(codec))
+    bundle.require_base(codec_digest(require_adaptable(codec)))
     hidden = bundle.manifest.settings.get("attention")
     with torch.random.fork_rng():
-        adapted = (
+        adapted: AdaptedCodec = (
             SnrAttentionCodec(codec, hidden)
             if isinstance(hidden, int)
             else CalaCodec(codec, _cala_config(bundle))
         )
     load_update(adapted, bundle.cala())
     return adapted.eval(), bundle
-
-
-def _cala_settings(config: CalaConfig) -> dict[str, Setting]:
-    """The size of an update, with 0 and 1 for no and yes."""
-    return {k: int(v) if isinstance(v, bool) else v for k, v in asdict(config).items()}
 
 
 def _cala_config(bundle: Bundle) -> CalaConfig:

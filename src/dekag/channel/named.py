@@ -1,31 +1,25 @@
-"""Channels by the name that a user types, with the options that each of them has."""
+"""Channels by the name that a user types: one table, to which a channel of one's own is added in Python."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 from dekag.channel.block_fading import BlockFading
 from dekag.channel.ofdm import MODELS, OfdmChannel
-from dekag.types import Channel, Condition, InputError
+from dekag.types import Channel, Condition, FieldError, InputError
 
-FAMILIES = {"awgn": False, "rayleigh": True}
-"""Fading families by name; the value is `Condition.rayleigh`."""
-PROFILES = {model.lower(): model for model in MODELS}
-"""OFDM over 3GPP: the name that a user types -> `OfdmChannel.model`."""
-NAMES = (*FAMILIES, *PROFILES)
-BLOCK_OPTIONS = frozenset({"blocks", "correlation", "pilots"})
-OFDM_OPTIONS = frozenset({"delay_spread_ns", "speed_m_s", "antennas", "estimation"})
-OPTIONS = {
-    "blocks": "--blocks",
-    "correlation": "--correlation",
-    "pilots": "--pilots",
-    "delay_spread_ns": "--delay-spread",
-    "speed_m_s": "--speed",
-    "antennas": "--antennas",
-    "estimation": "--estimation",
+BLOCK_OPTIONS = {
+    "blocks": "fading blocks of an image, as in `Condition`; 1",
+    "correlation": "of neighbouring blocks, from 0 to 1; 0",
+    "pilots": "symbols a block from which the receiver estimates the gain; 0, where it knows it",
 }
-"""What the command line calls each field."""
+OFDM_OPTIONS = {
+    "delay_spread_ns": "rms delay spread in nanoseconds; 100",
+    "speed_m_s": "speed of the receiver in metres per second; 0",
+    "antennas": '"SxR", S that send and R that receive, as 3GPP writes it: "1x2"; 1x1',
+    "estimation": '"lmmse" or "ls" from pilots, or "perfect" without; lmmse',
+}
 MOST_ANTENNAS = 8
 MOST_USES = 2**16
 """Of an image over OFDM: the statistics of longer transmissions would take gigabytes."""
@@ -35,12 +29,7 @@ MOST_USES = 2**16
 class ChannelSettings:
     """A channel as a user names it; what is None is the channel's default.
 
-    name: one of `NAMES`.
-    blocks, correlation, pilots: of `rayleigh`, as in `Condition`; 1, 0 and 0 if left out.
-    delay_spread_ns: rms delay spread of a TDL or CDL in nanoseconds; 100 if left out.
-    speed_m_s: of the receiver, in metres per second; 0 if left out.
-    antennas: "SxR", S that send and R that receive, as 3GPP writes it: "1x2"; 1x1 if left out.
-    estimation: "perfect", "ls" or "lmmse", which is what it is if left out.
+    name: one of `CHANNELS`, whose `options` say which of the other fields belong to it, and what they mean.
     """
 
     name: str = "awgn"
@@ -69,38 +58,63 @@ class NamedChannel:
     condition: Callable[[int, float], Condition]
 
 
+def plain_condition(settings: ChannelSettings, uses: int, snr_db: float) -> Condition:
+    """The condition of one image without fading."""
+    return Condition(uses=uses, snr_db=snr_db)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelKind:
+    """What stands behind a name.
+
+    channel: makes the channel of settings. condition: makes the condition of one image of settings, channel uses
+    and SNR in dB. options: fields of `ChannelSettings` that both may read, and what they mean.
+    family: what a sweep sums its figures up by, the name itself if empty. group: how messages call the channels of
+    these options, the name itself if empty. instead: what describes such a channel in place of other options.
+    """
+
+    channel: Callable[[ChannelSettings], Channel]
+    condition: Callable[[ChannelSettings, int, float], Condition] = plain_condition
+    options: Mapping[str, str] = field(default_factory=dict)
+    family: str = ""
+    group: str = ""
+    instead: str = ""
+
+
 def named_channel(settings: ChannelSettings) -> NamedChannel:
     """The channel of that name.
 
-    Raises InputError for a name that is not known, an option that the channel does not have, or a wrong value.
+    Raises InputError for a name that is not known or a wrong value, and FieldError for an option that the channel
+    does not have.
     """
     name = settings.name
-    if name not in NAMES:
-        raise InputError(f"unknown channel {name!r}; known are {', '.join(NAMES)}")
-    allowed = OFDM_OPTIONS if name in PROFILES else BLOCK_OPTIONS if FAMILIES[name] else frozenset[str]()
-    wrong = [option for option in settings.given() if option not in {"name", *allowed}]
+    if name not in CHANNELS:
+        raise InputError(f"unknown channel {name!r}; known are {', '.join(CHANNELS)}")
+    kind = CHANNELS[name]
+    wrong = [option for option in settings.given() if option not in {"name", *kind.options}]
     if wrong:
-        raise InputError(f"{OPTIONS[wrong[0]]} is not for {name}: {_instead(wrong[0], name)}")
-    if name in PROFILES:
-        channel = _ofdm(settings)
-        return NamedChannel(channel=channel, condition=partial(_ofdm_condition, channel))
-    return NamedChannel(channel=BlockFading(), condition=partial(_block_condition, settings))
+        raise _misplaced(wrong[0], name)
+    return NamedChannel(channel=kind.channel(settings), condition=partial(kind.condition, settings))
 
 
-def _instead(option: str, name: str) -> str:
-    """Where an option belongs that a channel does not have."""
-    if option in OFDM_OPTIONS:
-        return "it describes the channels tdl-a to tdl-e and cdl-a to cdl-e"
-    if name in PROFILES:
-        return "it describes rayleigh, and here delay spread, speed and --estimation say what fades and costs"
-    return "it describes rayleigh"
+def _misplaced(option: str, name: str) -> FieldError:
+    """What to say of an option that a channel does not have."""
+    groups = {kind.group or other: None for other, kind in CHANNELS.items() if option in kind.options}
+    where = f"it describes {' and '.join(groups)}"
+    kind = CHANNELS[name]
+    instead = f", and here {kind.instead}" if kind.instead else ""
+    return FieldError(f"{option} is not for {name}: {where}{instead}", option, *kind.options)
+
+
+def _block_fading(settings: ChannelSettings) -> BlockFading:
+    return BlockFading()
 
 
 def _block_condition(settings: ChannelSettings, uses: int, snr_db: float) -> Condition:
     return Condition(
         uses=uses,
         snr_db=snr_db,
-        rayleigh=FAMILIES[settings.name],
+        rayleigh=True,
         blocks=1 if settings.blocks is None else settings.blocks,
         correlation=settings.correlation or 0.0,
         pilots=settings.pilots or 0,
@@ -110,7 +124,7 @@ def _block_condition(settings: ChannelSettings, uses: int, snr_db: float) -> Con
 def _ofdm(settings: ChannelSettings) -> OfdmChannel:
     sending, receiving = _antennas("1x1" if settings.antennas is None else settings.antennas)
     channel = OfdmChannel(
-        model=PROFILES[settings.name],
+        model=settings.name.upper(),
         rx_antennas=receiving,
         tx_antennas=sending,
         speed_m_s=settings.speed_m_s or 0.0,
@@ -138,9 +152,25 @@ def _antennas(text: str) -> tuple[int, int]:
     return sending, receiving
 
 
-def _ofdm_condition(channel: OfdmChannel, uses: int, snr_db: float) -> Condition:
+def _ofdm_condition(settings: ChannelSettings, uses: int, snr_db: float) -> Condition:
     if not 1 <= uses <= MOST_USES:
         raise InputError(f"uses over OFDM must be from 1 to {MOST_USES}, got {uses}")
     # an SNR that no condition may have is refused before Sionna is asked for the statistics
     Condition(uses=uses, snr_db=snr_db)
-    return channel.condition(uses=uses, snr_db=snr_db)
+    return _ofdm(settings).condition(uses=uses, snr_db=snr_db)
+
+
+_OFDM = ChannelKind(
+    channel=_ofdm,
+    condition=_ofdm_condition,
+    options=OFDM_OPTIONS,
+    family="ofdm",
+    group="the channels tdl-a to tdl-e and cdl-a to cdl-e",
+    instead="delay spread, speed and estimation say what fades and costs",
+)
+CHANNELS: dict[str, ChannelKind] = {
+    "awgn": ChannelKind(channel=_block_fading),
+    "rayleigh": ChannelKind(channel=_block_fading, condition=_block_condition, options=BLOCK_OPTIONS),
+    **{model.lower(): _OFDM for model in MODELS},
+}
+"""Every channel that can be named; add your own. What is named is known to a link, a sweep and the command line."""

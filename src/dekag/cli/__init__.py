@@ -2,16 +2,20 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from dekag.cli import align, bundle, cloud, evaluate, jobs, radio, registry, serve, system
+from dekag.cli import align, bundle, cloud, evaluate, jobs, radio, registry, serve, system, train, world
 from dekag.cli.console import complain, quiet_libraries
+from dekag.errors import InputError
 from dekag.version import __version__
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(system.app)
+app.add_typer(world.app, name="world")
+app.add_typer(train.app, name="train")
 app.add_typer(align.app, name="align")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(bundle.app, name="bundle")
@@ -22,18 +26,17 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(registry.app, name="registry")
 
 
-def main() -> None:
-    """Run the command line; bad input is one line on standard error and exit code 2, a full disk or the like 1.
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command line on these words, or on those of the process.
+
+    Bad input is one line on standard error and exit code 2, a full disk or the like 1.
 
     Of several processes the first one of each node says what is wrong with the input, as all find the same.
     """
     quiet_libraries()
     try:
-        app()
+        app(None if words is None else list(words), prog_name="dekag")
     except ValueError as error:
-        # imported here, so that help does not wait for torch
-        from dekag.types import InputError
-
         if not isinstance(error, InputError):
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":

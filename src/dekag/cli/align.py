@@ -1,169 +1,154 @@
 """`dekag align`: train an update for the edge or for the link."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from annotated_types import Ge
+from typing_extensions import Doc
 
+from dekag.alignment.config import CalaConfig, FewStepConfig, MakdConfig
 from dekag.cli.console import joined, print_bundle, training, working
-from dekag.cli.options import Count, Device, Out, PresetName, Resume, Seed
+from dekag.cli.generated import Options, with_options
+from dekag.cli.options import Device, Out, Resume, WorldOptions
 
 app = typer.Typer(no_args_is_help=True, help="Train an update and write it as a bundle.")
 
+Form = Annotated[
+    Literal["fp32", "fp16", "int8", "int4"], typer.Option("--quantisation", help="How the update travels.")
+]
+MAKD_NAMES = {"joint_steps": "steps"}
+FEW_STEP_NAMES = {
+    "steps": "few_steps",
+    "rank": "few_step_rank",
+    "targets": "few_step_targets",
+    "train_steps": "few_step_training",
+    "learning_rate": "few_step_rate",
+}
+FewSteps = Annotated[FewStepConfig | None, Options(names=FEW_STEP_NAMES, unless="steps")]
 
-@app.command("generation")
-def align_generation(
-    out: Out,
-    preset: PresetName = "emoji",
-    method: Annotated[
-        str, typer.Option(help="makd, textual_inversion, lora, dreambooth or lokr: all on the same data.")
-    ] = "makd",
-    prompts_file: Annotated[
-        Path | None, typer.Option(help="One prompt a line; default: the preset's.")
-    ] = None,
-    domain: Annotated[
-        str | None, typer.Option(help="One group of the preset's prompts: food, animals or faces.")
-    ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Cloud images of each prompt.")] = 2,
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where prompts and the cloud's images come from."""
+
+    prompts_file: Annotated[Path | None, Doc("One prompt a line; default: the world's.")] = None
+    domain: Annotated[str | None, Doc("One group of the world's prompts, as food.")] = None
+    draws: Annotated[int, Ge(1), Doc("Cloud images of each prompt.")] = 2
     images: Annotated[
-        Path | None,
-        typer.Option(help="Folder of cloud images and prompts (index.json, metadata.jsonl or .txt files)."),
-    ] = None,
+        Path | None, Doc("Folder of cloud images and prompts (index.json, metadata.jsonl or .txt files).")
+    ] = None
     endpoint: Annotated[
         str | None,
-        typer.Option(
-            help="Address of an OpenAI-compatible image API that is the cloud; --images keeps its images."
-        ),
-    ] = None,
-    endpoint_model: Annotated[str, typer.Option(help="Model to ask the endpoint for.")] = "",
-    endpoint_size: Annotated[str, typer.Option(help="Image size to ask for.")] = "512x512",
-    steps: Annotated[int, typer.Option(min=1, help="Joint steps of metaword and LoRA.")] = 200,
-    frozen_steps: Annotated[int, typer.Option(min=0, help="Further steps with the metaword frozen.")] = 600,
-    metaword_steps: Annotated[int, typer.Option(min=0, help="Steps of the metaword alone.")] = 100,
-    vectors: Annotated[int, typer.Option(min=0, help="Vectors of the metaword.")] = 4,
-    words: Annotated[str, typer.Option(help="Words that the metaword starts from.")] = "glossy 3d",
-    token: Annotated[str, typer.Option(help="How the metaword is written.")] = "<dekag>",
-    rank: Count = 8,
-    batch: Annotated[int, typer.Option(min=1, help="Images that a process takes at a time.")] = 64,
-    accumulation: Annotated[int, typer.Option(min=1, help="Batches that a process adds up in a step.")] = 1,
-    precision: Annotated[Literal["no", "bf16"], typer.Option(help="no or bf16.")] = "no",
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory, more time.")] = False,
-    quantisation: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 on the wire.")] = "int8",
-    few_steps: Annotated[
-        int, typer.Option(min=0, help="Also learn to draw in this many steps; 0: do not.")
-    ] = 0,
-    few_step_rank: Count = 4,
+        Doc("Address of an OpenAI-compatible image API that is the cloud; --images keeps its images."),
+    ] = None
+    endpoint_model: Annotated[str, Doc("Model to ask the endpoint for.")] = ""
+    endpoint_size: Annotated[str, Doc("Image size to ask for.")] = "512x512"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingOptions:
+    """Who is told of a training."""
+
     tracker: Annotated[
-        list[str] | None, typer.Option(help="tensorboard, wandb or any tracker of accelerate.")
-    ] = None,
-    log: Annotated[Path | None, typer.Option(help="Folder for trackers and validation pictures.")] = None,
+        tuple[str, ...], Doc("tensorboard, wandb or any tracker of accelerate; repeatable.")
+    ] = ()
+    log: Annotated[Path | None, Doc("Folder for trackers and validation pictures.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransmissionOptions:
+    """The training of a codec's update."""
+
+    draws: Annotated[int, Ge(1), Doc("Edge drawings of each prompt to learn from.")] = 2
+    steps: Annotated[int, Ge(1), Doc("Optimiser steps.")] = 2000
+    batch: Annotated[int, Ge(1), Doc("Latents of a step.")] = 32
+    precision: Annotated[Literal["no", "bf16"], Doc("Of the computation; no is fp32.")] = "no"
+    seed: Annotated[int, Ge(0), Doc("Seed of everything random.")] = 0
+
+
+@app.command("generation")
+@with_options
+def align_generation(
+    out: Out,
+    world: WorldOptions,
+    data: DataOptions,
+    config: Annotated[MakdConfig, Options(names=MAKD_NAMES)],
+    few_steps: FewSteps,
+    tracking: TrackingOptions,
+    method: Annotated[str, typer.Option(help="makd or one of its rivals: all on the same data.")] = "makd",
+    quantisation: Form = "int8",
     resume: Resume = None,
     device: Device = "auto",
-    seed: Seed = 0,
 ) -> None:
     """Distil the cloud's images into an update for the edge, by MAKD or a rival; write a bundle."""
-    from dekag import distillation, presets
-    from dekag.alignment.few_steps import FewStepConfig
-    from dekag.alignment.makd import MakdConfig, Tracking
-    from dekag.commands import parse_quantisation
+    from dekag import distillation
     from dekag.data.endpoint import ImageEndpoint
+    from dekag.training.run import Run, Tracking
 
-    config = MakdConfig(
-        token=token,
-        vectors=vectors,
-        words=words,
-        rank=rank,
-        metaword_steps=metaword_steps,
-        joint_steps=steps,
-        frozen_steps=frozen_steps,
-        batch=batch,
-        accumulation=accumulation,
-        precision=precision,
-        gradient_checkpointing=gradient_checkpointing,
-        seed=seed,
-    )
-    few = None
-    if few_steps:
-        few = FewStepConfig(
-            steps=few_steps,
-            rank=few_step_rank,
-            batch=batch,
-            accumulation=accumulation,
-            precision=precision,
-            gradient_checkpointing=gradient_checkpointing,
-            seed=seed,
-        )
-    extras = distillation.Extras(few_steps=few, quantisation=parse_quantisation(quantisation))
     cloud = None
-    if endpoint is not None:
-        cloud = ImageEndpoint(base_url=endpoint, model=endpoint_model, size=endpoint_size)
-    source = distillation.Source(
-        prompts_file=prompts_file, domain=domain, draws=draws, folder=images, endpoint=cloud, seed=seed
+    if data.endpoint is not None:
+        cloud = ImageEndpoint(base_url=data.endpoint, model=data.endpoint_model, size=data.endpoint_size)
+    source = distillation.ImageSource(
+        prompts_file=data.prompts_file,
+        domain=data.domain,
+        draws=data.draws,
+        folder=data.images,
+        endpoint=cloud,
+        seed=config.seed,
     )
-    chosen = presets.preset(preset)
+    task = distillation.GenerationTask(
+        method=method,
+        config=config,
+        extras=distillation.Extras(few_steps=few_steps, quantisation=quantisation),
+        domain=data.domain,
+    )
+    chosen = world.load()
+    tracked = Tracking(trackers=tracking.tracker, folder=tracking.log)
     with joined(device) as own:
         with working("align generation") as stage:
-            data = distillation.cloud_images(chosen, source, resume=resume, device=own, on_stage=stage)
+            run = Run(device=own, resume=resume, tracking=tracked, on_stage=stage)
+            images = distillation.material(chosen, source, run)
         with training("align generation") as on_step:
-            bundle = distillation.align_generation(
-                chosen,
-                data,
-                config,
-                extras,
-                out,
-                method=method,
-                domain=domain,
-                resume=resume,
-                device=own,
-                tracking=Tracking(trackers=tuple(tracker or ()), folder=log),
-                on_step=on_step,
-            )
+            run = Run(device=own, resume=resume, tracking=tracked, on_step=on_step)
+            bundle = distillation.align_generation(chosen, images, task, out, run)
         print_bundle(bundle, out)
 
 
 @app.command("transmission")
+@with_options
 def align_transmission(
     out: Out,
-    preset: PresetName = "emoji",
+    world: WorldOptions,
+    config: TransmissionOptions,
+    size: Annotated[CalaConfig, Options(only=("rank", "norm_rank", "gain_rank"))],
     method: Annotated[
         str,
         typer.Option(
             help="cala, shared_lora, hard_gate, snr_groups, snr_attention or full (writes a codec)."
         ),
     ] = "cala",
-    draws: Annotated[int, typer.Option(min=1, help="Edge drawings of each prompt to learn from.")] = 2,
-    steps: Count = 2000,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the update of each linear layer.")] = 4,
-    norm_rank: Annotated[int, typer.Option(min=0, help="Gated directions of each norm; 0: none.")] = 1,
-    gain_rank: Annotated[int, typer.Option(min=0, help="Gated directions of the symbols' gains.")] = 4,
-    batch: Count = 32,
-    precision: Annotated[str, typer.Option(help="no or bf16.")] = "no",
-    quantisation: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 on the wire.")] = "int8",
+    quantisation: Form = "int8",
     resume: Resume = None,
-    seed: Seed = 0,
 ) -> None:
     """Adapt the codec to a range of rates, SNRs and fading, by CALA or a rival; write a bundle."""
     from dekag import adaptation
-    from dekag.alignment.cala import CalaConfig
-    from dekag.commands import parse_quantisation
+    from dekag.training.run import Run
 
-    size = CalaConfig(rank=rank, norm_rank=norm_rank, gain_rank=gain_rank)
-    form = parse_quantisation(quantisation)
+    training_config = adaptation.transmission_training(
+        method, config.steps, config.seed, precision=config.precision
+    )
+    task = adaptation.TransmissionTask(
+        method=method, size=size, training=training_config, batch=config.batch, quantisation=quantisation
+    )
+    chosen = world.load()
     with joined("cpu"):
         with working("align transmission") as stage:
-            latents = adaptation.edge_latents(preset, draws=draws, seed=seed, resume=resume, on_stage=stage)
+            run = Run(resume=resume, on_stage=stage)
+            latents = adaptation.edge_latents(chosen, run, draws=config.draws, seed=config.seed)
         with training("align transmission") as on_step:
-            bundle = adaptation.align_transmission(
-                preset,
-                latents,
-                size,
-                out,
-                method=method,
-                training=adaptation.transmission_training(method, steps, seed, precision=precision),
-                batch=batch,
-                quantisation=form,
-                resume=resume,
-                on_step=on_step,
-            )
+            run = Run(resume=resume, on_step=on_step)
+            bundle = adaptation.align_transmission(chosen, latents, task, out, run)
         if bundle is not None:
             print_bundle(bundle, out)

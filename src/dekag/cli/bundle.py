@@ -18,7 +18,7 @@ def bundle_inspect(path: BundlePath, as_json: Json = False) -> None:
     """Check a bundle and say what is in it."""
     from dekag.alignment.updates import describe
     from dekag.tables import bundle_table
-    from dekag.zoo import locate
+    from dekag.world import locate
 
     description = describe(locate(path, "bundle"))
     print_json(description) if as_json else print_tables(bundle_table(description))
@@ -31,7 +31,7 @@ def bundle_pack(
 ) -> None:
     """Pack a bundle as one file, as it travels."""
     from dekag.alignment.bundle import pack
-    from dekag.zoo import locate
+    from dekag.world import locate
 
     pack(locate(path, "bundle"), out)
     print(f"wrote {out} ({out.stat().st_size} bytes)")
@@ -46,7 +46,7 @@ def bundle_export(
     """Write a bundle in the layout of another program."""
     from dekag.alignment.bundle import load_bundle
     from dekag.alignment.export import export
-    from dekag.zoo import locate
+    from dekag.world import locate
 
     for file in export(load_bundle(locate(path, "bundle")), out, layout=to):
         print(f"wrote {file}")

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,9 +15,23 @@ from rich.console import Console, RenderableType
 console = Console(stderr=True)
 
 
+FLAGS = {"delay_spread_ns": "--delay-spread", "speed_m_s": "--speed"}
+"""Options whose names are not those of their fields."""
+
+
 def complain(error: Exception) -> None:
-    """Say what is wrong in one line on standard error."""
-    print(f"dekag: {' '.join(str(error).split())}", file=sys.stderr)
+    """Say what is wrong in one line on standard error; fields that the message names become options."""
+    text = " ".join(str(error).split())
+    for name in getattr(error, "fields", ()):
+        flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
+        text = re.sub(rf"(?<![\w-]){name}(?!\w)", flag, text)
+    print(f"dekag: {text}", file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Say something in one line on standard error that does not stop the command."""
+    if not console.quiet:
+        print(f"dekag: warning: {text}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:

@@ -1,94 +1,104 @@
 """`dekag evaluate`: the experiments, one command each."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from annotated_types import Ge
+from typing_extensions import Doc
 
 from dekag.cli.console import print_json, print_tables, working
-from dekag.cli.options import Count, Device, Json, Model, PresetName, Seed
+from dekag.cli.generated import Options, with_options
+from dekag.cli.options import Count, Device, Json, Seed, WorldOptions
 
 app = typer.Typer(no_args_is_help=True, help="Measure consistency, accuracy or PSNR on held-out prompts.")
 
 
 @app.command("generation")
+@with_options
 def evaluate_generation(
-    preset: PresetName = "emoji",
+    world: WorldOptions,
     methods: Annotated[
-        str, typer.Option(help="makd, rivals by name separated by commas, or all that the preset ships.")
+        str, typer.Option(help="makd, rivals by name separated by commas, or all that the world has.")
     ] = "makd",
-    bundle: Annotated[str | None, typer.Option(help="G-KA bundle; default: the preset's.")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts of each split.")] = 100,
     seeds: Count = 2,
     device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Consistency of the edge's images with the cloud's on held-out compositions and concepts.
+    """Consistency of the edge's images with the cloud's on the world's reported splits.
 
-    With several methods the edge draws twice: from noise of its own and from the cloud's noise; and an ImageNet
-    network judges as well.
+    With several methods the edge draws twice: from noise of its own and from the cloud's noise; and the world's
+    independent judges are asked as well.
     """
-    from dekag import comparison, presets
+    from dekag import comparison
     from dekag.tables import comparison_tables
     from dekag.training.processes import device_of
 
     names = methods.split(",")
     several = names != ["makd"]
+    wanted = comparison.GenerationEvaluation(
+        methods=names,
+        prompts=prompts,
+        drawing=comparison.Drawing(seeds=seeds, seed=seed),
+        noises=("own", "shared") if several else ("own",),
+        independent=several,
+    )
     with working("evaluate generation") as stage:
-        report = comparison.evaluate(
-            presets.preset(preset),
-            names,
-            bundle=bundle,
-            prompts=prompts,
-            seeds=seeds,
-            seed=seed,
-            noises=("own", "shared") if several else ("own",),
-            third=several,
-            device=device_of(device),
-            on_stage=stage,
-        )
+        report = comparison.evaluate(world.load(), wanted, device=device_of(device), on_stage=stage)
     if as_json:
         print_json(report.to_json())
         return
     print_tables(*comparison_tables(report))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """What is measured over a grid of rates, SNRs and channels."""
+
+    methods: Annotated[str, Doc("Of no_ka, cala, digital, jpeg, webp, avif, separated by commas.")] = (
+        "no_ka,cala"
+    )
+    further: Annotated[
+        tuple[str, ...],
+        Doc("NAME=FOLDER: a further codec or bundle; FOLDER alone: the world's codec; repeatable."),
+    ] = ()
+    grid: Annotated[str, Doc("held-out, full or small.")] = "held-out"
+    uses: Annotated[str | None, Doc("Instead of the grid's: channel uses, as 64,128.")] = None
+    snrs: Annotated[str | None, Doc("Instead of the grid's: SNRs in dB, as 0,8.7.")] = None
+    channels: Annotated[str | None, Doc("Instead of the grid's: awgn, rayleigh-1, tdl-c, ...")] = None
+    constellations: Annotated[str | None, Doc("For every codec: qpsk, 16qam, 64qam, 256qam, analogue.")] = (
+        None
+    )
+    images: Annotated[int, Ge(2), Doc("Held-out pictures of each split.")] = 48
+    draws: Annotated[int, Ge(0), Doc("Latents for the bound and the digital methods; 0: no bound.")] = 4096
+    lpips: Annotated[bool, Doc("Measure LPIPS as well.")] = False
+    thresholds: Annotated[Path | None, Doc("Block error rates of `python -m dekag.baseline`.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Where the cells of a sweep are computed."""
+
+    engine: Annotated[str, Doc("inline, processes, ray or slurm.")] = "inline"
+    workers: Annotated[int, Ge(1), Doc("Processes, tasks or jobs at a time.")] = 1
+    ray_address: Annotated[str, Doc("Of a Ray cluster that runs.")] = "auto"
+    slurm_partition: Annotated[str | None, Doc("Default: the cluster's.")] = None
+    slurm_minutes: Annotated[int, Ge(1), Doc("Limit of a job.")] = 240
+
+
 @app.command("transmission")
+@with_options
 def evaluate_transmission(
+    config: Annotated[SweepOptions, Options(names={"further": "codec"})],
+    world: Annotated[WorldOptions, Options(only=("world", "edge", "judge", "bundle", "preset"))],
+    engine: EngineOptions,
     out: Annotated[
-        Path, typer.Option(help="Folder of the results; an interrupted run goes on from what it holds.")
+        Path,
+        typer.Option("--out", help="Folder of the results; an interrupted run goes on from what it holds."),
     ] = Path("transmission"),
-    preset: PresetName = "emoji",
-    methods: Annotated[
-        str, typer.Option(help="Of no_ka, cala, digital, jpeg, webp, avif, separated by commas.")
-    ] = "no_ka,cala",
-    codec: Annotated[
-        list[str] | None, typer.Option(help="NAME=DIRECTORY: a further codec or T-KA bundle; repeatable.")
-    ] = None,
-    bundle: Annotated[str | None, typer.Option(help="T-KA bundle of cala; default: the preset's.")] = None,
-    grid: Annotated[str, typer.Option(help="held-out, full or small.")] = "held-out",
-    uses: Annotated[str | None, typer.Option(help="Instead of the grid's: channel uses, as 64,128.")] = None,
-    snrs: Annotated[str | None, typer.Option(help="Instead of the grid's: SNRs in dB, as 0,8.7.")] = None,
-    channels: Annotated[
-        str | None, typer.Option(help="Instead of the grid's: awgn, rayleigh-1, tdl-c, ...")
-    ] = None,
-    constellations: Annotated[
-        str | None, typer.Option(help="For every codec: qpsk, 16qam, 64qam, 256qam, analogue.")
-    ] = None,
-    images: Annotated[int, typer.Option(min=2, help="Held-out pictures of each split.")] = 48,
-    draws: Annotated[
-        int, typer.Option(min=0, help="Latents for the bound and the digital methods; 0: no bound.")
-    ] = 4096,
-    lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS as well.")] = False,
-    thresholds: Annotated[
-        Path | None, typer.Option(help="Block error rates of `python -m dekag.baseline`.")
-    ] = None,
-    engine: Annotated[str, typer.Option(help="inline, processes, ray or slurm.")] = "inline",
-    workers: Annotated[int, typer.Option(min=1, help="Processes, tasks or jobs at a time.")] = 1,
-    ray_address: Annotated[str, typer.Option(help="Of a Ray cluster that runs.")] = "auto",
-    slurm_partition: Annotated[str | None, typer.Option(help="Default: the cluster's.")] = None,
-    slurm_minutes: Annotated[int, typer.Option(min=1, help="Limit of a job.")] = 240,
     device: Device = "cpu",
     seed: Seed = 0,
     as_json: Json = False,
@@ -98,29 +108,37 @@ def evaluate_transmission(
     from dekag.evaluation.grid import read_grid
     from dekag.training.processes import device_of
 
-    config = sweep.SweepConfig(
-        grid=read_grid(grid, uses=uses, snrs=snrs, channels=channels, constellations=constellations),
-        preset=preset,
-        methods=tuple(methods.split(",")) if methods else (),
-        codecs=tuple(codec or ()),
-        bundle=bundle,
-        images=images,
-        draws=draws,
+    own = [text for text in config.further if "=" not in text]
+    chosen = replace(world, codec=own[-1] if own else None).load()
+    grid = read_grid(
+        config.grid,
+        uses=config.uses,
+        snrs=config.snrs,
+        channels=config.channels,
+        constellations=config.constellations,
+    )
+    measured = sweep.SweepConfig(
+        world=chosen,
+        grid=grid if config.uses else grid.scaled(chosen.codec().max_uses),
+        methods=tuple(config.methods.split(",")) if config.methods else (),
+        codecs=tuple(text for text in config.further if "=" in text),
+        images=config.images,
+        draws=config.draws,
         seed=seed,
-        lpips=lpips,
-        thresholds=thresholds,
+        lpips=config.lpips,
+        thresholds=config.thresholds,
         device=str(device_of(device)),
     )
-    chosen = sweep.engine_named(
-        engine,
-        workers=workers,
+    computed_by = sweep.engine_named(
+        engine.engine,
+        workers=engine.workers,
         folder=out.absolute() / "jobs",
-        minutes=slurm_minutes,
-        partition=slurm_partition,
-        address=ray_address,
+        minutes=engine.slurm_minutes,
+        partition=engine.slurm_partition,
+        address=engine.ray_address,
     )
     with working("evaluate transmission") as stage:
-        outcome = sweep.sweep(config, out, chosen, on_stage=stage)
+        outcome = sweep.sweep(measured, out, computed_by, on_stage=stage)
         stage("write")
         summary, written = sweep.write(outcome, out)
     if as_json:
@@ -135,30 +153,26 @@ def evaluate_transmission(
 
 
 @app.command("accuracy")
+@with_options
 def evaluate_accuracy(
-    model: Model = "emoji/edge",
-    preset: PresetName = "emoji",
+    world: Annotated[WorldOptions, Options(only=("world", "edge", "judge", "preset"))],
+    model: Annotated[str | None, typer.Option(help="As --edge.")] = None,
     prompts: Annotated[int, typer.Option(min=100, help="Prompts, each with a concept of its own.")] = 113,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of 64 samples here.")] = None,
     device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Concept accuracy: how often the prompt is the nearest of 100 to the image, under the preset's CLIP judge."""
+    """Concept accuracy: how often the prompt is the nearest of 100 to the image, under the world's CLIP judge."""
     from dekag import commands
     from dekag.training.processes import device_of
 
+    chosen = replace(world, edge=world.edge or model).load()
+    task = commands.AccuracyTask(prompts=prompts, sheet=sheet, seed=seed)
     with working("evaluate accuracy") as stage:
-        mean = commands.evaluate_accuracy(
-            model,
-            preset,
-            prompts=prompts,
-            sheet=sheet,
-            seed=seed,
-            device=device_of(device),
-            on_stage=stage,
-        )
+        mean = commands.evaluate_accuracy(chosen, task, device=device_of(device), on_stage=stage)
+    name = commands.model_name(chosen)
     if as_json:
-        print_json({"model": model, "accuracy": mean.to_json()})
+        print_json({"model": name, "accuracy": mean.to_json()})
         return
-    print(f"{model}: {100 * mean.mean:.1f} % [{100 * mean.low:.1f}, {100 * mean.high:.1f}], n {mean.n}")
+    print(f"{name}: {100 * mean.mean:.1f} % [{100 * mean.low:.1f}, {100 * mean.high:.1f}], n {mean.n}")

@@ -23,9 +23,9 @@ LOCAL = "http://127.0.0.1:8001"
 def submit(
     name: Annotated[str, typer.Argument(help="Name of the update in its channel.")],
     prompts_file: Annotated[
-        Path | None, typer.Option(help="One prompt a line; default: the preset's.")
+        Path | None, typer.Option(help="One prompt a line; default: the world's.")
     ] = None,
-    domain: Annotated[str | None, typer.Option(help="One group of the preset's prompts.")] = None,
+    domain: Annotated[str | None, typer.Option(help="One group of the world's prompts.")] = None,
     channel: Annotated[str, typer.Option(help="canary or stable.")] = "canary",
     method: Annotated[str, typer.Option(help="makd, textual_inversion, lora, dreambooth or lokr.")] = "makd",
     spec: Annotated[

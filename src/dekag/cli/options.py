@@ -1,50 +1,179 @@
-"""Options that several commands take."""
+"""Options that several commands take, and what is made of them."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
+from annotated_types import Gt
+from typing_extensions import Doc
+
+from dekag.cli.console import warn
+from dekag.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dekag.alignment.bundle import Kind
+    from dekag.world import World
 
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write; it appears whole or not at all.")]
-PresetName = Annotated[str, typer.Option("--preset", help="Named configuration.")]
 Count = Annotated[int, typer.Option(min=1)]
 Device = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")
 ]
-Model = Annotated[str, typer.Option(help="A shipped model, a diffusers directory or a hub id.")]
-SnrDb = Annotated[float, typer.Option("--snr-db", help="SNR per complex channel use.")]
-Uses = Annotated[int | None, typer.Option("--uses", help="Channel uses an image, pilots included.")]
-Cbr = Annotated[float | None, typer.Option("--cbr", help="Instead of --uses: channel uses per pixel value.")]
-ChannelName = Annotated[
-    str, typer.Option("--channel", help="awgn, rayleigh, or OFDM over 3GPP: tdl-a to tdl-e, cdl-a to cdl-e.")
-]
-Blocks = Annotated[int | None, typer.Option("--blocks", help="rayleigh: fading blocks of an image; 1.")]
-Correlation = Annotated[
-    float | None,
-    typer.Option("--correlation", help="rayleigh: correlation of neighbouring blocks, 0 to 1; 0."),
-]
-Pilots = Annotated[
-    int | None,
-    typer.Option("--pilots", help="rayleigh: pilots a block; 0, where the receiver knows the gain."),
-]
-DelaySpread = Annotated[
-    float | None, typer.Option("--delay-spread", help="tdl, cdl: rms delay spread in nanoseconds; 100.")
-]
-Speed = Annotated[
-    float | None, typer.Option("--speed", help="tdl, cdl: speed of the receiver in metres per second; 0.")
-]
-Antennas = Annotated[
-    str | None,
-    typer.Option(
-        "--antennas", help="tdl, cdl: sending x receiving, as 1x2; each that sends is a stream; 1x1."
-    ),
-]
-Estimation = Annotated[
-    str | None,
-    typer.Option("--estimation", help="tdl, cdl: lmmse or ls from pilots, or perfect without; lmmse."),
-]
-Ka = Annotated[bool, typer.Option("--ka/--no-ka", help="With or without both alignments.")]
+Ka = Annotated[bool, typer.Option("--ka/--no-ka", help="With or without the world's updates.")]
 Prompts = Annotated[list[str], typer.Argument(help="What to draw and send.")]
 Resume = Annotated[Path | None, typer.Option(help="Folder that keeps the state of an interrupted run.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldOptions:
+    """A world and what takes the place of its parts."""
+
+    HIDDEN: ClassVar[tuple[str, ...]] = ("preset",)
+    world: Annotated[
+        str, Doc("A world that ships (emoji, paper, permissive) or a folder with a world.json.")
+    ] = "emoji"
+    edge: Annotated[str | None, Doc("Edge: a diffusers folder, a hub id or a shipped model.")] = None
+    cloud: Annotated[str | None, Doc("Cloud: as --edge.")] = None
+    codec: Annotated[str | None, Doc("Codec: a folder.")] = None
+    judge: Annotated[
+        tuple[str, ...],
+        Doc("NAME=SOURCE, a folder or hub id of an image encoder; repeatable. Replaces the world's."),
+    ] = ()
+    bundle: Annotated[
+        tuple[str, ...], Doc("Update in place of the world's: a shipped one, a folder or a tar; repeatable.")
+    ] = ()
+    preset: Annotated[str | None, Doc("The old name of --world.")] = None
+
+    def load(self, kinds: "Sequence[Kind]" = ("generation", "transmission")) -> "World":
+        """The world. Raises InputError if something named is not there, or a bundle of another kind is given."""
+        from dekag.world import load_world, locate
+
+        found = load_world(self.world if self.preset is None else _old_name(self.preset))
+        if self.edge is not None:
+            found = replace(found, edge_model=_model(self.edge), pixels=None, latents=None)
+        if self.cloud is not None:
+            found = replace(found, cloud_model=_model(self.cloud), images=None)
+        if self.codec is not None:
+            found = replace(found, codec_model=locate(self.codec, "codec"))
+        if self.judge:
+            found = replace(found, judge_models=dict(map(_judge, self.judge)), independent_judges={})
+        return found.with_bundles(self.bundle, kinds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceiverOptions:
+    """The world of a receiver; the sender's if none is named."""
+
+    HIDDEN: ClassVar[tuple[str, ...]] = ("preset",)
+    world: Annotated[
+        str | None, Doc("World of the sender: a folder or a shipped one; default: the one it names.")
+    ] = None
+    bundle: Annotated[
+        tuple[str, ...], Doc("The sender's T-KA update, if not the world's: a folder or a tar.")
+    ] = ()
+    preset: Annotated[str | None, Doc("The old name of --world.")] = None
+
+    def load(self) -> "World | None":
+        """The world, or None for that of the sender."""
+        from dekag.world import load_world
+
+        name = self.world if self.preset is None else _old_name(self.preset)
+        return None if name is None else load_world(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelOptions:
+    """A channel, an SNR and a rate, as a user types them."""
+
+    snr_db: Annotated[float, Doc("SNR per complex channel use.")] = 10.0
+    uses: Annotated[int | None, Doc("Channel uses an image, pilots included; default: the world's.")] = None
+    cbr: Annotated[float | None, Doc("Instead of --uses: channel uses per pixel value.")] = None
+    channel: Annotated[str, Doc("awgn, rayleigh, or OFDM over 3GPP: tdl-a to tdl-e, cdl-a to cdl-e.")] = (
+        "awgn"
+    )
+    blocks: Annotated[int | None, Doc("rayleigh: fading blocks of an image; 1.")] = None
+    correlation: Annotated[float | None, Doc("rayleigh: correlation of neighbouring blocks, 0 to 1; 0.")] = (
+        None
+    )
+    pilots: Annotated[int | None, Doc("rayleigh: pilots a block; 0, where the receiver knows the gain.")] = (
+        None
+    )
+    delay_spread: Annotated[float | None, Doc("tdl, cdl: rms delay spread in nanoseconds; 100.")] = None
+    speed: Annotated[float | None, Doc("tdl, cdl: speed of the receiver in metres per second; 0.")] = None
+    antennas: Annotated[
+        str | None, Doc("tdl, cdl: sending x receiving, as 1x2; each that sends is a stream; 1x1.")
+    ] = None
+    estimation: Annotated[
+        str | None, Doc("tdl, cdl: lmmse or ls from pilots, or perfect without; lmmse.")
+    ] = None
+
+    def load(self) -> Any:
+        """The settings, `dekag.commands.TransmissionSettings`."""
+        from dekag.channel import ChannelSettings
+        from dekag.commands import TransmissionSettings
+
+        settings = ChannelSettings(
+            name=self.channel,
+            blocks=self.blocks,
+            correlation=self.correlation,
+            pilots=self.pilots,
+            delay_spread_ns=self.delay_spread,
+            speed_m_s=self.speed,
+            antennas=self.antennas,
+            estimation=self.estimation,
+        )
+        return TransmissionSettings(channel=settings, snr_db=self.snr_db, uses=self.uses, cbr=self.cbr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How a pipeline draws; what is None is the world's."""
+
+    steps: Annotated[int | None, Gt(0), Doc("Denoising steps; default: the world's.")] = None
+    guidance: Annotated[float | None, Doc("Guidance scale; default: the world's.")] = None
+
+    def put_on(self, world: "World") -> "World":
+        """The world whose edge draws so."""
+        model, own = world.edge_model, world.edge_model.sampling
+        sampling = replace(
+            own,
+            steps=own.steps if self.steps is None else self.steps,
+            guidance=own.guidance if self.guidance is None else self.guidance,
+        )
+        return replace(world, edge_model=replace(model, sampling=sampling))
+
+
+def _model(source: str) -> Any:
+    """A pipeline by its source; one of a shipped world draws as that world says."""
+    from dekag.world import Model, load_world, locate, shipped_worlds
+
+    place = locate(source, "pipeline")
+    name = source.split("/")[0]
+    if name in shipped_worlds():
+        world = load_world(name)
+        models = [model for model in (world.edge_model, world.cloud_model) if isinstance(model, Model)]
+        return next((model for model in models if model.source == place), Model(source=place))
+    return Model(source=place)
+
+
+def _judge(text: str) -> tuple[str, str]:
+    """Name and source of a judge."""
+    name, _, source = text.partition("=")
+    if not name or not source:
+        raise InputError(f"a judge is given as NAME=SOURCE, as dino=facebook/dinov2-small, got {text!r}")
+    return name, source
+
+
+def chosen_name(world: str | None, preset: str | None) -> str | None:
+    """The name of a world, by the new option or the old."""
+    return world if preset is None else _old_name(preset)
+
+
+def _old_name(name: str) -> str:
+    warn("--preset is now called --world; it goes with the next release")
+    return name

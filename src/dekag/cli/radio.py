@@ -1,97 +1,67 @@
 """`dekag radio`: deliveries as SigMF recordings, out of the program and back."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from annotated_types import Ge
+from typing_extensions import Doc
 
 from dekag.cli.console import print_json, working
-from dekag.cli.options import (
-    Antennas,
-    Blocks,
-    Cbr,
-    ChannelName,
-    Correlation,
-    DelaySpread,
-    Estimation,
-    Json,
-    Ka,
-    Out,
-    Pilots,
-    PresetName,
-    Prompts,
-    Seed,
-    SnrDb,
-    Speed,
-    Uses,
-)
+from dekag.cli.generated import with_options
+from dekag.cli.options import ChannelOptions, Json, Ka, Out, Prompts, ReceiverOptions, Seed, WorldOptions
 
 app = typer.Typer(no_args_is_help=True, help="Send and receive over a radio, through SigMF recordings.")
 
 RecordingPath = Annotated[Path, typer.Argument(help="A recording, with or without its suffix.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordingOptions:
+    """How what is sent becomes a recording."""
+
+    ofdm: Annotated[bool, Doc("Record an OFDM waveform instead of symbols.")] = False
+    subcarriers: Annotated[int | None, Ge(2), Doc("Of the OFDM waveform; 72.")] = None
+    clip: Annotated[float | None, Doc("Clip peaks at so many dB over the mean power.")] = None
+    sample_rate: Annotated[float | None, Doc("Samples per second, for the metadata.")] = None
+    drawn: Annotated[Path | None, Doc("Folder for the pictures as they were drawn.")] = None
+
+
 @app.command()
+@with_options
 def send(
     prompts: Prompts,
     out: Annotated[
         Path, typer.Option("--out", help="Recording to write: NAME.sigmf-data and NAME.sigmf-meta.")
     ],
-    snr_db: SnrDb = 10.0,
-    uses: Uses = None,
-    cbr: Cbr = None,
-    channel: ChannelName = "awgn",
-    blocks: Blocks = None,
-    correlation: Correlation = None,
-    pilots: Pilots = None,
-    delay_spread: DelaySpread = None,
-    speed: Speed = None,
-    antennas: Antennas = None,
-    estimation: Estimation = None,
-    ofdm: Annotated[bool, typer.Option("--ofdm", help="Record an OFDM waveform instead of symbols.")] = False,
-    subcarriers: Annotated[int | None, typer.Option(min=2, help="Of the OFDM waveform; 72.")] = None,
-    clip: Annotated[float | None, typer.Option(help="Clip peaks at so many dB over the mean power.")] = None,
-    sample_rate: Annotated[float | None, typer.Option(help="Samples per second, for the metadata.")] = None,
-    drawn: Annotated[Path | None, typer.Option(help="Folder for the pictures as they were drawn.")] = None,
+    channel: ChannelOptions,
+    recording: RecordingOptions,
+    world: WorldOptions,
     ka: Ka = True,
-    preset: PresetName = "emoji",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Draw prompts at the edge and record what it sends; print its peaks beside those of Gaussian samples.
 
-    The metadata hold all that the receiver must know: condition, order, waveform, preset, ids of the updates.
+    The metadata hold all that the receiver must know: condition, order, waveform, world, ids of the updates.
     """
-    from dekag import commands, radio_link
-    from dekag.channel import ChannelSettings
+    from dekag import radio_link
 
-    settings = ChannelSettings(
-        name=channel,
-        blocks=blocks,
-        correlation=correlation,
-        pilots=pilots,
-        delay_spread_ns=delay_spread,
-        speed_m_s=speed,
-        antennas=antennas,
-        estimation=estimation,
-    )
     with working("radio send") as stage:
-        waveform = radio_link.waveform_of(ofdm, subcarriers)
-        chosen = commands.named_link(preset, settings, uses=uses, cbr=cbr, snr_db=snr_db)
-        report = radio_link.send(
-            preset,
-            prompts,
-            chosen.condition,
-            settings,
-            out,
-            ka=ka,
+        chosen, settings = world.load(), channel.load()
+        task = radio_link.SendTask(
+            prompts=prompts,
+            condition=settings.for_world(chosen).condition,
+            channel=settings.channel,
+            align=ka,
             seed=seed,
-            waveform=waveform,
-            clip_db=clip,
-            sample_rate_hz=sample_rate,
-            drawn=drawn,
-            on_stage=stage,
+            waveform=radio_link.waveform_of(recording.ofdm, recording.subcarriers),
+            clip_db=recording.clip,
+            sample_rate_hz=recording.sample_rate,
+            drawn=recording.drawn,
         )
+        report = radio_link.send(chosen, task, out, on_stage=stage)
     if as_json:
         print_json(report)
         return
@@ -104,25 +74,33 @@ def send(
 
 
 @app.command()
+@with_options
 def receive(
     recording: RecordingPath,
     out: Out,
+    world: ReceiverOptions,
     channel_seed: Annotated[
         int | None,
         typer.Option(min=0, max=2**31 - 1, help="Simulate the channel of the metadata, with this seed."),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Named configuration; default: the metadata's.")] = None,
     as_json: Json = False,
 ) -> None:
     """Decode a recording: OUT/0000.png, ... and OUT/index.json.
 
     Without --channel-seed the samples are taken as they are, at unit gain and the SNR of the metadata: what
-    carrier, timing and gain recovery leave. Samples that are no numbers count as not received.
+    carrier, timing and gain recovery leave. Samples that are NaN or infinite count as not received.
     """
     from dekag import radio_link
 
     with working("radio receive") as stage:
-        index = radio_link.receive(recording, out, preset=preset, channel_seed=channel_seed, on_stage=stage)
+        index = radio_link.receive(
+            recording,
+            out,
+            world=world.load(),
+            bundles=world.bundle,
+            channel_seed=channel_seed,
+            on_stage=stage,
+        )
     if as_json:
         print_json(index)
         return

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dekag.cli.console import needing, print_json, working
-from dekag.cli.options import Json, PresetName
+from dekag.cli.generated import Options, with_options
+from dekag.cli.options import Json, WorldOptions
 
 app = typer.Typer(no_args_is_help=True, help="Publish updates, signed, for edges to pull.")
 
@@ -69,7 +70,7 @@ def publish(
 ) -> None:
     """Publish a bundle and list it in a channel."""
     from dekag.registry import Canary, Repository
-    from dekag.zoo import locate
+    from dekag.world import locate
 
     test = None if canary is None else Canary.from_json(canary.read_bytes())
     path = locate(bundle, "bundle")
@@ -78,23 +79,21 @@ def publish(
 
 
 @app.command("canary")
+@with_options
 def make_canary(
     bundle: Annotated[str, typer.Argument(help="A shipped bundle's name, a directory or a tar.")],
     prompts: Annotated[list[str], typer.Argument(help="What to draw; two or three prompts do.")],
     out: Annotated[Path, typer.Option("--out", help="File to write, for publish --canary.")],
-    preset: PresetName = "emoji",
+    world: Annotated[WorldOptions, Options(only=("world", "edge", "codec", "preset"))],
     floor_db: Annotated[float, typer.Option(help="Least mean PSNR that an edge must reach.")] = 30.0,
 ) -> None:
     """Draw what every edge must be able to draw again before it uses a bundle."""
     with needing("serve"):
         from dekag.serving.canaries import canary_of
-    from dekag import presets
-    from dekag.zoo import locate
+    from dekag.world import locate
 
     with working("registry canary"):
-        raw = canary_of(
-            presets.preset(preset), locate(bundle, "bundle"), prompts, floor_db=floor_db
-        ).to_json()
+        raw = canary_of(world.load(), locate(bundle, "bundle"), prompts, floor_db=floor_db).to_json()
     out.write_bytes(raw)
     print(f"wrote {out} ({len(raw)} bytes)")
 

@@ -7,6 +7,7 @@ import typer
 
 from dekag.cli.cloud import Database, Folder
 from dekag.cli.console import needing, quiet_loading, starting
+from dekag.cli.options import chosen_name
 
 app = typer.Typer(no_args_is_help=True, help="Run a party as a service.")
 
@@ -15,7 +16,8 @@ TokensFile = Annotated[
     Path | None, typer.Option(help="File with a bearer token a line; needed beyond loopback.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="Named configuration; emoji.")]
+World = Annotated[str | None, typer.Option("--world", help="A shipped world or the folder of one; emoji.")]
+Preset = Annotated[str | None, typer.Option("--preset", hidden=True)]
 
 
 @app.command("edge")
@@ -30,6 +32,7 @@ def serve_edge(
     root: Annotated[Path | None, typer.Option(help="The registry's root.json; needed once.")] = None,
     channel: Annotated[str | None, typer.Option(help="Channel of the registry; stable.")] = None,
     cloud: Annotated[str | None, typer.Option(help="Address of the cloud, for reports and the page.")] = None,
+    world: World = None,
     preset: Preset = None,
     device: Device = None,
 ) -> None:
@@ -52,7 +55,7 @@ def serve_edge(
         root=root,
         channel=channel,
         cloud_url=cloud,
-        preset=preset,
+        world=chosen_name(world, preset),
         device=device,
     )
     quiet_loading()
@@ -72,6 +75,7 @@ def serve_cloud(
         str | None, typer.Option(help="Folder or URL of the registry; FOLDER/registry.")
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="Keys that publish; FOLDER/keys.")] = None,
+    world: World = None,
     preset: Preset = None,
     device: Device = None,
     job_workers: Annotated[int | None, typer.Option(min=0, help="Jobs at a time; 1.")] = None,
@@ -94,7 +98,7 @@ def serve_cloud(
         database=database,
         registry=registry,
         keys=keys,
-        preset=preset,
+        world=chosen_name(world, preset),
         device=device,
         job_workers=job_workers,
     )

@@ -1,62 +1,65 @@
 """`dekag demo`, `generate`, `deliver`, `receive` and `up`: the system at work."""
 
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from annotated_types import Ge, Le
+from typing_extensions import Doc
 
 from dekag.cli.console import needing, print_json, print_tables, working
+from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
-    Antennas,
-    Blocks,
-    Cbr,
-    ChannelName,
-    Correlation,
-    Count,
-    DelaySpread,
+    ChannelOptions,
     Device,
-    Estimation,
     Json,
     Ka,
-    Model,
     Out,
-    Pilots,
-    PresetName,
     Prompts,
+    ReceiverOptions,
+    SamplingOptions,
     Seed,
-    SnrDb,
-    Speed,
-    Uses,
+    WorldOptions,
 )
 
 app = typer.Typer()
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """How much the demonstration measures."""
+
+    prompts: Annotated[int, Ge(1), Doc("Prompts of each reported split.")] = 48
+    seeds: Annotated[int, Ge(1), Doc("Drawings of each prompt.")] = 2
+    seed: Annotated[int, Ge(0), Le(2**31 - 1), Doc("Seed of everything random.")] = 0
+
+
 @app.command()
+@with_options
 def demo(
+    config: DemoOptions,
+    world: WorldOptions,
     out: Out = Path("demo"),
-    preset: PresetName = "emoji",
-    prompts: Count = 48,
-    seeds: Count = 2,
-    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Run the system without and with alignment on held-out prompts; write report.json and report.png."""
     from dekag import demo as demonstration
-    from dekag import presets
     from dekag.evaluation.figures import report_figure, save_figure
     from dekag.output import staged, write_json
 
-    config = demonstration.DemoConfig(prompts=prompts, seeds=seeds, sent=min(24, prompts), seed=seed)
+    numbers = demonstration.DemoConfig(
+        prompts=config.prompts, seeds=config.seeds, sent=min(24, config.prompts), seed=config.seed
+    )
     with staged(out) as folder, working("demo") as stage:
-        result = demonstration.run_demo(presets.preset(preset), config, on_stage=stage)
+        result = demonstration.run_demo(world.load(), numbers, on_stage=stage)
         stage("write")
         write_json(folder / "report.json", result.report())
         figure = report_figure(
             result.rows,
             result.columns,
-            demonstration.curves(result.transmission),
+            demonstration.curves(result.transmission, result.grid),
             demonstration.summary(result),
         )
         save_figure(figure, folder / "report.png")
@@ -72,76 +75,55 @@ def demo(
 
 
 @app.command()
+@with_options
 def generate(
     prompts_file: Annotated[Path, typer.Option(help="One prompt a line.")],
     out: Out,
-    model: Model = "emoji/edge",
-    bundle: Annotated[
-        str | None, typer.Option(help="G-KA bundle: a shipped one, a directory or a tar.")
-    ] = None,
+    world: Annotated[WorldOptions, Options(only=("world", "edge", "bundle", "preset"))],
+    sampling: SamplingOptions,
+    model: Annotated[str | None, typer.Option(help="As --edge.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds of each prompt, separated by commas.")] = "0",
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the model's.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; default: the model's.")] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw every prompt of a file with every seed: OUT/0000_seed0.png (line number, seed) and OUT/index.json."""
+    """Draw every prompt of a file with every seed: OUT/0000_seed0.png (line number, seed) and OUT/index.json.
+
+    The edge draws without an update unless --bundle names one.
+    """
     from dekag import commands
     from dekag.training.processes import device_of
 
-    numbers = commands.parse_seeds(seeds)
+    chosen = sampling.put_on(replace(world, edge=world.edge or model).load(("generation",)))
+    task = commands.GenerateTask(
+        prompts_file=prompts_file, seeds=commands.parse_seeds(seeds), align=bool(world.bundle)
+    )
     with working("generate") as stage:
-        index = commands.generate(
-            model,
-            bundle,
-            prompts_file,
-            numbers,
-            out,
-            steps=steps,
-            guidance=guidance,
-            device=device_of(device),
-            on_stage=stage,
-        )
+        index = commands.generate(chosen, task, out, device=device_of(device), on_stage=stage)
     print_json(index) if as_json else print(f"wrote {len(index['images'])} images and index.json to {out}")
 
 
 @app.command()
+@with_options
 def deliver(
     prompts: Prompts,
     out: Out,
-    snr_db: SnrDb = 10.0,
-    uses: Uses = None,
-    cbr: Cbr = None,
-    channel: ChannelName = "awgn",
-    blocks: Blocks = None,
-    correlation: Correlation = None,
-    pilots: Pilots = None,
-    delay_spread: DelaySpread = None,
-    speed: Speed = None,
-    antennas: Antennas = None,
-    estimation: Estimation = None,
+    link: ChannelOptions,
+    world: WorldOptions,
     ka: Ka = True,
-    preset: PresetName = "emoji",
+    device: Device = "cpu",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Draw prompts at the edge, send them over the air, and write what the user sees and what it cost."""
     from dekag import commands
-    from dekag.channel import ChannelSettings
+    from dekag.training.processes import device_of
 
-    settings = ChannelSettings(
-        name=channel,
-        blocks=blocks,
-        correlation=correlation,
-        pilots=pilots,
-        delay_spread_ns=delay_spread,
-        speed_m_s=speed,
-        antennas=antennas,
-        estimation=estimation,
-    )
     with working("deliver") as stage:
-        chosen = commands.named_link(preset, settings, uses=uses, cbr=cbr, snr_db=snr_db)
-        report = commands.deliver(preset, prompts, chosen, out, ka=ka, seed=seed, on_stage=stage)
+        settings, chosen = link.load(), world.load()
+        task = commands.DeliverTask(
+            prompts=prompts, transmission=settings.for_world(chosen), align=ka, seed=seed
+        )
+        report = commands.deliver(chosen, task, out, device=device_of(device), on_stage=stage)
     if as_json:
         print_json(report)
         return
@@ -163,13 +145,13 @@ def up(
     ] = Path("dekag-up"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page and the edge.")] = 8000,
     cloud_port: Annotated[int, typer.Option(min=1, max=65535, help="Of the cloud.")] = 8001,
-    preset: PresetName = "emoji",
+    world: Annotated[str, typer.Option(help="A shipped world or the folder of one.")] = "emoji",
 ) -> None:
     """Start a cloud, an edge and the page on this machine, with the shipped updates published; Ctrl-C stops them."""
     with needing("serve"):
         from dekag.serving.up import Site, prepare, running, until_stopped, wait
 
-    site = Site(folder=folder, port=port, cloud_port=cloud_port, preset=preset)
+    site = Site(folder=folder, port=port, cloud_port=cloud_port, world=world)
     with until_stopped(), ExitStack() as stack:
         with working("up") as stage:
             prepare(site, on_stage=stage)
@@ -181,20 +163,17 @@ def up(
 
 
 @app.command()
+@with_options
 def receive(
     files: Annotated[
         list[Path],
         typer.Argument(help="Frames (.frame) and SigMF recordings, the latter with or without suffix."),
     ],
     out: Out,
+    world: ReceiverOptions,
     channel_seed: Annotated[
         int | None,
         typer.Option(min=0, max=2**31 - 1, help="Simulate the channel of symbols as sent, with this seed."),
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="Named configuration; default: the sender's.")] = None,
-    bundle: Annotated[
-        str | None,
-        typer.Option(help="The sender's T-KA bundle, if not the shipped one: a directory or a tar."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -207,7 +186,7 @@ def receive(
 
     with working("receive") as stage:
         index = radio_link.receive_files(
-            files, out, preset=preset, bundle=bundle, channel_seed=channel_seed, on_stage=stage
+            files, out, world=world.load(), bundles=world.bundle, channel_seed=channel_seed, on_stage=stage
         )
     if as_json:
         print_json(index)

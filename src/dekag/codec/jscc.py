@@ -10,7 +10,10 @@ by falling variance: what fewer uses carry is a prefix of what more do, and hold
 which see the cells of the grid as tokens, start near the identity and learn the rest.
 """
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +21,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dekag.codec.constellation import commitment_loss, constellation_named, quantise
+from dekag.codec.contract import Encoded, Pairs, check_latent, check_payload
 from dekag.codec.klt import Klt
 from dekag.codec.power import normalise_power, truncate
-from dekag.codec.spreading import despread, spread
-from dekag.types import Condition, InputError, Latent, PerImage, Received, Symbols
+from dekag.codec.spreading import despread, despread_pairs, rudin_shapiro, spread
+from dekag.types import Condition, InputError, Latent, Received, Symbols
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,9 @@ class JsccConfig:
     encoder_depth: int = 1
     decoder_depth: int = 2
     heads: int = 4
+    patch: int = 1
+    """Side of the squares of cells that are seen as one, their numbers being its channels; more is faster on large
+    grids. Attention is over (rows / patch) (cols / patch) cells."""
     max_uses: int = 512
     """Payload symbols at the highest rate."""
     constellation: str = "256qam"
@@ -48,6 +55,15 @@ class JsccConfig:
         numbers = self.channels * self.rows * self.cols
         if 2 * self.max_uses > numbers:
             raise InputError(f"latents of {numbers} numbers fill {numbers // 2} uses, got {self.max_uses}")
+        if self.patch < 1 or self.rows % self.patch or self.cols % self.patch:
+            raise InputError(
+                f"the patch must divide rows and columns, got {self.patch} for {self.rows} x {self.cols}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of what the codec computes with."""
+        return self.channels * self.patch**2, self.rows // self.patch, self.cols // self.patch
 
 
 class Attention(nn.Module):
@@ -91,11 +107,12 @@ class Stack(nn.Module):
     def __init__(self, config: JsccConfig, depth: int, inputs: int) -> None:
         super().__init__()
         self.enter = nn.Linear(inputs, config.width)
-        self.position = nn.Parameter(0.02 * torch.randn(config.rows * config.cols, config.width))
+        channels, rows, cols = config.grid
+        self.position = nn.Parameter(0.02 * torch.randn(rows * cols, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(depth))
         self.norm = nn.LayerNorm(config.width)
-        self.leave = nn.Linear(config.width, config.channels)
-        self.straight = nn.Linear(inputs, config.channels, bias=False)
+        self.leave = nn.Linear(config.width, channels)
+        self.straight = nn.Linear(inputs, channels, bias=False)
         nn.init.normal_(self.leave.weight, std=0.02)
         nn.init.zeros_(self.leave.bias)
 
@@ -113,9 +130,10 @@ class Transform(nn.Module):
 
     def __init__(self, config: JsccConfig) -> None:
         super().__init__()
-        self.grid = (config.rows, config.cols)
-        self.rows = nn.Parameter(torch.eye(config.rows).repeat(config.channels, 1, 1))
-        self.cols = nn.Parameter(torch.eye(config.cols).repeat(config.channels, 1, 1))
+        channels, rows, cols = config.grid
+        self.grid = (rows, cols)
+        self.rows = nn.Parameter(torch.eye(rows).repeat(channels, 1, 1))
+        self.cols = nn.Parameter(torch.eye(cols).repeat(channels, 1, 1))
 
     def analyse(self, cells: Tensor) -> Tensor:
         """[batch, cells, channels] to components, [batch, channels * cells]."""
@@ -142,48 +160,83 @@ class Gain(nn.Module):
         return self.log.exp()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """What training needs of an encoding: symbols sent, complex [batch, uses], and the commitment loss."""
-
-    symbols: Symbols
-    commitment: PerImage
-
-
 class JsccCodec(nn.Module):
-    """Implements `dekag.types.Codec`; every linear layer, norm and gain of it is a place for CALA."""
+    """Implements `codec.AdaptableCodec`, `PairDecoder` and `QamCodec`; CALA gates its linear layers, norms, gains."""
 
     importance: Float[Tensor, " channels"]
     """How much an error in each latent channel shows in the image, mean 1."""
-    mean: Float[Tensor, "channels rows cols"]
-    weight: Float[Tensor, " channels"]
+    mean: Float[Tensor, "grid_channels grid_rows grid_cols"]
+    weight: Float[Tensor, " grid_channels"]
     order: Int64[Tensor, " amplitudes"]
     """Component that each amplitude carries; symbol k has the amplitudes 2 k and 2 k + 1."""
+    signs: Float[Tensor, " uses"]
+    """Of the spreading."""
 
     def __init__(self, config: JsccConfig) -> None:
         super().__init__()
         self.constellation = constellation_named(config.constellation)
         self.config = config
-        self.encoder = Stack(config, config.encoder_depth, config.channels)
+        channels = config.grid[0]
+        self.encoder = Stack(config, config.encoder_depth, channels)
         self.analysis = Transform(config)
         self.gain = Gain(config.max_uses)
         self.power = Gain(config.max_uses)
         self.scale = Gain(config.max_uses)
         self.synthesis = Transform(config)
-        self.decoder = Stack(config, config.decoder_depth, config.channels + 1)
+        self.decoder = Stack(config, config.decoder_depth, channels + 1)
         self.register_buffer("importance", torch.ones(config.channels))
-        self.register_buffer("mean", torch.zeros(config.channels, config.rows, config.cols))
-        self.register_buffer("weight", torch.ones(config.channels))
+        self.register_buffer("mean", torch.zeros(config.grid))
+        self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("order", torch.arange(2 * config.max_uses))
+        self.register_buffer("signs", rudin_shapiro(config.max_uses), persistent=False)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the latents."""
+        return self.config.channels, self.config.rows, self.config.cols
+
+    @property
+    def max_uses(self) -> int:
+        """Payload symbols of an image at the highest rate."""
+        return self.config.max_uses
+
+    @property
+    def attention_modules(self) -> dict[str, int]:
+        """The blocks of both stacks, all of the same width."""
+        blocks = [name for name, module in self.named_modules() if isinstance(module, Block)]
+        return dict.fromkeys(blocks, self.config.width)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of its config."""
+        return asdict(self.config)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> "JsccCodec":
+        """A codec of new weights; raises InputError for other settings than the fields of a config.
+
+        One without `patch` is of before there were patches.
+        """
+        known = {field.name for field in fields(JsccConfig)}
+        if settings.keys() | {"patch"} != known:
+            raise InputError(f"it must have exactly the keys {', '.join(sorted(known))}")
+        return cls(JsccConfig(**settings))
+
+    def with_constellation(self, name: str) -> "JsccCodec":
+        """The same codec with another constellation; raises InputError, listing the known ones."""
+        other = copy.deepcopy(self)
+        other.constellation = constellation_named(name)
+        other.config = replace(self.config, constellation=name)
+        return other
 
     @torch.no_grad()
     def start_from(self, klt: Klt) -> None:
-        """Take mean, weight and bases of a transform; what is sent is then linear but for the start of the stacks.
+        """Take mean, weight and bases of a transform of patches (`to_patches`); what is sent is then linear but for the
+        start of the stacks.
 
         Gains are those of Lee and Petersen 1976, amplitudes to the power 1/4 of the variances, which is the best
         linear code wherever noise is small.
         """
-        self.importance.copy_(klt.importance)
+        self.importance.copy_(klt.importance.unflatten(0, (-1, self.config.patch**2)).mean(1))
         self.mean.copy_(klt.mean)
         self.weight.copy_(klt.weight)
         variance, order = klt.variance.sort(descending=True)
@@ -205,9 +258,10 @@ class JsccCodec(nn.Module):
 
     def transmit(self, latent: Latent, condition: Condition) -> Encoded:
         """As `encode`, with the commitment loss of the quantiser (per image)."""
-        self._check(latent, condition)
+        check_latent(self, latent, condition)
         payload = condition.payload.to(latent.device)
-        cells = ((latent - self.mean) * self.weight[:, None, None]).flatten(2).transpose(1, 2)
+        grid = to_patches(latent, self.config.patch)
+        cells = ((grid - self.mean) * self.weight[:, None, None]).flatten(2).transpose(1, 2)
         components = self.analysis.analyse(self.encoder(cells)).float()
         pairs = components[:, self.order].unflatten(1, (-1, 2)) * self.gain()[..., None]
         kept = torch.view_as_complex(pairs.contiguous())[:, : int(payload.max())]
@@ -221,7 +275,7 @@ class JsccCodec(nn.Module):
 
     def decode(self, received: Received, condition: Condition) -> Latent:
         """Equalised symbols, complex [batch, uses], to latents, unit scale."""
-        self._check_payload(condition)
+        check_payload(self, condition)
         payload, uses = condition.payload.to(received.symbols.device), int(condition.payload.max())
         symbols = truncate(received.symbols[:, :uses], payload)
         sent = torch.arange(uses, device=payload.device) < payload[:, None]
@@ -231,16 +285,22 @@ class JsccCodec(nn.Module):
         pairs = torch.view_as_real(kept.contiguous())
         return self.reconstruct(pairs, overall if self.config.spread else known, overall)
 
+    def decode_pairs(
+        self, symbols: Pairs, reliability: Float[Tensor, "batch uses"], condition: Condition
+    ) -> Latent:
+        """As `decode`, of images of which every symbol is payload, in real numbers alone."""
+        overall = reliability.mean(1, keepdim=True)
+        if not self.config.spread:
+            return self.reconstruct(symbols, reliability, overall)
+        return self.reconstruct(despread_pairs(symbols, self.signs), overall, overall)
+
     def reconstruct(
         self,
-        symbols: Float[Tensor, "batch uses 2"],
+        symbols: Pairs,
         reliability: Float[Tensor, "batch _"],
         overall: Float[Tensor, "batch 1"],
     ) -> Latent:
-        """Latents of despread symbols, of each of which `reliability` survived, and `overall` of the payload.
-
-        In real numbers alone, so that it can leave for where there are no complex ones.
-        """
+        """Latents of despread symbols, of each of which `reliability` survived, and `overall` of the payload."""
         uses = symbols.shape[1]
         power, scale = (gain()[..., :uses] for gain in (self.power, self.scale))
         # The equaliser takes symbols for unit energy; LMMSE with each component's own power instead.
@@ -251,21 +311,15 @@ class JsccCodec(nn.Module):
         cells = self.synthesis.synthesise(components)
         fidelity = overall[:, None, :].expand(-1, cells.shape[1], 1)
         decoded: Tensor = self.decoder(torch.cat([cells, fidelity], dim=2)).float()
-        grid: Tensor = decoded.transpose(1, 2).unflatten(2, (self.config.rows, self.config.cols))
-        return grid / self.weight[:, None, None] + self.mean
+        grid: Tensor = decoded.transpose(1, 2).unflatten(2, self.config.grid[1:])
+        return from_patches(grid / self.weight[:, None, None] + self.mean, self.config.patch)
 
-    def _check(self, latent: Latent, condition: Condition) -> None:
-        config = self.config
-        if latent.shape[1:] != (config.channels, config.rows, config.cols):
-            expected = f"[batch, {config.channels}, {config.rows}, {config.cols}]"
-            raise InputError(f"the codec takes latents {expected}, got {list(latent.shape)}")
-        if len(condition) != len(latent):
-            raise InputError(f"the condition describes {len(condition)} images, but there are {len(latent)}")
-        self._check_payload(condition)
 
-    def _check_payload(self, condition: Condition) -> None:
-        most = int(condition.payload.max())
-        if most > self.config.max_uses:
-            raise InputError(
-                f"the codec sends at most {self.config.max_uses} payload uses an image, got {most}"
-            )
+def to_patches(latent: Tensor, patch: int) -> Tensor:
+    """[batch, channels, rows, cols] to [batch, channels patch^2, rows / patch, cols / patch]; 1 changes nothing."""
+    return latent if patch == 1 else F.pixel_unshuffle(latent, patch)
+
+
+def from_patches(grid: Tensor, patch: int) -> Tensor:
+    """Undoes `to_patches`."""
+    return grid if patch == 1 else F.pixel_shuffle(grid, patch)

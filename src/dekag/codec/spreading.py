@@ -29,6 +29,24 @@ def despread(symbols: Rows, payload: Payload) -> Rows:
     return _by_payload(symbols * signs, payload, torch.fft.ifft)
 
 
+def despread_pairs(
+    symbols: Float[Tensor, "batch uses 2"], signs: Float[Tensor, " width"]
+) -> Float[Tensor, "batch uses 2"]:
+    """`despread` in real numbers, of rows whose whole width is payload; `signs` are `rudin_shapiro` of any length.
+
+    y_k = n^(-1/2) sum_j s_j x_j exp(2 pi i j k / n), as a product of matrices of whatever size n asks for.
+    """
+    index = torch.arange(symbols.shape[1], device=symbols.device)
+    # a tensor, as the exporter of ONNX knows no remainder of a size
+    uses = index.new_full((), symbols.shape[1])
+    # the product modulo n is exact; its multiples of 2 pi would not be
+    angle = 2 * torch.pi * (index[:, None] * index % uses).to(symbols.dtype) / uses
+    real, imaginary = (symbols * signs[: symbols.shape[1], None]).unbind(2)
+    cosine, sine = angle.cos(), angle.sin()
+    turned = torch.stack([real @ cosine - imaginary @ sine, real @ sine + imaginary @ cosine], dim=2)
+    return turned * uses.to(symbols.dtype).rsqrt()
+
+
 @lru_cache(maxsize=8)
 def rudin_shapiro(length: int) -> Float[Tensor, " length"]:
     """Signs of which the spectrum is flat within 3 dB: -1 for each pair of ones in k's binary digits.

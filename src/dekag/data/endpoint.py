@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 from PIL.Image import Image as Picture
 
-from dekag.data.folder import INDEX, open_picture, picture_tensor
+from dekag.data.folder import INDEX, open_picture, picture_tensor, read_folder
 from dekag.output import write_json
 from dekag.types import Image, InputError
 
@@ -213,6 +213,24 @@ class ImageEndpoint:
         if not key.isascii() or not key.isprintable():
             raise InputError(f"the key in {self.api_key_env} must be one line of printable ASCII")
         return key
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointCloud:
+    """An endpoint as a cloud; with a folder, no image is asked for, and paid for, twice."""
+
+    endpoint: ImageEndpoint
+    folder: Path | None = None
+
+    def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
+        """One image for each prompt and its seed, float [prompts, 3, height, width] in [0, 1].
+
+        Raises InputError as `ImageEndpoint.draw` does.
+        """
+        if self.folder is None:
+            return self.endpoint.draw(prompts, seeds=seeds)
+        draw_to_folder(self.endpoint, prompts, seeds, self.folder)
+        return read_folder(self.folder).images
 
 
 def draw_to_folder(

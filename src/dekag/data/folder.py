@@ -57,8 +57,8 @@ def read_folder(folder: Path, *, pixels: int | None = None) -> CloudImages:
     """
     if pixels is not None and pixels < 1:
         raise InputError(f"the side of the images must be at least 1 pixel, got {pixels}")
-    rows = _rows(folder)
-    images = _stack([path for path, _ in rows], pixels)
+    rows = folder_rows(folder)
+    images = read_pictures([path for path, _ in rows], pixels)
     return CloudImages(prompts=tuple(prompt for _, prompt in rows), images=images)
 
 
@@ -92,8 +92,8 @@ def picture_tensor(picture: PillowImage.Image) -> Float[Tensor, "3 height width"
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1)
 
 
-def _stack(paths: Sequence[Path], pixels: int | None) -> Image:
-    """All images in one tensor, which is the only place where they are all held."""
+def read_pictures(paths: Sequence[Path], pixels: int | None) -> Image:
+    """All images in one tensor, which is the only place where they are all held; as `read_folder` says."""
     images, first = torch.empty(0), paths[0]
     unreadable: list[str] = []
     for number, path in enumerate(paths):
@@ -126,8 +126,8 @@ def _square(picture: PillowImage.Image, pixels: int) -> PillowImage.Image:
     return centre.resize((pixels, pixels), PillowImage.Resampling.LANCZOS)
 
 
-def _rows(folder: Path) -> _Rows:
-    """File and prompt of every image."""
+def folder_rows(folder: Path) -> list[tuple[Path, str]]:
+    """File and prompt of every image of a folder; nothing but the lists is read. Raises InputError as `read_folder`."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give a folder with images and their prompts")
     if (folder / INDEX).is_file():

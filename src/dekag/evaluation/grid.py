@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
+from dekag.channel import CHANNELS as NAMED
 from dekag.channel import BlockFading, ChannelSettings, named_channel
-from dekag.channel.named import PROFILES
 from dekag.codec.constellation import constellation_named
 from dekag.types import Channel, Condition, InputError
 
@@ -56,15 +56,19 @@ class FlatChannel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfdmProfile:
-    """Implements `GridChannel` with OFDM over a TDL or CDL profile as `channel.named_channel` has it."""
+class NamedGridChannel:
+    """Implements `GridChannel` with a channel of `channel.CHANNELS` and its defaults."""
 
     name: str
-    family: str = "ofdm"
+
+    @property
+    def family(self) -> str:
+        """Of the table."""
+        return NAMED[self.name].family or self.name
 
     @property
     def channel(self) -> Channel:
-        """The profile with its defaults."""
+        """The channel with its defaults."""
         return named_channel(ChannelSettings(name=self.name)).channel
 
     def condition(self, *, uses: int, snr_db: float) -> Condition:
@@ -84,7 +88,7 @@ CHANNELS: dict[str, GridChannel] = {
         FlatChannel(name="estimated", family="estimated", blocks=4, pilots=2),
     )
 }
-"""Channels of the full grid by the name that a user types; `PROFILES` are known besides."""
+"""Channels of the full grid by the name that a user types; those of `channel.CHANNELS` are known besides."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,6 +142,11 @@ class Grid:
                 raise InputError(
                     f"channel {named.name!r} must be a dataclass, whose repr tells it from others"
                 )
+
+    def scaled(self, max_uses: int) -> "Grid":
+        """The grid with its highest rate at that of a codec, and the others in proportion."""
+        share = max_uses / max(self.uses)
+        return replace(self, uses=tuple(sorted({max(1, round(share * uses)) for uses in self.uses})))
 
     def points(self) -> list[Point]:
         """Every condition, channel by channel, then by uses and SNR."""
@@ -203,11 +212,11 @@ def read_grid(
 
 
 def _channel(name: str) -> GridChannel:
-    if name in PROFILES:
-        return OfdmProfile(name=name)
-    if name not in CHANNELS:
-        raise InputError(f"unknown channel {name!r}; known are {', '.join((*CHANNELS, *PROFILES))}")
-    return CHANNELS[name]
+    if name in CHANNELS:
+        return CHANNELS[name]
+    if name not in NAMED:
+        raise InputError(f"unknown channel {name!r}; known are {', '.join({**CHANNELS, **NAMED})}")
+    return NamedGridChannel(name=name)
 
 
 def _parsed(text: str, kind: Callable[[str], T], rule: str, example: str) -> tuple[T, ...]:

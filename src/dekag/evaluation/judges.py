@@ -36,6 +36,8 @@ Embeddings = Float[Tensor, "batch width"]
 
 CANDIDATES = 100
 IMAGENET = "efficientnet-lite0"
+NAMED_JUDGES = (IMAGENET,)
+"""Judges that a package brings along, by name."""
 Images = Float[Tensor, "batch 3 _ _"]
 """RGB in [0, 1], of any size."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dekag.channel import mmse_equalise
+from dekag.channel import recover
 from dekag.evaluation.metrics import psnr_db
 from dekag.evaluation.statistics import Mean, mean_interval
 from dekag.types import Channel, Codec, Condition, Generator, Image, Latent, PerImage
@@ -31,7 +31,7 @@ def transmit(
     """Latents through the codec and the channel."""
     whole = condition.expand(len(latents))
     symbols = codec.encode(latents, whole)
-    return codec.decode(mmse_equalise(channel(symbols, whole, rng=rng)), whole)
+    return recover(codec, channel(symbols, whole, rng=rng), whole).latent
 
 
 def score_transmission(

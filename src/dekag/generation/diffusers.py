@@ -72,6 +72,16 @@ class DiffusersGenerator:
         return getattr(self.pipeline, self.family.denoiser)
 
     @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of a latent."""
+        return self.family.shape(self.pipeline, self.pixels)
+
+    @property
+    def side(self) -> int:
+        """Side of the pictures in pixels: that of a decoded latent."""
+        return int(self.decode(torch.zeros(1, *self.latent_shape)).shape[-1])
+
+    @property
     def at_once(self) -> int:
         """Pictures that are drawn in one call of the pipeline."""
         family = FAMILIES.get(type(self.pipeline).__name__)

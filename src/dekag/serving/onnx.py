@@ -4,9 +4,9 @@
 codec   symbols, gain, noise_power, condition -> latent
 image   latent -> image
 ```
-ONNX has no complex numbers: symbols and gains are pairs of real and imaginary part, and the inverse Fourier
-transform of despreading is a product of real matrices of whatever size the payload asks for. What is no number
-counts as not received, as in `channel.erase_invalid`, and CALA's gates run inside the graph.
+ONNX has no complex numbers: symbols and gains are pairs of real and imaginary part, and a codec leaves with the
+decoder that it has for such pairs (`codec.PairDecoder`). Symbols that are NaN or infinite count as not received,
+as in `channel.erase_invalid`, and CALA's gates run inside the graph.
 """
 
 import copy
@@ -17,7 +17,6 @@ import pickle
 import subprocess
 import sys
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,42 +26,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dekag.alignment.attention import SnrAttentionCodec
-from dekag.alignment.cala import CalaCodec
+from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.container import beside
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.channel.erasure import MOST_POWER
-from dekag.codec import JsccCodec, JsccConfig
-from dekag.codec.spreading import rudin_shapiro
+from dekag.codec import PairDecoder, Pairs, TrainableCodec
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.link import Link
-from dekag.types import Condition, Image, InputError, Latent
+from dekag.types import Codec, Condition, Image, InputError, Latent
 from dekag.version import __version__
 
 OPSET = 18
-GRAPHS = 1
+GRAPHS = 2
 """Counted up when the modules below change, so that no older file is taken for theirs."""
 LARGEST = 3e38
 """What is above it is no number of float32."""
-
-Pairs = Float[Tensor, "batch uses 2"]
-TrainedCodec = JsccCodec | CalaCodec | SnrAttentionCodec
 
 
 class CodecDecoder(nn.Module):
     """A codec's decoder in real numbers, from unequalised symbols; every symbol is one of the payload."""
 
-    signs: Float[Tensor, " max_uses"]
-
-    def __init__(self, codec: TrainedCodec) -> None:
+    def __init__(self, codec: PairDecoder) -> None:
         super().__init__()
-        self.adapted = codec
-        self.register_buffer("signs", rudin_shapiro(self.plain.config.max_uses), persistent=False)
-
-    @property
-    def plain(self) -> JsccCodec:
-        """The codec, with whatever an update put inside."""
-        return self.adapted if isinstance(self.adapted, JsccCodec) else self.adapted.codec
+        self.codec = codec
 
     def forward(
         self,
@@ -72,33 +58,8 @@ class CodecDecoder(nn.Module):
         condition: Float[Tensor, "batch fields"],
     ) -> Latent:
         """Latents of received symbols; `condition` holds the fields of `Condition` in their order."""
-        told = _condition(condition)
-        adapted = (
-            nullcontext()
-            if isinstance(self.adapted, JsccCodec)
-            else self.adapted.adapted(told, symbols.device)
-        )
-        with adapted:
-            return self._decoded(symbols, gain, noise_power)
-
-    def _decoded(self, symbols: Pairs, gain: Pairs, noise_power: Float[Tensor, " batch"]) -> Latent:
         equalised, reliability = _equalise(symbols, gain, noise_power[:, None])
-        overall = reliability.mean(1, keepdim=True)
-        spread = self.plain.config.spread
-        kept = self._despread(equalised) if spread else equalised
-        return self.plain.reconstruct(kept, overall if spread else reliability, overall)
-
-    def _despread(self, symbols: Pairs) -> Pairs:
-        """`codec.spreading.despread`: y_k = n^(-1/2) sum_j s_j x_j exp(2 pi i j k / n)."""
-        index = torch.arange(symbols.shape[1], device=symbols.device)
-        # a tensor, as the exporter knows no remainder of a size
-        uses = index.new_full((), symbols.shape[1])
-        # the product modulo n is exact; its multiples of 2 pi would not be
-        angle = 2 * torch.pi * (index[:, None] * index % uses).to(symbols.dtype) / uses
-        real, imaginary = (symbols * self.signs[: symbols.shape[1], None]).unbind(2)
-        cosine, sine = angle.cos(), angle.sin()
-        turned = torch.stack([real @ cosine - imaginary @ sine, real @ sine + imaginary @ cosine], dim=2)
-        return turned * uses.to(symbols.dtype).rsqrt()
+        return self.codec.decode_pairs(equalised, reliability, _condition(condition))
 
 
 class ImageDecoder(nn.Module):
@@ -155,12 +116,12 @@ def export_decoders(folder: Path, link: Link) -> Decoders:
     """The decoders of a link's user, in `folder` under names that say what they were made of.
 
     Made in seconds if they are not there, found in milliseconds if they are.
-    Raises InputError if the link is no codec and autoencoder of ours, or the exporter is missing.
+    Raises InputError if the codec has no decoder in real numbers, the generator is no pipeline of diffusers, or the
+    exporter is missing.
     """
-    codec, generator = link.codec, link.generator
-    if not isinstance(codec, TrainedCodec) or not isinstance(generator, DiffusersGenerator):
-        raise InputError("only a codec of dekag and a pipeline of diffusers leave as ONNX")
-    graphs = (codec_graph(codec), image_graph(generator, CodecDecoder(codec).plain.config))
+    if not isinstance(link.generator, DiffusersGenerator):
+        raise InputError("only the image decoder of a pipeline of diffusers leaves as ONNX")
+    graphs = [codec_graph(link.codec), image_graph(link.generator, _sizes(link.codec).latent_shape)]
     if missing := [graph for graph in graphs if not (folder / graph.file).exists()]:
         with beside(folder / "any") as work:
             _export_apart(work, missing)
@@ -170,29 +131,37 @@ def export_decoders(folder: Path, link: Link) -> Decoders:
     return Decoders(codec=made[0], image=made[1])
 
 
-def codec_graph(codec: TrainedCodec) -> Graph:
-    """The decoder of a codec, for one image of any payload."""
-    module = CodecDecoder(codec)
-    nominal, most = Condition(uses=8, snr_db=10.0), module.plain.config.max_uses
+def codec_graph(codec: Codec) -> Graph:
+    """The decoder of a codec, for one image of any payload.
+
+    Raises InputError if the codec has no decoder in real numbers.
+    """
+    sizes, plain = _sizes(codec), codec.codec if isinstance(codec, AdaptedCodec) else codec
+    if not isinstance(plain, PairDecoder) or not isinstance(codec, PairDecoder):
+        raise InputError(
+            f"{type(plain).__name__} has no decoder in real numbers (decode_pairs) to leave as ONNX"
+        )
+    uses = min(8, sizes.max_uses)
+    nominal = Condition(uses=uses, snr_db=10.0)
     return Graph(
         name="codec",
-        module=module,
+        module=CodecDecoder(codec),
         # a tensor each: the exporter takes two inputs that are one tensor for one input
         inputs={
-            "symbols": torch.zeros(1, 8, 2),
-            "gain": torch.zeros(1, 8, 2),
+            "symbols": torch.zeros(1, uses, 2),
+            "gain": torch.zeros(1, uses, 2),
             "noise_power": torch.ones(1),
             "condition": torch.stack([getattr(nominal, f.name).float() for f in fields(nominal)], dim=1),
         },
         output="latent",
         long=("symbols", "gain"),
-        longest=most,
+        longest=sizes.max_uses,
     )
 
 
-def image_graph(generator: DiffusersGenerator, config: JsccConfig) -> Graph:
-    """The image decoder of a generator, for one latent of the codec's."""
-    latent = torch.zeros(1, config.channels, config.rows, config.cols)
+def image_graph(generator: DiffusersGenerator, latent_shape: tuple[int, int, int]) -> Graph:
+    """The image decoder of a generator, for one latent of channels, rows and columns."""
+    latent = torch.zeros(1, *latent_shape)
     return Graph(name="image", module=ImageDecoder(generator), inputs={"latent": latent}, output="image")
 
 
@@ -219,18 +188,30 @@ def export_graph(path: Path, graph: Graph) -> None:
 
 def _export_apart(folder: Path, graphs: list[Graph]) -> None:
     """Write files in a process of its own, as this one may be drawing meanwhile."""
+    own = [type(module) for graph in graphs for module in graph.module.modules()]
+    if inside := [kind.__name__ for kind in own if kind.__module__ == "__main__" or "<" in kind.__qualname__]:
+        raise InputError(f"{inside[0]} must be defined in a module that can be imported to leave as ONNX")
     if find_spec("onnxscript") is None:
         raise InputError('decoders as ONNX need the exporter: pip install "dekag[serve]"')
     done = subprocess.run(
         [sys.executable, "-m", __name__, folder],
         input=pickle.dumps(graphs),
         capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # where this process finds classes of codecs of its own, that one does too
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         check=False,
     )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise RuntimeError(f"decoders could not be made: {said[-1] if said else done.returncode}")
+
+
+def _sizes(codec: Codec) -> TrainableCodec:
+    if not isinstance(codec, TrainableCodec):
+        raise InputError(
+            f"{type(codec).__name__} does not tell its latent_shape and max_uses, which ONNX needs"
+        )
+    return codec
 
 
 def _described(path: Path) -> OnnxFile:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import httpx2
 
-from dekag import presets, zoo
 from dekag.registry.repository import Repository
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
 from dekag.types import InputError
+from dekag.world import UPDATE_NAMES, load_world
 
 HOST = "127.0.0.1"
 CHANNEL = "stable"
@@ -44,7 +44,8 @@ class Site:
     folder: Path
     port: int = 8000
     cloud_port: int = 8001
-    preset: str = "emoji"
+    world: str = "emoji"
+    """A shipped world or the folder of one, as the services are told it."""
 
     def __post_init__(self) -> None:
         if self.port == self.cloud_port:
@@ -64,7 +65,7 @@ class Site:
     def cloud(self) -> CloudSettings:
         """The cloud's settings, but for what the environment says."""
         folder = self.folder / "cloud"
-        return CloudSettings(folder=folder, port=self.cloud_port, preset=self.preset)
+        return CloudSettings(folder=folder, port=self.cloud_port, world=self.world)
 
     @property
     def root(self) -> Path:
@@ -73,12 +74,12 @@ class Site:
 
 
 def prepare(site: Site, *, on_stage: Stage = lambda _: None) -> None:
-    """Make registry and database where there are none, and publish the preset's updates where they are not.
+    """Make registry and database where there are none, and publish the world's updates where they are not.
 
-    Raises InputError if the preset ships no updates, or a port is taken.
+    Raises InputError if the world has no update of a kind, or a port is taken.
     """
-    chosen = presets.preset(site.preset)
-    sources = {"makd": presets.named(chosen.makd, "bundle"), "cala": presets.named(chosen.cala, "bundle")}
+    world = load_world(site.world)
+    sources = {name: world.update(kind) for kind, name in UPDATE_NAMES.items()}
     for port in (site.port, site.cloud_port):
         _require_free(port)
     cloud = site.cloud
@@ -92,12 +93,11 @@ def prepare(site: Site, *, on_stage: Stage = lambda _: None) -> None:
         Repository.init(cloud.registry_address, cloud.keys_folder)
     repository = Repository(cloud.registry_address, cloud.keys_folder)
     if missing := _unpublished(repository, sources):
-        prompts = zoo.prompts(presets.named(chosen.world, "prompts"), "validation")[:CANARY_PROMPTS]
+        prompts = world.prompts("validation")[:CANARY_PROMPTS]
         for name in missing:
             on_stage(f"publish {name}")
-            path = zoo.locate(sources[name], "bundle")
-            canary = canary_of(chosen, path, prompts)
-            repository.publish(path, channel=CHANNEL, name=name, canary=canary)
+            canary = canary_of(world, sources[name], prompts)
+            repository.publish(sources[name], channel=CHANNEL, name=name, canary=canary)
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def wait(site: Site, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         time.sleep(0.5)
 
 
-def _unpublished(repository: Repository, sources: Mapping[str, str]) -> list[str]:
+def _unpublished(repository: Repository, sources: Mapping[str, Path]) -> list[str]:
     """Names of the updates that were never published; one that somebody replaced stays replaced."""
     listed = {
         bundle["name"]
@@ -166,7 +166,7 @@ def _process(
     site: Site, party: str, options: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`dekag serve PARTY`, with its log in a file; asked to stop afterwards, then made to."""
-    command = [sys.executable, "-m", "dekag", "serve", party, "--preset", site.preset, *options]
+    command = [sys.executable, "-m", "dekag", "serve", party, "--world", site.world, *options]
     with (site.folder / f"{party}.log").open("ab") as log:
         # a session of its own: an interrupt from the terminal is for us, and we stop it in order
         process = subprocess.Popen(

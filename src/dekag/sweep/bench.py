@@ -12,14 +12,13 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dekag import comparison, presets
-from dekag.alignment.digest import digest_json, digest_tensors
-from dekag.codec import load_codec
+from dekag.alignment.digest import digest_folder, digest_json, digest_tensors
+from dekag.codec import importance_of
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.metrics import psnr_db, ssim
-from dekag.sweep.cells import digest_folder
 from dekag.types import Image, InputError, Latent, PerImage
 from dekag.units import linear_to_db
+from dekag.world import World, locate
 
 CAP_DB = 100.0
 """Latent SNR that a perfect latent is given instead of infinity, so that means stay finite."""
@@ -32,7 +31,7 @@ class BenchSpec:
     latents: file of the latents to send, under the name `latents`. device: of the decoder and the judges.
     """
 
-    preset: str
+    world: World
     latents: Path
     device: str = "cpu"
     lpips: bool = False
@@ -93,19 +92,18 @@ def load_bench(spec: BenchSpec) -> Bench:
 
     Raises InputError if something that was asked for is not there.
     """
-    chosen = presets.preset(spec.preset)
     latents = load_file(spec.latents)["latents"]
-    edge = presets.edge(chosen, device=spec.device)
+    edge = spec.world.edge(device=spec.device)
 
     def decode(sent: Latent) -> Image:
         return edge.decode(sent.to(spec.device)).float().clamp(0, 1).cpu()
 
     images = decode(latents)
-    judges = comparison.judges(chosen, device=spec.device)
+    judges = spec.world.judges(device=spec.device)
     return Bench(
         latents=latents,
         images=images,
-        weight=importance(chosen),
+        weight=importance(spec.world),
         decode=decode,
         judges=judges,
         embeddings={name: judge(images) for name, judge in judges.items()},
@@ -115,21 +113,29 @@ def load_bench(spec: BenchSpec) -> Bench:
 
 def bench_digest(spec: BenchSpec, decoder: torch.nn.Module) -> str:
     """Digest of all that turns what is received into numbers, but for the latents."""
-    chosen = presets.preset(spec.preset)
+    world = spec.world
     return digest_json(
         {
             "decoder": digest_tensors(decoder.state_dict()),
-            "weight": digest_tensors({"weight": importance(chosen)}),
-            "judges": [digest_folder(presets.folder(judge, "judge")) for judge in (chosen.dino, chosen.clip)],
+            "weight": digest_tensors({"weight": importance(world)}),
+            "judges": [_judge_digest(source) for source in world.judge_models.values()],
             "device": torch.device(spec.device).type,
             "lpips": spec.lpips,
         }
     )
 
 
-def importance(chosen: presets.Preset) -> Float[Tensor, " channels"]:
-    """How much an error in each latent channel shows, from the preset's codec."""
-    return load_codec(presets.folder(chosen.codec, "codec")).importance.float()
+def _judge_digest(source: str | Path | Judge) -> str:
+    """Of a judge's files where they are here, else of its name."""
+    if isinstance(source, Judge):
+        return digest_json(source.name)
+    path = Path(locate(source, "judge"))
+    return digest_folder(path) if path.exists() else digest_json(str(source))
+
+
+def importance(world: World) -> Float[Tensor, " channels"]:
+    """How much an error in each latent channel shows, from the world's codec."""
+    return importance_of(world.codec()).float()
 
 
 def load_lpips(device: str) -> Callable[[Image, Image], PerImage]:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dekag.alignment.digest import digest_file, digest_json
+from dekag.alignment.digest import digest_json
 from dekag.evaluation.grid import Point
 from dekag.types import InputError
 
@@ -65,13 +65,6 @@ class Result:
 def channel_seed(seed: int, point: Point) -> int:
     """Seed of gains and noise of one condition, whatever else is in the grid."""
     return int(digest_json({"seed": seed, **point.physics()})[:15], 16)
-
-
-def digest_folder(source: Path) -> str:
-    """Digest of the names and contents of the files of a directory, or of one file."""
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-    names = [file.relative_to(source).as_posix() for file in files]
-    return digest_json([[name, digest_file(file)] for name, file in zip(names, files, strict=True)])
 
 
 def path_of(folder: Path, cell: Cell) -> Path:

@@ -1,6 +1,6 @@
 """Ways to send a latent, each with a name, a digest, and a recipe by which any process can make it again."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -10,19 +10,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dekag.alignment.digest import digest_file, digest_json
+from dekag.alignment.digest import digest_file, digest_folder, digest_json
 from dekag.alignment.updates import apply_transmission
 from dekag.baseline import DigitalLink, PictureSource, Source, Thresholds, load_source, send
 from dekag.baseline.thresholds import Measurement, kind
-from dekag.codec import JsccCodec, load_codec
+from dekag.codec import AdaptableCodec, CodecClass, QamCodec, load_codec
 from dekag.evaluation.grid import Point
 from dekag.evaluation.transmission import transmit
 from dekag.sweep.bench import Bench
-from dekag.sweep.cells import digest_folder
 from dekag.types import Codec, Image, InputError, Latent, PerImage
 
 NOTHING = "none"
 """The scheme of a digital method where none holds."""
+OWN = "own"
+"""The scheme of a codec that has no constellations to choose from."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,11 +57,15 @@ class Method(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CodecMethod:
-    """A codec's directory, and a T-KA bundle to apply to it or none."""
+    """A codec's directory, and a T-KA bundle to apply to it or none.
+
+    kind: the codec's class, for a process in which nobody added it to `codec.CODECS`.
+    """
 
     name: str
     codec: Path
     bundle: Path | None = None
+    kind: CodecClass | None = field(default=None, compare=False)
 
     @property
     def digest(self) -> str:
@@ -68,12 +73,13 @@ class CodecMethod:
         return _codec_digest(self.codec, self.bundle)
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
-        """The constellations wanted, or the codec's own."""
-        return wanted or (_plain_codec(self.codec).config.constellation,)
+        """The constellations wanted if the codec has several, else its own one."""
+        codec = _plain_codec(self.codec, self.kind)
+        return wanted if wanted and isinstance(codec, QamCodec) else (_scheme(codec),)
 
     def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival:
         """Through the codec with that constellation."""
-        codec = _codec(self.codec, self.bundle, scheme)
+        codec = _codec(self, scheme)
         latents = transmit(codec, point.medium, bench.latents, point.condition, rng=rng)
         return Arrival(images=bench.decode(latents), latents=latents)
 
@@ -156,6 +162,11 @@ class RememberedSource:
         return self.source.decode(bits)
 
 
+def codec_method(name: str, folder: Path, bundle: Path | None = None) -> CodecMethod:
+    """The codec in a folder as a method, with the T-KA bundle; raises InputError if the folder holds no codec."""
+    return CodecMethod(name=name, codec=folder, bundle=bundle, kind=type(_plain_codec(folder, None)))
+
+
 def further_codec(text: str, base: Path) -> CodecMethod:
     """The method that `NAME=DIRECTORY` names: a codec, or a T-KA bundle for the codec at `base`.
 
@@ -166,9 +177,9 @@ def further_codec(text: str, base: Path) -> CodecMethod:
     if not name or not place:
         raise InputError(f"a further codec is given as NAME=DIRECTORY, got {text!r}")
     if (folder / "config.json").exists():
-        return CodecMethod(name=name, codec=folder)
+        return codec_method(name, folder)
     if (folder / "bundle.json").exists():
-        return CodecMethod(name=name, codec=base, bundle=folder)
+        return codec_method(name, base, folder)
     raise InputError(f"{folder} holds neither a codec (config.json) nor a bundle (bundle.json)")
 
 
@@ -184,9 +195,10 @@ def best_scheme(thresholds: Thresholds, point: Point) -> str:
 def check_codec(method: CodecMethod, latents: Latent, points: list[Point], wanted: tuple[str, ...]) -> None:
     """Encode one latent at the highest rate; InputError if the codec does not fit the latents or the grid."""
     largest = max((point.condition for point in points), key=lambda condition: int(condition.payload))
-    scheme = wanted[0] if wanted else _plain_codec(method.codec).config.constellation
+    codec = _plain_codec(method.codec, method.kind)
+    scheme = wanted[0] if wanted and isinstance(codec, QamCodec) else _scheme(codec)
     with torch.no_grad():
-        _codec(method.codec, method.bundle, scheme).encode(latents[:1], largest)
+        _codec(method, scheme).encode(latents[:1], largest)
 
 
 def _deliver(
@@ -210,21 +222,24 @@ def _codec_digest(codec: Path, bundle: Path | None) -> str:
 
 
 @lru_cache(maxsize=32)
-def _plain_codec(folder: Path) -> JsccCodec:
+def _plain_codec(folder: Path, kind: CodecClass | None) -> AdaptableCodec:
     # its weights are drawn before they are read
     with torch.random.fork_rng(devices=[]):
-        return load_codec(folder)
+        return load_codec(folder, kind=kind)
 
 
 @lru_cache(maxsize=32)
-def _codec(folder: Path, bundle: Path | None, constellation: str) -> Codec:
-    codec = _plain_codec(folder)
-    if constellation != codec.config.constellation:
-        with torch.random.fork_rng(devices=[]):
-            other = type(codec)(replace(codec.config, constellation=constellation))
-        other.load_state_dict(codec.state_dict())
-        codec = other.eval()
+def _codec(method: CodecMethod, constellation: str) -> Codec:
+    codec, bundle = _plain_codec(method.codec, method.kind), method.bundle
+    if constellation != _scheme(codec):
+        assert isinstance(codec, QamCodec)
+        codec = codec.with_constellation(constellation)
     return codec if bundle is None else apply_transmission(codec, bundle)[0]
+
+
+def _scheme(codec: AdaptableCodec) -> str:
+    """What a codec sends: its constellation, or what it has instead."""
+    return codec.constellation.name if isinstance(codec, QamCodec) else OWN
 
 
 @lru_cache(maxsize=4)

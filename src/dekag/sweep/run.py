@@ -14,12 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dekag import presets, zoo
 from dekag.alignment.updates import apply_generation, pipeline_digest
 from dekag.baseline import Thresholds, read_thresholds, shipped_thresholds
 from dekag.baseline.pictures import FORMATS
 from dekag.channel import BlockFading
-from dekag.comparison import SPLITS
 from dekag.distillation import DISTIL_SEEDS
 from dekag.evaluation.bounds import bound
 from dekag.evaluation.generation import EDGE_SEED
@@ -36,10 +34,12 @@ from dekag.sweep.methods import (
     PictureDigital,
     best_scheme,
     check_codec,
+    codec_method,
     further_codec,
 )
 from dekag.sweep.results import BoundRow, Outcome, bound_row
 from dekag.types import InputError, Latent
+from dekag.world import World, locate
 
 SHIPPED = ("no_ka", "cala")
 DIGITAL = ("digital", *FORMATS)
@@ -51,17 +51,16 @@ class SweepConfig:
     """What is measured.
 
     methods: of no_ka, cala, digital, jpeg, webp and avif. codecs: further ones, each as NAME=DIRECTORY.
-    bundle: T-KA bundle of `cala`, the preset's if None. images: held-out pictures of each split.
+    images: held-out pictures of each reported split.
     draws: latents of the distillation prompts, for the bound and the digital methods; 0 leaves the bound out.
     thresholds: file of measured block error rates, the shipped one if None.
     Raises InputError for an unknown method, or digital methods without draws.
     """
 
+    world: World
     grid: Grid
-    preset: str = "emoji"
     methods: tuple[str, ...] = SHIPPED
     codecs: tuple[str, ...] = ()
-    bundle: str | None = None
     images: int = 48
     draws: int = 4096
     seed: int = 0
@@ -158,22 +157,20 @@ def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: Stage) ->
 def _plan(
     config: SweepConfig, points: list[Point], thresholds: Thresholds, out: Path, on_stage: Stage
 ) -> _Plan:
-    chosen = presets.preset(config.preset)
-    weight = importance(chosen)
-    codecs = _codecs(config, chosen)
+    world = config.world
+    weight = importance(world)
+    codecs = _codecs(config)
     on_stage("load")
-    plain = presets.edge(chosen, device=config.device)
-    edge, bundle = apply_generation(plain, presets.folder(chosen.makd, "bundle"))
-    folder = out / "latents"
-    draw = Drawer(edge=edge, model=pipeline_digest(plain), bundle=bundle.id, folder=folder)
-    prompts, sent = _held_out(config, chosen, draw, on_stage)
+    edge, draw = _drawer(config, out / "latents")
+    folder = draw.folder
+    prompts, sent = _held_out(config, draw, on_stage)
     for method in codecs:
         check_codec(method, sent, points, config.grid.constellations)
-    distilled = _distilled(config, chosen, draw, on_stage) if config.draws else None
+    distilled = _distilled(config, draw, on_stage) if config.draws else None
     with _one_thread():
         methods = _methods(config, codecs, distilled, weight, edge, folder)
     path, digest = keep_latents(sent, folder)
-    spec = BenchSpec(preset=config.preset, latents=path, device=config.device, lpips=config.lpips)
+    spec = BenchSpec(world=world, latents=path, device=config.device, lpips=config.lpips)
     bench = bench_digest(spec, edge.pipeline.vae)
     cells = _cells(config, points, methods, thresholds, latents=digest, bench=bench)
     bounds: list[BoundRow] = []
@@ -184,6 +181,16 @@ def _plan(
             bounds = _bounds(points, spectra(distilled, weight), power, config.seed)
     work = Work(spec=spec, methods=tuple(methods), folder=out / "cells")
     return _Plan(cells=cells, work=work, prompts=prompts, bounds=bounds)
+
+
+def _drawer(config: SweepConfig, folder: Path) -> tuple[DiffusersGenerator, Drawer]:
+    """The edge that draws, with the world's update where there is one, and what keeps its latents."""
+    plain = edge = config.world.edge(device=config.device)
+    bundle_id = ""
+    if "generation" in config.world.updates:
+        edge, bundle = apply_generation(plain, config.world.update("generation"))
+        bundle_id = bundle.id
+    return edge, Drawer(edge=edge, model=pipeline_digest(plain), bundle=bundle_id, folder=folder)
 
 
 def _methods(
@@ -205,30 +212,31 @@ def _methods(
     return [made[name] for name in config.names]
 
 
-def _codecs(config: SweepConfig, chosen: presets.Preset) -> list[CodecMethod]:
-    base = presets.folder(chosen.codec, "codec").absolute()
+def _codecs(config: SweepConfig) -> list[CodecMethod]:
+    world = config.world
+    if world.codec_model is None or not isinstance(world.codec_model, str | Path):
+        raise InputError(
+            f"a sweep needs the codec of the world {world.name} in a folder: its workers load it from there"
+        )
+    base = Path(locate(world.codec_model, "codec")).absolute()
     shipped = {
-        "no_ka": lambda: CodecMethod(name="no_ka", codec=base),
-        "cala": lambda: CodecMethod(
-            name="cala", codec=base, bundle=presets.folder(config.bundle or chosen.cala, "bundle").absolute()
-        ),
+        "no_ka": lambda: codec_method("no_ka", base),
+        "cala": lambda: codec_method("cala", base, world.update("transmission").absolute()),
     }
     named = [shipped[name]() for name in config.methods if name in shipped]
     return [*named, *(further_codec(text, base) for text in config.codecs)]
 
 
-def _held_out(
-    config: SweepConfig, chosen: presets.Preset, draw: Drawer, on_stage: Stage
-) -> tuple[list[tuple[str, str]], Latent]:
+def _held_out(config: SweepConfig, draw: Drawer, on_stage: Stage) -> tuple[list[tuple[str, str]], Latent]:
     """Split and prompt of each image, and its latent."""
-    world = presets.named(chosen.world, "world")
-    prompts = [(split, text) for split in SPLITS for text in zoo.prompts(world, split)[: config.images]]
+    texts = config.world.reported_prompts(config.images)
+    prompts = [(split, text) for split, own in texts.items() for text in own]
     seeds = [EDGE_SEED + config.seed + number for number in range(len(prompts))]
     return prompts, draw([text for _, text in prompts], seeds, on_stage=on_stage)
 
 
-def _distilled(config: SweepConfig, chosen: presets.Preset, draw: Drawer, on_stage: Stage) -> Latent:
-    known = zoo.prompts(presets.named(chosen.world, "world"), "distill")
+def _distilled(config: SweepConfig, draw: Drawer, on_stage: Stage) -> Latent:
+    known = config.world.prompts("distill")
     prompts = [known[number % len(known)] for number in range(config.draws)]
     return draw(prompts, [DISTIL_SEEDS + config.seed + n for n in range(config.draws)], on_stage=on_stage)
 
@@ -254,12 +262,11 @@ def _cells(
     """Method by method, so that a process meets what it has in memory."""
     wanted = config.grid.constellations
     digests = {method.name: method.digest for method in methods}
-    several = len(wanted) > 1
     return [
         Cell(
             point=point,
             method=method.name,
-            label=f"{method.name} {scheme}" if several and isinstance(method, CodecMethod) else method.name,
+            label=f"{method.name} {scheme}" if len(schemes) > 1 else method.name,
             method_digest=digests[method.name],
             constellation=scheme,
             latents=latents,
@@ -268,7 +275,8 @@ def _cells(
         )
         for method in methods
         for point in points
-        for scheme in method.schemes(point, wanted, thresholds)
+        for schemes in [method.schemes(point, wanted, thresholds)]
+        for scheme in schemes
     ]
 
 

@@ -1,33 +1,23 @@
 """The loss of a JSCC codec through the channel, and the conditions it is drawn over."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dekag.channel import BlockFading, mmse_equalise
-from dekag.codec.jscc import Encoded
+from dekag.channel import BlockFading, recover
+from dekag.codec import TrainableCodec, importance_of, require_trainable
 from dekag.training.loop import Progress, TrainConfig, train
-from dekag.types import Channel, Condition, Image, InputError, Latent, PerImage, Received
+from dekag.types import Channel, Condition, Image, InputError, Latent, PerImage
 
 COMMITMENT = 0.25
 FAST = -1
 """In place of a number of blocks: one block for each use."""
 SMALLEST_ERROR = 1e-6
 """Below it an error counts no less: the logarithm of a perfect delivery is finite."""
-
-
-@runtime_checkable
-class TrainableCodec(Protocol):
-    """A codec whose encoding tells its commitment loss."""
-
-    def transmit(self, latent: Latent, condition: Condition) -> Encoded: ...
-
-    def decode(self, received: Received, condition: Condition) -> Latent: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +33,12 @@ class ConditionRange:
     blocks: tuple[int, ...]
     correlations: tuple[float, ...] = (0.0,)
     pilots: tuple[int, ...] = (0,)
+
+    @property
+    def max_payload(self) -> int:
+        """The most symbols that a drawn image has, in channel uses."""
+        paid = min(self.pilots) * min(self.blocks) if min(self.blocks) > 1 else 0
+        return max(self.uses) - paid
 
     def draw(self, batch: int, rng: torch.Generator) -> Condition:
         """One condition for each image."""
@@ -62,6 +58,22 @@ class ConditionRange:
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TransmissionData:
+    """What a codec, or an update of one, is trained on.
+
+    latents: [images, channels, rows, cols] of unit scale, in any precision. conditions: drawn anew for each image of
+    a batch. batch: images a step. channel: what lies between; it has to be differentiable in the symbols.
+    importance: of errors in each latent channel, mean 1; the codec's own if None.
+    """
+
+    latents: Latent
+    conditions: ConditionRange
+    batch: int = 32
+    channel: Channel = field(default_factory=BlockFading)
+    importance: Float[Tensor, " channels"] | None = None
+
+
 def transmission_loss(
     codec: TrainableCodec,
     channel: Channel,
@@ -77,8 +89,8 @@ def transmission_loss(
     not drown the others.
     """
     encoded = codec.transmit(latents, condition)
-    received = mmse_equalise(channel(encoded.symbols, condition, rng=rng))
-    error = weighted_error(codec.decode(received, condition) - latents, importance)
+    received = channel(encoded.symbols, condition, rng=rng)
+    error = weighted_error(recover(codec, received, condition).latent - latents, importance)
     return error.clamp(min=SMALLEST_ERROR).log().mean() + COMMITMENT * encoded.commitment.mean()
 
 
@@ -89,29 +101,42 @@ def weighted_error(difference: Latent, importance: Float[Tensor, " channels"]) -
 
 def fit(
     codec: nn.Module,
-    importance: Float[Tensor, " channels"],
-    latents: Latent,
-    conditions: ConditionRange,
+    data: TransmissionData,
     training: TrainConfig,
-    batch: int,
     *,
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> None:
-    """Train what requires a gradient of a codec, in place, on latents of unit scale over a range of conditions.
+    """Train what requires a gradient of a codec, in place, over a channel and a range of conditions.
 
-    With `checkpoint`, an interrupted run goes on where it was. Raises InputError if `codec` is no TrainableCodec.
+    With `checkpoint`, an interrupted run goes on where it was.
+    Raises InputError, before the first step, if `codec` is no TrainableCodec or does not fit the data.
     """
-    if not isinstance(codec, TrainableCodec):
-        raise InputError(f"a codec to train needs transmit and decode, {type(codec).__name__} lacks one")
-    channel = BlockFading()
+    trained = require_trainable(codec)
+    check_data(trained, data)
+    importance = importance_of(trained) if data.importance is None else data.importance
+    importance = importance.to(data.latents.device)
 
     def loss(rng: torch.Generator) -> Tensor:
-        chosen = latents[torch.randint(len(latents), (batch,), generator=rng)].float()
-        condition = conditions.draw(batch, rng)
-        return transmission_loss(codec, channel, chosen, condition, importance, rng=rng)
+        chosen = data.latents[torch.randint(len(data.latents), (data.batch,), generator=rng)].float()
+        condition = data.conditions.draw(data.batch, rng)
+        return transmission_loss(trained, data.channel, chosen, condition, importance, rng=rng)
 
     train(codec, loss, training, checkpoint=checkpoint, on_step=on_step)
+
+
+def check_data(codec: TrainableCodec, data: TransmissionData) -> None:
+    """Raise InputError if a codec does not take the latents, or does not serve all of the conditions."""
+    if not len(data.latents) or data.batch < 1:
+        raise InputError("training needs at least one latent, and batches of at least one")
+    if tuple(data.latents.shape[1:]) != codec.latent_shape:
+        expected = f"[images, {', '.join(map(str, codec.latent_shape))}]"
+        raise InputError(f"the codec takes latents {expected}, got {list(data.latents.shape)}")
+    if data.conditions.max_payload > codec.max_uses:
+        raise InputError(
+            f"the codec sends at most {codec.max_uses} payload uses an image, and the conditions have up to"
+            f" {data.conditions.max_payload}"
+        )
 
 
 @torch.no_grad()

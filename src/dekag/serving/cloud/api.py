@@ -9,13 +9,13 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from dekag.presets import Preset
 from dekag.serving.cloud.ledger import Ledger
 from dekag.serving.cloud.models import FINAL, Job, State
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import JobConflictError, JobStore, QueueFullError, UnknownJobError
 from dekag.serving.http.errors import RESPONSES, ApiError
 from dekag.serving.traffic import EdgeName, TrafficReport
+from dekag.world import World
 
 LOOK_SECONDS = 0.5
 RETRY_SECONDS = 60
@@ -94,7 +94,7 @@ class LedgerView(BaseModel):
     edges: list[EdgeView]
 
 
-def jobs_router(store: JobStore, chosen: Preset, *, most_queued: int) -> APIRouter:
+def jobs_router(store: JobStore, world: World, *, most_queued: int) -> APIRouter:
     """The routes of jobs."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -106,7 +106,7 @@ def jobs_router(store: JobStore, chosen: Preset, *, most_queued: int) -> APIRout
     @router.post("", status_code=201)
     def submit(spec: JobSpec) -> JobView:
         """Ask for an alignment. It is published in its channel once it is done."""
-        checked = spec.checked_for(chosen)
+        checked = spec.checked_for(world)
         with answered():
             return view(store.submit(spec.name, checked.model_dump(), most=most_queued))
 

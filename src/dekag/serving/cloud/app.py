@@ -11,7 +11,6 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import OperationalError
 from starlette.responses import Response
 
-from dekag.presets import preset
 from dekag.registry.repository import Repository
 from dekag.serving.cloud.api import jobs_router, ledger_router
 from dekag.serving.cloud.database import check_schema, open_database
@@ -26,6 +25,7 @@ from dekag.serving.http.errors import ApiError
 from dekag.serving.http.metrics import HttpMetrics
 from dekag.serving.images.api import ImageService, images_router
 from dekag.types import InputError
+from dekag.world import load_world
 
 log = logging.getLogger("dekag.serving")
 LEDGER_SECONDS = 10.0
@@ -38,13 +38,14 @@ def create(settings: CloudSettings) -> FastAPI:
     Raises InputError if the database has another schema, or there is no registry or no keys to publish in it.
     """
     settings.require_safe()
+    world = load_world(settings.world)
     database = open_database(settings.database_address)
     check_schema(database)
     metrics = HttpMetrics()
     cloud = Cloud(settings, database, metrics.registry)
     cloud.require_registry()
     if settings.images:
-        cloud.images = image_service(settings, metrics.registry)
+        cloud.images = image_service(world, settings, metrics.registry)
     app = create_app(
         title="dekag cloud",
         settings=settings,
@@ -54,9 +55,8 @@ def create(settings: CloudSettings) -> FastAPI:
         public=("/registry/*",),
     )
     app.add_exception_handler(OperationalError, _lost)
-    chosen = preset(settings.preset)
     app.include_router(registry_router(cloud.files, cloud.pulls))
-    app.include_router(jobs_router(cloud.store, chosen, most_queued=settings.max_queued_jobs))
+    app.include_router(jobs_router(cloud.store, world, most_queued=settings.max_queued_jobs))
     app.include_router(ledger_router(cloud.ledger))
     if cloud.images is not None:
         app.include_router(images_router(cloud.images))
@@ -98,7 +98,7 @@ class Cloud:
             registry=settings.registry_address,
             keys=settings.keys_folder,
             folder=settings.jobs_folder,
-            preset=settings.preset,
+            world=settings.world,
             device=settings.device,
         )
         runner = Runner(self.store, place, workers=settings.job_workers)

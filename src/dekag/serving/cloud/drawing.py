@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from dekag import presets
 from dekag.serving.cloud.settings import CloudSettings
 from dekag.serving.http.errors import ApiError
 from dekag.serving.images.api import ImageService, unknown_model
 from dekag.serving.images.engine import Engine, Model
 from dekag.serving.images.metrics import EngineMetrics
 from dekag.training.processes import device_of
+from dekag.world import World
 
 NAME = "cloud"
 
@@ -36,11 +36,10 @@ class CloudModel:
         yield self._model
 
 
-def image_service(settings: CloudSettings, registry: CollectorRegistry) -> ImageService:
-    """Load the preset's cloud and put an engine before it."""
-    chosen = presets.preset(settings.preset)
-    generator = presets.cloud(chosen, device=device_of(settings.device))
-    pixels = chosen.cloud_pixels or chosen.pixels
+def image_service(world: World, settings: CloudSettings, registry: CollectorRegistry) -> ImageService:
+    """Load the world's cloud and put an engine before it."""
+    generator = world.cloud(device=device_of(settings.device))
+    pixels = generator.pixels or world.side
     return ImageService(
         engine=Engine(batch=settings.batch, queue=settings.queue, metrics=EngineMetrics(registry)),
         models=CloudModel(Model(generator=generator)),

@@ -40,7 +40,7 @@ class Workplace:
     registry: str
     keys: Path
     folder: Path
-    preset: str
+    world: str
     device: str
 
     def order(self, job: Job) -> Order:
@@ -50,7 +50,7 @@ class Workplace:
             registry=self.registry,
             keys=str(self.keys),
             folder=str(self.folder / job.id),
-            preset=self.preset,
+            world=self.world,
             device=self.device,
             job=job.id,
             attempt=job.attempt,

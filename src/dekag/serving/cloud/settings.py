@@ -22,7 +22,8 @@ class CloudSettings(ServiceSettings):
     """Folder or address of the registry; FOLDER/registry."""
     keys: Path | None = None
     """Folder of the keys that publish; FOLDER/keys."""
-    preset: str = "emoji"
+    world: str = "emoji"
+    """A shipped world or the folder of one."""
     device: str = "auto"
     """Where jobs and images are computed."""
     job_workers: int = Field(default=1, ge=0, le=64)

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,8 +21,7 @@ import diffusers
 import transformers
 from sqlalchemy.exc import OperationalError
 
-from dekag.distillation import align_generation, cloud_images
-from dekag.presets import preset
+from dekag.distillation import align_generation, material
 from dekag.registry.repository import Repository
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import open_database
@@ -30,7 +29,9 @@ from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
+from dekag.training.run import Run
 from dekag.types import InputError
+from dekag.world import load_world
 
 BEAT_SECONDS = 1.0
 TELL_SECONDS = 1.0
@@ -55,7 +56,7 @@ class Order:
     keys: str
     folder: str
     """The job's own; what is in it outlives the worker, and the next one goes on there."""
-    preset: str
+    world: str
     device: str
     job: str
     attempt: int
@@ -159,36 +160,27 @@ def run(order: Order, store: JobStore) -> str:
 
 def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
     """Train the update into the job's folder; what an earlier attempt left there is not done again."""
-    chosen, device = preset(order.preset), device_of(order.device)
-    folder = Path(order.folder)
-    state, prompts = folder / "state", folder / PROMPTS
+    world, folder = load_world(order.world), Path(order.folder)
+    prompts = folder / PROMPTS
     if spec.prompts is not None:
         prompts.write_text("".join(f"{prompt}\n" for prompt in spec.prompts), encoding="utf-8")
-    source = spec.source(prompts)
-    data = cloud_images(chosen, source, resume=state, device=device, on_stage=reporter.on_stage)
-    align_generation(
-        # without its world a preset has no prompts of its own to validate with
-        chosen if spec.validation else replace(chosen, world=None),
-        data,
-        spec.config(),
-        spec.extras(),
-        folder / BUNDLE,
-        method=spec.method,
-        domain=spec.domain,
-        resume=state,
-        device=device,
+    run_ = Run(
+        device=device_of(order.device),
+        resume=folder / "state",
         on_stage=reporter.on_stage,
         on_step=reporter.on_step,
     )
+    data = material(world, spec.source(prompts), run_)
+    align_generation(world, data, spec.task(), folder / BUNDLE, run_)
 
 
 def publish(order: Order, spec: JobSpec) -> str:
     """Put the update into the registry, with a canary of some of its prompts; the id of the bundle."""
-    chosen, folder = preset(order.preset), Path(order.folder)
-    prompts = sorted(set(spec.source(folder / PROMPTS).prompts(chosen)), key=len)[:CANARY_PROMPTS]
+    world, folder = load_world(order.world), Path(order.folder)
+    prompts = sorted(set(spec.source(folder / PROMPTS).prompts(world)), key=len)[:CANARY_PROMPTS]
     canary = None
     if len(prompts[-1]) <= CANARY_LETTERS:
-        canary = canary_of(chosen, folder / BUNDLE, prompts, device=device_of(order.device))
+        canary = canary_of(world, folder / BUNDLE, prompts, device=device_of(order.device))
     repository = Repository(order.registry, Path(order.keys))
     return repository.publish(folder / BUNDLE, channel=spec.channel, name=spec.name, canary=canary)
 

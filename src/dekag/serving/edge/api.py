@@ -37,6 +37,7 @@ from dekag.serving.edge.traffic import Traffic
 from dekag.serving.http.errors import ApiError
 from dekag.serving.images.api import while_connected
 from dekag.serving.images.engine import Engine, Model, Order
+from dekag.types import Channel
 
 BundleId = Annotated[str, Path(pattern="^[0-9a-f]{6,64}$", description="The id, or its head.")]
 DeliveryId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
@@ -47,18 +48,22 @@ FILES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-s
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeService:
-    """What the routes need. puller: none without a registry. most_uses: that the codec serves."""
+    """What the routes need. puller: none without a registry. most_uses: that the codec serves.
+
+    air: the channel to a user that is simulated.
+    """
 
     engine: Engine
     bundles: Bundles
     puller: Puller | None
     decoders: DecoderFiles
     traffic: Traffic
-    preset: str
+    world: str
     channel: str
     most_uses: int
     pictures: Recent[Picture]
     deliveries: Recent[Delivery]
+    air: Channel
 
 
 def deliveries_router(service: EdgeService) -> APIRouter:
@@ -181,7 +186,7 @@ async def _deliver(service: EdgeService, asked: DeliveryRequest, request: Reques
     model, picture = await _picture(service, asked, request)
     coder: Coder = await service.bundles.coder()
     delivery = await service.engine.compute(
-        encode, asked.prompt, picture, model, coder, condition, service.preset
+        encode, asked.prompt, picture, model, coder, condition, service.world, service.air
     )
     service.deliveries.keep(delivery.id, delivery)
     service.traffic.count(coder.bundle, uses=int(condition.uses.sum()))

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from dekag import presets
 from dekag.alignment.bundle import Kind, load_bundle, pack
 from dekag.alignment.updates import codec_digest, pipeline_digest
-from dekag.codec import JsccCodec, load_codec
+from dekag.channel import BlockFading
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient
 from dekag.registry.source import open_source
@@ -34,20 +33,22 @@ from dekag.serving.images.requests import Details
 from dekag.serving.page import PUBLIC, PageConfig, PageDefaults, PageLimits, page_router
 from dekag.serving.traffic import TrafficReport
 from dekag.training.processes import device_of
-from dekag.types import InputError
+from dekag.types import Channel, InputError
+from dekag.world import UPDATE_NAMES, World, load_world
 
 log = logging.getLogger("dekag.serving")
 
 
-def create(settings: EdgeSettings) -> FastAPI:
-    """Load the model and make the application.
+def create(settings: EdgeSettings, world: World | None = None, *, air: Channel | None = None) -> FastAPI:
+    """Load the model and make the application; the world is that of the settings if None.
 
-    Raises InputError if the preset has no codec, or the shelf or the registry cannot be used.
+    air: the channel to a user that is simulated, `BlockFading` if None.
+    Raises InputError if the world has no codec, or the shelf or the registry cannot be used.
     """
     settings.require_safe()
-    chosen = presets.preset(settings.preset)
+    world = load_world(settings.world) if world is None else world
     metrics = HttpMetrics()
-    service = _service(settings, chosen, metrics)
+    service = _service(settings, world, metrics, BlockFading() if air is None else air)
     app = create_app(
         title="dekag edge",
         settings=settings,
@@ -56,36 +57,36 @@ def create(settings: EdgeSettings) -> FastAPI:
         metrics=metrics,
         public=PUBLIC,
     )
+    side = world.side
     images = ImageService(
         engine=service.engine,
         models=service.bundles,
-        size=f"{chosen.pixels}x{chosen.pixels}",
+        size=f"{side}x{side}",
         log_prompts=settings.log_prompts,
         told=_counting(service.traffic),
     )
-    page = page_router(_page(settings, service.most_uses))
+    page = page_router(_page(settings, world, service.most_uses))
     for router in (images_router(images), deliveries_router(service), bundles_router(service), page):
         app.include_router(router)
     return app
 
 
-def _page(settings: EdgeSettings, most_uses: int) -> PageConfig:
+def _page(settings: EdgeSettings, world: World, most_uses: int) -> PageConfig:
     """What the page is told; its sliders go as far as the codec does."""
     limits, defaults = PageLimits(), PageDefaults()
     return PageConfig(
-        preset=settings.preset,
+        world=world.name,
         cloud=settings.cloud_url,
         limits=replace(limits, uses=(min(limits.uses[0], most_uses), most_uses)),
         defaults=replace(defaults, uses=min(defaults.uses, most_uses)),
     )
 
 
-def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetrics) -> EdgeService:
+def _service(settings: EdgeSettings, world: World, metrics: HttpMetrics, air: Channel) -> EdgeService:
     """The parts of the edge."""
     client = _client(settings)  # first, as what is wrong with it should leave nothing behind
     device = device_of(settings.device)
-    generator = presets.edge(chosen, device=device)
-    codec = load_codec(presets.folder(chosen.codec, "codec")).to(device)
+    generator, codec = world.edge(device=device), world.codec(device=device)
     engine = Engine(
         batch=settings.batch,
         queue=settings.queue,
@@ -94,7 +95,7 @@ def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetric
     )
     shelf = Shelf(settings.folder / "bundles", keep=settings.keep)
     if settings.registry is None:
-        _stock(shelf, chosen)
+        _stock(shelf, world)
     bundles = Bundles(
         generator=generator, codec=codec, shelf=shelf, engine=engine, max_loaded=settings.max_loaded
     )
@@ -104,11 +105,12 @@ def _service(settings: EdgeSettings, chosen: presets.Preset, metrics: HttpMetric
         puller=None if client is None else _puller(settings, client, bundles, metrics),
         decoders=DecoderFiles(settings.folder / "decoders", bundles),
         traffic=Traffic(metrics.registry),
-        preset=settings.preset,
+        world=world.name,
         channel=settings.channel,
-        most_uses=codec.config.max_uses,
+        most_uses=codec.max_uses,
         pictures=Recent(settings.deliveries),
         deliveries=Recent(settings.deliveries),
+        air=air,
     )
 
 
@@ -120,12 +122,10 @@ def _missing(service: EdgeService) -> str | None:
     return service.engine.failure or ("the first pull has not ended" if fresh else None)
 
 
-def _stock(shelf: Shelf, chosen: presets.Preset) -> None:
-    """Put the preset's own updates on the shelf, and use them where none is used yet."""
-    for name, source in (("makd", chosen.makd), ("cala", chosen.cala)):
-        if source is None:
-            continue
-        folder = presets.folder(source, "bundle")
+def _stock(shelf: Shelf, world: World) -> None:
+    """Put the world's own updates on the shelf, and use them where none is used yet."""
+    for kind in world.updates:
+        folder, name = world.update(kind), UPDATE_NAMES[kind]
         bundle = load_bundle(folder)
         if all(known.id != bundle.id for known in shelf.bundles()):
             with tempfile.TemporaryDirectory(prefix=".shipped-", dir=shelf.folder) as work:
@@ -149,11 +149,9 @@ def _client(settings: EdgeSettings) -> RegistryClient | None:
 
 
 def _puller(settings: EdgeSettings, client: RegistryClient, bundles: Bundles, metrics: HttpMetrics) -> Puller:
-    codec = bundles.plain_coder.codec
-    assert isinstance(codec, JsccCodec)
     bases: dict[Kind, str] = {
         "generation": pipeline_digest(bundles.plain.generator),
-        "transmission": codec_digest(codec),
+        "transmission": codec_digest(bundles.codec),
     }
     return Puller(
         client,

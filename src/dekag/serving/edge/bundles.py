@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dekag.alignment.bundle import Kind
 from dekag.alignment.update import remove_update
 from dekag.alignment.updates import apply_generation, apply_transmission, trained_range
-from dekag.codec import JsccCodec, TrainedRange
+from dekag.codec import AdaptableCodec, TrainedRange
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.registry import Shelf, Shelved
 from dekag.serving.edge.selftest import self_test
@@ -44,12 +44,13 @@ class Bundles:
         self,
         *,
         generator: DiffusersGenerator,
-        codec: JsccCodec,
+        codec: AdaptableCodec,
         shelf: Shelf,
         engine: Engine,
         max_loaded: int,
     ) -> None:
         self.shelf = shelf
+        self.codec = codec
         self.plain = Model(generator=generator)
         self.plain_coder = Coder(codec=codec)
         self._engine = engine
@@ -184,7 +185,7 @@ class Bundles:
             generator, bundle = await self._engine.between(apply_generation, self.plain.generator, path)
             self._models[bundle.id] = Model(generator=generator, bundle=bundle.id)
         else:
-            codec, bundle = await self._engine.between(apply_transmission, self.plain_coder.codec, path)
+            codec, bundle = await self._engine.between(apply_transmission, self.codec, path)
             self._coders[bundle.id] = Coder(codec=codec, bundle=bundle.id, trained=trained_range(bundle))
         await self._make_room(bundle_id)
 

@@ -19,7 +19,7 @@ from dekag.link import BUNDLE_ID_BYTES, SEED_BYTES, Link, receive
 from dekag.radio import Recording, recording_files, write_recording
 from dekag.serving.edge.bundles import Coder
 from dekag.serving.images.engine import Drawn, Model
-from dekag.types import Condition, Image, Ledger, Received, Symbols
+from dekag.types import Channel, Condition, Image, Ledger, Received, Symbols
 
 Kept = TypeVar("Kept")
 
@@ -55,7 +55,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Delivery:
-    """One image on its way: drawn, encoded for a condition, and sent."""
+    """One image on its way: drawn, encoded for a condition, and sent over a simulated channel, `air`."""
 
     prompt: str
     picture: Picture
@@ -64,7 +64,8 @@ class Delivery:
     condition: Condition
     symbols: Symbols
     encode_ms: float
-    preset: str
+    world: str
+    air: Channel = field(default_factory=BlockFading)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -91,7 +92,13 @@ class Seen:
 
 @torch.no_grad()
 def encode(
-    prompt: str, picture: Picture, model: Model, coder: Coder, condition: Condition, preset: str
+    prompt: str,
+    picture: Picture,
+    model: Model,
+    coder: Coder,
+    condition: Condition,
+    world: str,
+    air: Channel,
 ) -> Delivery:
     """Put a drawn latent on the air. Raises InputError for a condition that the codec does not serve."""
     started = time.perf_counter()
@@ -106,7 +113,8 @@ def encode(
         condition=condition,
         symbols=symbols,
         encode_ms=1000 * (time.perf_counter() - started),
-        preset=preset,
+        world=world,
+        air=air,
     )
 
 
@@ -118,7 +126,7 @@ def frame_bytes(delivery: Delivery, channel_seed: int | None) -> bytes:
             symbols=delivery.symbols if received is None else received.symbols,
             condition=delivery.condition,
             seed=delivery.picture.drawn.seed,
-            preset=delivery.preset,
+            world=delivery.world,
             bundles=delivery.bundles,
             delivery=delivery.id,
             gain=None if received is None else received.state.gain,
@@ -134,7 +142,7 @@ def sigmf_bytes(delivery: Delivery) -> bytes:
         symbols=delivery.symbols,
         condition=delivery.condition,
         seed=delivery.picture.drawn.seed,
-        preset=delivery.preset,
+        world=delivery.world,
         bundles=delivery.bundles,
     )
     buffer = io.BytesIO()
@@ -192,4 +200,4 @@ def ledger_json(ledger: Ledger) -> dict[str, Any]:
 
 def _over_the_air(delivery: Delivery, channel_seed: int) -> Received:
     rng = torch.Generator().manual_seed(channel_seed)
-    return BlockFading()(delivery.symbols, delivery.condition, rng=rng)
+    return delivery.air(delivery.symbols, delivery.condition, rng=rng)

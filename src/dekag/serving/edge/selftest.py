@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 
-from dekag.channel import BlockFading, mmse_equalise
+from dekag.channel import BlockFading, recover
+from dekag.codec import TrainableCodec
 from dekag.evaluation.metrics import psnr_db
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.images import png_bytes
 from dekag.registry import Canary
 from dekag.types import Codec, Condition, Image, InputError
 
-CONDITION = Condition(uses=256, snr_db=10.0)
-"""At which a codec is tested."""
+USES, SNR_DB = 256, 10.0
+"""At which a codec is tested, if it sends as much."""
 FLOOR_DB = 30.0
 """What the same update exceeds by far on any machine; another one of the same cloud comes to 24 dB."""
 DEFAULT = ("a red apple on a blue background",)
@@ -67,10 +68,11 @@ def _pictures(
     """What is drawn, or with a codec what of it is received over a fixed noisy channel."""
     latent = generator(prompts, seeds=seeds)
     if codec is not None:
-        condition = CONDITION.expand(len(latent))
+        most = codec.max_uses if isinstance(codec, TrainableCodec) else USES
+        condition = Condition(uses=min(USES, most), snr_db=SNR_DB).expand(len(latent))
         symbols = codec.encode(latent, condition)
         received = BlockFading()(symbols, condition, rng=torch.Generator().manual_seed(0))
-        latent = codec.decode(mmse_equalise(received), condition)
+        latent = recover(codec, received, condition).latent
     return generator.decode(latent).cpu()
 
 

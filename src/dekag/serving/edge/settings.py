@@ -9,13 +9,14 @@ from dekag.serving.http.settings import ServiceSettings
 
 
 class EdgeSettings(ServiceSettings):
-    """Every field is also a variable: DEKAG_EDGE_PRESET, DEKAG_EDGE_TOKENS, ..."""
+    """Every field is also a variable: DEKAG_EDGE_WORLD, DEKAG_EDGE_TOKENS, ..."""
 
     model_config = SettingsConfigDict(env_prefix="DEKAG_EDGE_", extra="ignore", frozen=True)
 
     name: str = Field(default="edge", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """By which the cloud knows this edge."""
-    preset: str = "emoji"
+    world: str = "emoji"
+    """A shipped world or the folder of one."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."""
     folder: Path = Path("dekag-edge")

@@ -61,11 +61,11 @@ class PageLimits:
 class PageConfig:
     """What the page is told.
 
-    cloud: where the cloud answers, as https://cloud.example, if there is one. preset: name of the system.
+    cloud: where the cloud answers, as https://cloud.example, if there is one. world: name of the world.
     Raises InputError if the cloud's address is no address.
     """
 
-    preset: str
+    world: str
     cloud: str | None = None
     examples: tuple[str, ...] = EXAMPLES
     defaults: PageDefaults = field(default_factory=PageDefaults)

@@ -1,4 +1,4 @@
-"""MAKD's numbers, and the stages that they make."""
+"""Configurations of the alignments; without torch, so that bad options are refused at once."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from typing_extensions import Doc
 
-from dekag import config as configuration
-from dekag.alignment import adapters
-from dekag.types import InputError
+from dekag.config import check_bounds, settings
+from dekag.errors import InputError
 
-NOT_LOW_RANK = ("none", "full")
+USUAL_ADAPTERS = ("none", "full", "lora", "lokr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +51,8 @@ class MakdConfig:
     ] = 1.0
     frozen_steps: Annotated[
         int, Ge(0), Doc("Last steps, with the metaword frozen and the text states computed once.")
-    ] = 500
-    batch: Annotated[int, Ge(1), Doc("Images that a process takes at a time.")] = 32
+    ] = 600
+    batch: Annotated[int, Ge(1), Doc("Images that a process takes at a time.")] = 64
     accumulation: Annotated[int, Ge(1), Doc("Batches that a process adds up in a step.")] = 1
     prior_share: Annotated[
         float,
@@ -93,32 +92,72 @@ class MakdConfig:
     seed: Annotated[int, Ge(0), Doc("Seed of everything random in the training.")] = 0
 
     def __post_init__(self) -> None:
-        configuration.check_bounds(self)
-        known = (*NOT_LOW_RANK, *adapters.KINDS)
-        if self.adapter not in known:
-            raise InputError(f"adapter must be one of {', '.join(known)}, got {self.adapter!r}")
+        check_bounds(self)
+        if self.adapter not in USUAL_ADAPTERS:
+            _require_adapter(self.adapter)
 
     def settings(self) -> dict[str, int | float | str]:
         """The numbers as a bundle keeps them: what is None is left out, yes and no are 1 and 0."""
-        return configuration.settings(self)
+        return settings(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """Some steps in which the same parameters train; name: metaword, joint or frozen."""
+class FewStepConfig:
+    """Numbers of the distillation; `train_steps` are optimiser steps of `batch` images, `accumulation` times.
 
-    name: str
-    steps: int
-    rate: float
+    Raises InputError if a field is out of bounds.
+    """
+
+    steps: Annotated[int, Ge(1), Doc("Steps to draw in; they must divide those of the aligned edge.")] = 4
+    rank: Annotated[int, Ge(1), Doc("Rank of the second update of each layer.")] = 4
+    targets: Annotated[
+        str | None,
+        Doc("Regular expression of the layers that get a second update; default: the family's."),
+    ] = None
+    train_steps: Annotated[int, Ge(1), Doc("Steps of the training.")] = 400
+    learning_rate: Annotated[float, Gt(0), Doc("Learning rate.")] = 1e-3
+    batch: Annotated[int, Ge(1), Doc("Images that a process takes at a time.")] = 64
+    accumulation: Annotated[int, Ge(1), Doc("Batches that a process adds up in a step.")] = 1
+    precision: Annotated[Literal["no", "bf16"], Doc("Mixed precision: no or bf16.")] = "no"
+    gradient_checkpointing: Annotated[bool, Doc("Less memory, more time.")] = False
+    seed: Annotated[int, Ge(0), Doc("Seed of everything random in the training.")] = 0
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
-def stages(config: MakdConfig) -> tuple[Stage, ...]:
-    """The stages of a training in their order, those without steps left out."""
-    word = bool(config.vectors) and config.train_metaword
-    adapted = config.adapter != "none"
-    planned = (
-        Stage(name="metaword", steps=config.metaword_steps * word, rate=config.metaword_rate),
-        Stage(name="joint", steps=config.joint_steps * adapted, rate=config.joint_rate),
-        Stage(name="frozen", steps=config.frozen_steps * adapted, rate=config.joint_rate),
-    )
-    return tuple(stage for stage in planned if stage.steps)
+@dataclass(frozen=True, kw_only=True)
+class CalaConfig:
+    """Size and gate of CALA's update.
+
+    Raises InputError if a field is out of bounds or the rank is not a multiple of the group.
+    """
+
+    rank: Annotated[int, Ge(1), Doc("Rank of the update of each linear layer and convolution.")] = 4
+    group: Annotated[int, Ge(1), Doc("Rank channels that share a gate.")] = 1
+    norm_rank: Annotated[int, Ge(0), Doc("Gated directions of each norm; 0: none.")] = 1
+    gain_rank: Annotated[int, Ge(0), Doc("Gated directions of each vector of gains; 0: none.")] = 4
+    biases: Annotated[bool, Doc("Whether biases have an update.")] = True
+    gate: Annotated[
+        Literal["soft", "open", "hard", "snr"],
+        Doc("soft is CALA; open is always 1, hard chooses an expert, snr the part of the SNR's range."),
+    ] = "soft"
+    gate_width: Annotated[int, Ge(1), Doc("Width of the gate's network.")] = 32
+    shared_gate: Annotated[bool, Doc("One set of gates for all modules.")] = False
+    experts: Annotated[int, Ge(1), Doc("Parts that hard and snr choose from.")] = 4
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.rank % self.group:
+            raise InputError(
+                f"the rank must be a multiple of the group, got rank {self.rank}, group {self.group}"
+            )
+
+
+def _require_adapter(kind: str) -> None:
+    """Raise InputError unless a kind of adapter is known, one that a user added included."""
+    from dekag.alignment.adapters import KINDS
+
+    known = dict.fromkeys((*USUAL_ADAPTERS, *KINDS))
+    if kind not in known:
+        raise InputError(f"adapter must be one of {', '.join(known)}, got {kind!r}")

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from dekag.types import InputError
+from dekag.errors import InputError
 
 
 class UnpinnedWarning(UserWarning):

@@ -1,0 +1,17 @@
+"""What is raised and warned of across the package; without torch, so that bad options are refused at once."""
+
+
+class InputError(ValueError):
+    """Input from outside that cannot be used; the message says what was wrong and what would be right."""
+
+
+class FieldError(InputError):
+    """Wrong input whose message names fields of a configuration, in `fields`; others may call them otherwise."""
+
+    def __init__(self, message: str, *fields: str) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class ConditionWarning(UserWarning):
+    """A condition outside the range that an update was trained for; names each field, its value and the range."""

@@ -1,0 +1,119 @@
+"""A nominal codec for a world's latents: its transform is fitted, its layers are trained at one condition."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dekag.codec import JsccCodec, JsccConfig, fit_klt, save_codec
+from dekag.codec.jscc import to_patches
+from dekag.generation.diffusers import DiffusersGenerator
+from dekag.output import staged
+from dekag.tasks.config import CodecConfig
+from dekag.training.loop import TrainConfig
+from dekag.training.processes import from_main
+from dekag.training.run import ALONE, Run
+from dekag.training.transmission import ConditionRange, TransmissionData, channel_importance, fit
+from dekag.types import InputError, Latent
+from dekag.world import World
+
+MOST_CELLS = 256
+"""Cells that the codec's attention sees, if no patch is given."""
+MOST_USES = 4096
+PROBES = 60
+"""Latents at which the importance of the channels is measured, of pictures of PROBE_SIDE; fewer of larger ones."""
+PROBE_SIDE = 64
+FEWEST_PROBES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedCodec:
+    """A codec and where it was written."""
+
+    codec: JsccCodec
+    folder: Path
+
+
+def train_codec(
+    world: World, latents: Latent, config: CodecConfig, out: Path, run: Run = ALONE
+) -> TrainedCodec:
+    """Train a codec on what the world's edge draws, at the world's nominal SNR and the codec's highest rate; write it.
+
+    latents: [images, channels, rows, cols], unit scale, at least two. With `run.resume` an interrupted run goes on.
+    Raises InputError for sizes that do not fit the latents, before anything is trained.
+    """
+    sizes = codec_sizes(tuple(latents.shape[1:]), config)
+    run.on_stage("measure the importance of the latent channels")
+    importance = from_main(partial(measured_importance, world.edge(device=run.device), latents, config.seed))
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        codec = JsccCodec(sizes)
+    patched = to_patches(latents.float(), sizes.patch)
+    codec.start_from(fit_klt(patched, importance.repeat_interleave(sizes.patch**2)))
+    nominal = ConditionRange(uses=(sizes.max_uses,), snrs_db=(float(world.nominal.snr_db),), blocks=(0,))
+    fit(
+        codec,
+        TransmissionData(latents=latents, conditions=nominal, batch=config.batch, importance=importance),
+        TrainConfig(
+            steps=config.steps,
+            learning_rate=config.learning_rate,
+            decay_fraction=0.5,
+            weight_decay=0.01,
+            ema_decay=0.998,
+            seed=config.seed,
+            precision=config.precision,
+        ),
+        checkpoint=run.kept("codec"),
+        on_step=partial(run.on_step, "codec"),
+    )
+
+    def write() -> None:
+        with staged(out) as folder:
+            save_codec(codec.eval(), folder)
+
+    from_main(write)
+    return TrainedCodec(codec=codec, folder=out)
+
+
+def codec_sizes(latents: tuple[int, ...], config: CodecConfig) -> JsccConfig:
+    """Sizes of a codec for latents of a shape [channels, rows, cols]; what the config leaves out is chosen here.
+
+    The patch is the smallest power of two that leaves at most MOST_CELLS cells; the highest rate is a quarter of the
+    latent's numbers, at most MOST_USES.
+    """
+    channels, rows, cols = latents
+    patch = config.patch or _usual_patch(rows, cols)
+    return JsccConfig(
+        channels=channels,
+        rows=rows,
+        cols=cols,
+        patch=patch,
+        width=config.width,
+        encoder_depth=config.encoder_depth,
+        decoder_depth=config.decoder_depth,
+        max_uses=config.max_uses or max(1, min(MOST_USES, math.prod(latents) // 4)),
+        constellation=config.constellation,
+    )
+
+
+def _usual_patch(rows: int, cols: int) -> int:
+    fitting = [p for p in (1, 2, 4, 8, 16, 32) if rows % p == 0 and cols % p == 0]
+    small = [p for p in fitting if rows * cols // p**2 <= MOST_CELLS]
+    if not small:
+        raise InputError(f"latents of {rows} x {cols} cells have no usual patch; name one that divides both")
+    return small[0]
+
+
+def measured_importance(edge: DiffusersGenerator, latents: Latent, seed: int) -> Tensor:
+    """Importance of the latent channels, float [channels] of mean 1, at a few of the latents."""
+    many = (
+        max(FEWEST_PROBES, round(PROBES * (PROBE_SIDE / edge.side) ** 2))
+        if edge.side > PROBE_SIDE
+        else PROBES
+    )
+    some = latents[:: max(1, len(latents) // many)].float()
+    rng = torch.Generator().manual_seed(seed)
+    return channel_importance(lambda latent: edge.decode(latent).cpu(), some, rng=rng)

@@ -1,0 +1,51 @@
+"""Where a training runs, what it keeps, and whom it tells."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dekag.training.loop import Progress
+
+OnStep = Callable[[str, Progress], None]
+"""Called with the stage and its progress after each step."""
+OnStage = Callable[[str], None]
+"""Called with the name of each stage as it begins."""
+
+
+def _quiet(*_: object) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Names of accelerate's trackers, and the folder for those that write files."""
+
+    trackers: tuple[str, ...] = ()
+    folder: Path | None = None
+
+
+UNTRACKED = Tracking()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is not part of a training's result.
+
+    device: of this process. resume: folder that keeps the state of an interrupted run. on_step, on_stage: callbacks.
+    """
+
+    device: str | torch.device = "cpu"
+    resume: Path | None = None
+    tracking: Tracking = field(default_factory=Tracking)
+    on_step: OnStep = _quiet
+    on_stage: OnStage = _quiet
+
+    def kept(self, name: str) -> Path | None:
+        """File for the state of a stage; None if nothing is kept."""
+        return None if self.resume is None else self.resume / f"{name}.pt"
+
+
+ALONE = Run()
+"""On the CPU, with nothing kept and nobody told."""

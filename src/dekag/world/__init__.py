@@ -1,0 +1,21 @@
+"""Worlds: what a system is made of, as a value that every task takes."""
+
+from dekag.world.file import load, load_world
+from dekag.world.shipped import card, locate, shipped, shipped_parts, shipped_worlds
+from dekag.world.world import UPDATE_NAMES, Cloud, DrawingMethod, Model, System, World
+
+__all__ = [
+    "UPDATE_NAMES",
+    "Cloud",
+    "DrawingMethod",
+    "Model",
+    "System",
+    "World",
+    "card",
+    "load",
+    "load_world",
+    "locate",
+    "shipped",
+    "shipped_parts",
+    "shipped_worlds",
+]

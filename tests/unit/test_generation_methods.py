@@ -2,11 +2,13 @@
 
 import importlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ConfigDict, ValidationError, create_model
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
 from dekag.alignment.method import DistillationData, TrainingRun
@@ -113,6 +115,17 @@ def test_every_number_has_a_help_text_a_default_and_is_within_its_bounds(config:
         assert field.help.endswith("."), field.name
         assert not field.required
     config()
+
+
+@pytest.mark.parametrize("config", [MakdConfig, FewStepConfig])
+def test_a_strict_model_of_pydantic_can_be_made_from_the_numbers(config: type) -> None:
+    given: dict[str, Any] = {
+        field.name: (field.annotated, field.default) for field in described_fields(config)
+    }
+    model = create_model("Job", __config__=ConfigDict(strict=True), **given)
+    assert model().model_dump() == asdict(config())
+    with pytest.raises(ValidationError):
+        model(batch=0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Judges by source: every kind of encoder is found from its folder and gives what transformers gives."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +144,23 @@ def test_a_hub_id_goes_through_the_hubs_client_and_is_one_line_without_a_network
     ) as caught:
         load_judge("some/judge")
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_that_the_hubs_client_has_in_its_cache_is_a_judge(tmp_path: Path) -> None:
+    """In a process of its own, as the client looks for its cache when it is imported."""
+    snapshot = tmp_path / "models--some--judge" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    save_encoder("Dinov2", snapshot)
+    (tmp_path / "models--some--judge" / "refs").mkdir()
+    (tmp_path / "models--some--judge" / "refs" / "main").write_text("0" * 40)
+    code = (
+        "from dekag.evaluation import load_judge; j = load_judge('some/judge'); print(j.name, j.input_size)"
+    )
+    given = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "some/judge (16, 16)"
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:

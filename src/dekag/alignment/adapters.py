@@ -1,162 +1,55 @@
-"""Low-rank updates in a denoiser: PEFT's layers, put in, read out, loaded and taken out again.
-
-An update is a mapping from `<layer>.<tensor>`, by PEFT's names, to a tensor; `KINDS` says what each kind of adapter
-has. A further kind is one more entry of it.
-"""
+"""Low-rank updates in a denoiser: PEFT's layers, put in, read out, loaded and taken out again."""
 
 import copy
-import re
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from dekag.alignment.adapter_kinds import (
+    KINDS,
+    AdapterKind,
+    can_scale,
+    config_for,
+    config_of,
+    kind_of,
+    layers_of,
+    scaled,
+)
 from dekag.alignment.container import plain_text
 from dekag.types import InputError
 
+__all__ = [
+    "KINDS",
+    "AdapterKind",
+    "can_scale",
+    "check_fit",
+    "config_for",
+    "fresh",
+    "kind_of",
+    "load",
+    "merged_forward",
+    "plain_state",
+    "remove",
+    "scaled",
+    "tensors",
+    "train_only",
+]
+
 WIDE = 1024
 """Outputs of a layer from which on the low-rank path is less work than a merged weight."""
-LOKR_FACTOR = 4
-"""Side of LoKr's first factor: W is updated by w1 (x) w2 with w1 of 4 x 4, where the sizes allow."""
 _PEFT_NAMES = {"lora_magnitude_vector.weight": "lora_magnitude_vector"}
 """Tensors that PEFT saves under another name than the one in its layers."""
 _PROBE = "probe"
 """Name of the adapter that tells sizes."""
-
-
-MakeConfig = Callable[[int, str, Mapping[str, int]], PeftConfig]
-"""(rank, targets, ranks) -> PEFT's configuration of an adapter of scale 1 (alpha equal to the rank).
-
-targets is a regular expression that the whole path of a layer matches; ranks are regular expressions of the layers
-that have another rank than the rest.
-"""
-FindRank = Callable[[Mapping[str, Tensor]], int]
-"""The rank of one layer, given its tensors by their names within the layer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterKind:
-    """What is particular to a kind of adapter.
-
-    tensors: names of a layer's tensors, each below the path of its layer; an update is of the first kind that knows
-        all of its names. rank: of a layer, from these; sizes are then those that PEFT gives a layer of that rank.
-    scaled: the tensors that all which the adapter adds is proportional to; empty if there are none.
-    merged: whether the update is B A, so that `merged_forward` computes it.
-    """
-
-    config: MakeConfig
-    tensors: tuple[str, ...]
-    rank: FindRank
-    scaled: tuple[str, ...] = ()
-    merged: bool = False
-
-
-def _lora(rank: int, targets: str, ranks: Mapping[str, int], *, dora: bool = False) -> PeftConfig:
-    return LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        init_lora_weights="gaussian",
-        target_modules=targets,
-        rank_pattern=dict(ranks),
-        alpha_pattern=dict(ranks),
-        use_dora=dora,
-    )
-
-
-def _lokr(rank: int, targets: str, ranks: Mapping[str, int]) -> PeftConfig:
-    return LoKrConfig(
-        r=rank,
-        alpha=rank,
-        target_modules=targets,
-        decompose_factor=LOKR_FACTOR,
-        rank_pattern=dict(ranks),
-        alpha_pattern=dict(ranks),
-    )
-
-
-def _loha(rank: int, targets: str, ranks: Mapping[str, int]) -> PeftConfig:
-    return LoHaConfig(
-        r=rank, alpha=rank, target_modules=targets, rank_pattern=dict(ranks), alpha_pattern=dict(ranks)
-    )
-
-
-def _rank_of_lora(tensors: Mapping[str, Tensor]) -> int:
-    return tensors["lora_A.weight"].shape[0]
-
-
-def _rank_of_lokr(tensors: Mapping[str, Tensor]) -> int:
-    # a second factor that is no product stands for every rank of at least half its longer side
-    return tensors["lokr_w2_b"].shape[0] if "lokr_w2_b" in tensors else max(tensors["lokr_w2"].shape[:2])
-
-
-def _rank_of_loha(tensors: Mapping[str, Tensor]) -> int:
-    return tensors["hada_w1_b"].shape[0]
-
-
-KINDS: dict[str, AdapterKind] = {
-    # Hu et al. 2022
-    "lora": AdapterKind(
-        config=_lora,
-        tensors=("lora_A.weight", "lora_B.weight"),
-        rank=_rank_of_lora,
-        scaled=("lora_B.weight",),
-        merged=True,
-    ),
-    # Yeh et al. 2024
-    "lokr": AdapterKind(
-        config=_lokr,
-        tensors=("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
-        rank=_rank_of_lokr,
-        scaled=("lokr_w1",),
-    ),
-    # Liu et al. 2024; each row's length is learned apart from its direction, so that no factor scales the sum
-    "dora": AdapterKind(
-        config=partial(_lora, dora=True),
-        tensors=("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
-        rank=_rank_of_lora,
-    ),
-    # Hyeon-Woo et al. 2022
-    "loha": AdapterKind(
-        config=_loha,
-        tensors=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
-        rank=_rank_of_loha,
-        scaled=("hada_w1_a",),
-    ),
-}
-"""The adapters by name, an update of LoRA before those that have its tensors and more."""
-
-
-def kind_of(update: Mapping[str, Tensor]) -> AdapterKind:
-    """The kind whose names an update's tensors have.
-
-    Raises InputError if there is none.
-    """
-    for kind in KINDS.values():
-        if all(_split(kind, key) for key in update):
-            return kind
-    strange = next((key for key in update if not any(_split(kind, key) for kind in KINDS.values())), None)
-    reason = "mixes several kinds" if strange is None else f"has a tensor {plain_text(strange)!r}"
-    raise InputError(f"the update {reason}; known kinds of adapters are {', '.join(KINDS)}")
-
-
-def config_for(kind: str, *, rank: int, targets: str) -> PeftConfig:
-    """PEFT's configuration of a fresh adapter of scale 1, in all layers whose path `targets` matches.
-
-    Raises InputError for an unknown kind.
-    """
-    if kind not in KINDS:
-        raise InputError(f"unknown adapter {kind!r}; known are {', '.join(KINDS)}")
-    return KINDS[kind].config(rank, targets, {})
 
 
 @contextmanager
@@ -220,7 +113,7 @@ def load(denoiser: Any, name: str, update: Mapping[str, Tensor]) -> None:
     if name in getattr(denoiser, "peft_config", {}):
         raise InputError(f"an update named {name} is loaded already; remove it first")
     check_fit(denoiser, update)
-    _add(denoiser, name, _config_of(update))
+    _add(denoiser, name, config_of(update))
     parameters = _parameters(denoiser, name)
     assert parameters.keys() == update.keys()
     with torch.no_grad():
@@ -251,24 +144,6 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in named if key is not None}
 
 
-def can_scale(update: Mapping[str, Tensor]) -> bool:
-    """Whether an update can be drawn with at another strength than that of its training."""
-    return not update or bool(kind_of(update).scaled)
-
-
-def scaled(update: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
-    """An adapter's tensors with all that they add to the denoiser multiplied by `strength`.
-
-    Raises InputError for another strength than 1 if the kind of adapter has none.
-    """
-    if strength == 1 or not update:
-        return dict(update)
-    endings = tuple(f".{name}" for name in kind_of(update).scaled)
-    if not endings:
-        raise InputError(f"an update of this kind has no strength but 1, got {strength:g}")
-    return {key: tensor * strength if key.endswith(endings) else tensor for key, tensor in update.items()}
-
-
 def check_fit(denoiser: nn.Module, update: Mapping[str, Tensor]) -> None:
     """Check that every layer of the update is in the denoiser, with all its tensors in the right sizes.
 
@@ -276,8 +151,8 @@ def check_fit(denoiser: nn.Module, update: Mapping[str, Tensor]) -> None:
     """
     if not update:
         return
-    config = _config_of(update)
-    twin = _twin(denoiser, _by_layer(kind_of(update), update))
+    config = config_of(update)
+    twin = _twin(denoiser, layers_of(update))
     try:
         inject_adapter_in_model(config, twin, _PROBE, low_cpu_mem_usage=True)
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -296,44 +171,6 @@ def _shown(shape: tuple[int, ...] | None) -> str:
     if shape is None:
         return "absent"
     return " x ".join(map(str, shape)) or "a single number"
-
-
-def _split(kind: AdapterKind, key: str) -> tuple[str, str] | None:
-    """Path of the layer and name within it of a tensor of this kind."""
-    found = [name for name in kind.tensors if key.endswith(f".{name}")]
-    return (key.removesuffix(f".{found[0]}"), found[0]) if found else None
-
-
-def _by_layer(kind: AdapterKind, update: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each layer by their names within it."""
-    layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in update.items():
-        split = _split(kind, key)
-        assert split is not None
-        layers[split[0]][split[1]] = tensor
-    return layers
-
-
-def _config_of(update: Mapping[str, Tensor]) -> PeftConfig:
-    """The configuration that an update's tensors belong to."""
-    kind = kind_of(update)
-    layers = _by_layer(kind, update)
-    ranks = {layer: _rank(kind, layer, held) for layer, held in layers.items()}
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{re.escape(layer)}$": rank for layer, rank in ranks.items() if rank != usual}
-    return kind.config(usual, "|".join(re.escape(layer) for layer in layers), others)
-
-
-def _rank(kind: AdapterKind, layer: str, held: Mapping[str, Tensor]) -> int:
-    try:
-        rank = kind.rank(held)
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(
-            f"the update lacks a tensor of layer {plain_text(layer)} that its rank shows in"
-        ) from error
-    if rank < 1:
-        raise InputError(f"the update has rank {rank} in layer {plain_text(layer)}; it must be at least 1")
-    return rank
 
 
 def _twin(denoiser: nn.Module, layers: Mapping[str, object]) -> nn.Module:

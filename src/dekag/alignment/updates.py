@@ -70,20 +70,13 @@ def save_generation(
     """
     if update.weights:
         raise InputError("full fine-tuning leaves a whole denoiser; a bundle carries low-rank updates only")
-    part = generator.family.denoiser
     word = update.metaword
-    files = {
-        LORA: {f"{part}.{name}": t for name, t in update.adapter.items()},
-        FEW_STEP: {f"{part}.{name}": t for name, t in update.few_step.items()},
-        EMBEDDING: {} if word is None else _embedding(word),
-        NOISE_MAP: {} if update.noise_map is None else {"noise_map": update.noise_map},
-    }
     return save_bundle(
         folder,
         kind="generation",
         base_digest=pipeline_digest(generator),
         tokenizer_digest=tokenizer_digest(generator),
-        tensors={name: tensors for name, tensors in files.items() if tensors},
+        tensors=_generation_files(generator.family.denoiser, update),
         metaword=None
         if word is None
         else Metaword(token=word.token, vectors=word.count, position=word.position),
@@ -97,6 +90,18 @@ def save_generation(
         training_digest=digest_json(settings),
         quantisation=quantisation,
     )
+
+
+def _generation_files(denoiser: str, update: GenerationUpdate) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of an update by the bundle's files; what it has nothing for is left out."""
+    word = update.metaword
+    files = {
+        LORA: {f"{denoiser}.{name}": t for name, t in update.adapter.items()},
+        FEW_STEP: {f"{denoiser}.{name}": t for name, t in update.few_step.items()},
+        EMBEDDING: {} if word is None else _embedding(word),
+        NOISE_MAP: {} if update.noise_map is None else {"noise_map": update.noise_map},
+    }
+    return {name: tensors for name, tensors in files.items() if tensors}
 
 
 def read_generation(generator: DiffusersGenerator, bundle: Bundle) -> GenerationUpdate:

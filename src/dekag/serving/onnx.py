@@ -40,7 +40,7 @@ OPSET = 18
 GRAPHS = 2
 """Counted up when the modules below change, so that no older file is taken for theirs."""
 LARGEST = 3e38
-"""What is above it is no number of float32."""
+"""What is above it counts as infinite in float32."""
 
 
 class CodecDecoder(nn.Module):
@@ -236,7 +236,7 @@ def _equalise(
     noise_power = torch.where(known, noise_power, 1.0)
     power, energy = symbols.square().sum(2), gain.square().sum(2)
     level = energy + noise_power
-    # a comparison with what is no number is false
+    # a comparison with NaN is false
     valid = known & (level <= LARGEST) & (power <= (MOST_POWER * level).clamp(max=LARGEST))
     symbols, gain = (torch.where(valid[..., None], pairs, 0.0) for pairs in (symbols, gain))
     energy = torch.where(valid, energy, 0.0)

@@ -187,7 +187,13 @@ def test_a_named_channel_on_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.json").exists()
 
 
-@pytest.mark.parametrize("engine", [sweep.Inline(), sweep.Processes(workers=1)], ids=["inline", "processes"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(sweep.Inline(), id="inline"),
+        pytest.param(sweep.Processes(workers=1), id="processes", marks=pytest.mark.slow),
+    ],
+)
 def test_a_sweep_beside_the_digital_baseline(engine: sweep.Engine, large: ConvCodec, tmp_path: Path) -> None:
     """One scheme, its own, whatever constellations the grid asks for; another process knows the class as well."""
     save_codec(large, tmp_path / "conv")

@@ -121,7 +121,7 @@ def send(link: Link, prompts: Sequence[str], condition: Condition, *, seeds: Seq
 def receive(link: Link, received: Received, condition: Condition) -> Arrived:
     """The half of a delivery at the user: unequalised symbols to latents and images.
 
-    What is no number counts as not received (`channel.erase_invalid`), so that images are always finite; one
+    What is NaN, infinite or absurd counts as not received (`channel.recover`), so that images are always finite; one
     of which nothing was received is what the decoder makes of no information.
     """
     condition = condition.expand(len(received.symbols))

@@ -220,7 +220,7 @@ class Delivery:
     """What reached the user, with everything that is needed to say how.
 
     drawn: the images that a perfect channel would have delivered. image: what the user sees.
-    erased_uses: payload uses of each image whose received symbol was no number and counted as not received.
+    erased_uses: payload uses of each image whose received symbol could not be used and counted as not received.
     bundles: ids of the bundles that were applied, by kind.
     """
 

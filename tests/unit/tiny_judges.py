@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
 TINY = {
     "hidden_size": 16,
@@ -65,4 +65,13 @@ def save_clip(folder: Path) -> Path:
     text = text_config(read_tokenizer(folder))
     torch.manual_seed(0)
     CLIPModel(CLIPConfig(text_config=text, vision_config=TINY, projection_dim=8)).save_pretrained(folder)
+    return write_preprocessor(folder, PREPROCESSOR)
+
+
+def save_dinov2(folder: Path) -> Path:
+    """A DINOv2 whose picture has 16 pixels a side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {name: value for name, value in TINY.items() if name != "intermediate_size"}
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
     return write_preprocessor(folder, PREPROCESSOR)

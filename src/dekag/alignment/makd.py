@@ -212,7 +212,7 @@ def _run_stage(training: _Training, parts: Sequence[_Drawings], stage: Stage, *,
         validate=_score(training, stage.name) if validated else None,
         trackers=run.tracking.trackers,
         logging_dir=run.log_folder(stage.name),
-        validate_every=config.validate_every if validated else 0,
+        validate_every=(config.validate_every or stage.steps) if validated else 0,
     )
 
 

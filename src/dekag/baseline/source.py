@@ -174,7 +174,7 @@ class LatentSource:
 def fit(latents: Latent, importance: Float[Tensor, " weights"] | None = None) -> LatentSource:
     """The transform and the model of latents that both ends know beforehand; never of those to be sent.
 
-    importance: how much an error in each channel shows, as `JsccCodec.importance`; all alike if None.
+    importance: how much an error in each channel shows, as `codec.importance_of`; all alike if None.
     Raises InputError for fewer than two latents for each row that gives scales, or values that are not finite.
     """
     if len(latents) < 2 * SCALE_ROWS:

@@ -22,7 +22,7 @@ class Erased:
 
 
 def erase_invalid(received: Received, condition: Condition) -> Erased:
-    """Unequalised symbols with each use that is no number as if it had not been received.
+    """Unequalised symbols with each use that is NaN, infinite or absurd as if it had not been received.
 
     An erased use has gain 0 and symbol 0: its reliability is 0, as beyond the payload, and equalisation leaves
     it 0. A use is erased if its symbol or its gain is NaN or infinite, if the noise power of its image is, or
@@ -30,7 +30,7 @@ def erase_invalid(received: Received, condition: Condition) -> Erased:
     images keep every bit.
     """
     symbols, state = received.symbols, received.state
-    # the noise power is of the whole image; 1 stands in for it where it is no number, and every use goes
+    # the noise power is of the whole image; 1 stands in for it where it is not finite, and every use goes
     known = state.noise_power.isfinite()
     noise_power = torch.where(known, state.noise_power, 1.0)
     level = _power(state.gain) + noise_power[:, None]

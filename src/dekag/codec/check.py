@@ -32,7 +32,9 @@ def check_transmission(codec: object) -> None:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             _try(tried, name, _device(tried))
-    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+    except InputError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{name} cannot send a latent: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -46,8 +46,8 @@ class TrainableCodec(Codec, Protocol):
     """A codec that is trained through a channel.
 
     latent_shape: channels, rows and columns of the latents that it takes. max_uses: payload symbols of an image
-    at the highest rate. Both raise InputError for a latent of another shape or a condition that they cannot
-    serve: one of a larger payload, or of another number of images.
+    at the highest rate. What encodes and what decodes raises InputError for latents of another shape and for a
+    condition of a larger payload or of another number of images (`check_latent`, `check_payload`).
     """
 
     @property

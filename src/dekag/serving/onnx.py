@@ -17,10 +17,12 @@ import pickle
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +32,7 @@ from dekag.alignment.adapted import AdaptedCodec
 from dekag.alignment.container import beside
 from dekag.alignment.digest import digest_json, digest_tensors
 from dekag.channel.erasure import MOST_POWER
-from dekag.codec import PairDecoder, Pairs, TrainableCodec
+from dekag.codec import AdaptableCodec, PairDecoder, Pairs, TrainableCodec
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.link import Link
 from dekag.types import Codec, Condition, Image, InputError, Latent
@@ -40,7 +42,7 @@ OPSET = 18
 GRAPHS = 2
 """Counted up when the modules below change, so that no older file is taken for theirs."""
 LARGEST = 3e38
-"""What is above it is no number of float32."""
+"""What is above it counts as infinite in float32."""
 
 
 class CodecDecoder(nn.Module):
@@ -100,6 +102,8 @@ class Graph:
     module: nn.Module
     inputs: dict[str, Tensor]
     output: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that the module depends on beside its weights and layers."""
     long: tuple[str, ...] = ()
     """Inputs of which the second dimension varies, from 1 to `longest`."""
     longest: int = 1
@@ -108,7 +112,15 @@ class Graph:
     def file(self) -> str:
         """Name of the file, which says all that it depends on."""
         shapes = {name: list(tensor.shape) for name, tensor in self.inputs.items()}
-        made_of = [__version__, torch.__version__, OPSET, GRAPHS, repr(self.module), shapes]
+        made_of = [
+            __version__,
+            torch.__version__,
+            OPSET,
+            GRAPHS,
+            repr(self.module),
+            shapes,
+            dict(self.settings),
+        ]
         return f"{self.name}-{digest_json([*made_of, digest_tensors(self.module.state_dict())])[:16]}.onnx"
 
 
@@ -137,7 +149,9 @@ def codec_graph(codec: Codec) -> Graph:
     Raises InputError if the codec has no decoder in real numbers.
     """
     sizes, plain = _sizes(codec), codec.codec if isinstance(codec, AdaptedCodec) else codec
-    if not isinstance(plain, PairDecoder) or not isinstance(codec, PairDecoder):
+    if not (
+        isinstance(plain, PairDecoder) and isinstance(codec, PairDecoder) and isinstance(codec, nn.Module)
+    ):
         raise InputError(
             f"{type(plain).__name__} has no decoder in real numbers (decode_pairs) to leave as ONNX"
         )
@@ -154,6 +168,7 @@ def codec_graph(codec: Codec) -> Graph:
             "condition": torch.stack([getattr(nominal, f.name).float() for f in fields(nominal)], dim=1),
         },
         output="latent",
+        settings=plain.settings() if isinstance(plain, AdaptableCodec) else {},
         long=("symbols", "gain"),
         longest=sizes.max_uses,
     )
@@ -236,7 +251,7 @@ def _equalise(
     noise_power = torch.where(known, noise_power, 1.0)
     power, energy = symbols.square().sum(2), gain.square().sum(2)
     level = energy + noise_power
-    # a comparison with what is no number is false
+    # a comparison with NaN is false
     valid = known & (level <= LARGEST) & (power <= (MOST_POWER * level).clamp(max=LARGEST))
     symbols, gain = (torch.where(valid[..., None], pairs, 0.0) for pairs in (symbols, gain))
     energy = torch.where(valid, energy, 0.0)

@@ -1,6 +1,6 @@
 """Ways to send a latent, each with a name, a digest, and a recipe by which any process can make it again."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -74,7 +74,7 @@ class CodecMethod:
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
         """The constellations wanted if the codec has several, else its own one."""
-        codec = _plain_codec(self.codec, self.kind)
+        codec = _plain_codec(self)
         return wanted if wanted and isinstance(codec, QamCodec) else (_scheme(codec),)
 
     def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival:
@@ -164,7 +164,8 @@ class RememberedSource:
 
 def codec_method(name: str, folder: Path, bundle: Path | None = None) -> CodecMethod:
     """The codec in a folder as a method, with the T-KA bundle; raises InputError if the folder holds no codec."""
-    return CodecMethod(name=name, codec=folder, bundle=bundle, kind=type(_plain_codec(folder, None)))
+    method = CodecMethod(name=name, codec=folder, bundle=bundle)
+    return replace(method, kind=type(_plain_codec(method)))
 
 
 def further_codec(text: str, base: Path) -> CodecMethod:
@@ -195,7 +196,7 @@ def best_scheme(thresholds: Thresholds, point: Point) -> str:
 def check_codec(method: CodecMethod, latents: Latent, points: list[Point], wanted: tuple[str, ...]) -> None:
     """Encode one latent at the highest rate; InputError if the codec does not fit the latents or the grid."""
     largest = max((point.condition for point in points), key=lambda condition: int(condition.payload))
-    codec = _plain_codec(method.codec, method.kind)
+    codec = _plain_codec(method)
     scheme = wanted[0] if wanted and isinstance(codec, QamCodec) else _scheme(codec)
     with torch.no_grad():
         _codec(method, scheme).encode(latents[:1], largest)
@@ -222,15 +223,15 @@ def _codec_digest(codec: Path, bundle: Path | None) -> str:
 
 
 @lru_cache(maxsize=32)
-def _plain_codec(folder: Path, kind: CodecClass | None) -> AdaptableCodec:
+def _plain_codec(method: CodecMethod) -> AdaptableCodec:
     # its weights are drawn before they are read
     with torch.random.fork_rng(devices=[]):
-        return load_codec(folder, kind=kind)
+        return load_codec(method.codec, kind=method.kind)
 
 
 @lru_cache(maxsize=32)
 def _codec(method: CodecMethod, constellation: str) -> Codec:
-    codec, bundle = _plain_codec(method.codec, method.kind), method.bundle
+    codec, bundle = _plain_codec(method), method.bundle
     if constellation != _scheme(codec):
         assert isinstance(codec, QamCodec)
         codec = codec.with_constellation(constellation)

@@ -46,6 +46,7 @@ class Outcome:
     computed: cells that this run computed; the others were there.
     """
 
+    world: str
     results: list[Result]
     bounds: list[BoundRow]
     prompts: list[tuple[str, str]]

@@ -146,6 +146,7 @@ def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: Stage) ->
     fresh = {cell.key: read_result(folder, cell, images=images) for cell in missing}
     whole: dict[str, Result] = {**{result.cell.key: result for result in kept}, **fresh}
     return Outcome(
+        world=config.world.name,
         results=[whole[cell.key] for cell in plan.cells],
         bounds=plan.bounds,
         prompts=plan.prompts,

@@ -77,6 +77,7 @@ class Duel:
 class Summary:
     """What a sweep found, by method."""
 
+    world: str
     images: int
     cells: int
     draws: int
@@ -86,6 +87,7 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """JSON values; infinite ends of intervals are null."""
         return {
+            "world": self.world,
             "images": self.images,
             "cells": self.cells,
             "draws": self.draws,
@@ -105,6 +107,7 @@ def summarise(outcome: Outcome) -> Summary:
     bounds = {row.point.name: row for row in outcome.bounds}
     splits = [split for split, _ in outcome.prompts]
     return Summary(
+        world=outcome.world,
         images=len(outcome.prompts),
         cells=len(outcome.results),
         draws=outcome.draws,

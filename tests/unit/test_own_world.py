@@ -43,7 +43,7 @@ def pictures(folder: Path, side: int) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:.*LoraLoaderMixin:FutureWarning")  # of diffusers' PRX about itself
+@pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning")  # of diffusers' PRX about itself
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == SHORT else pytest.mark.slow) for name in WORLDS]
 )

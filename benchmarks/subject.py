@@ -45,8 +45,8 @@ def run_dekag(args: argparse.Namespace) -> dict[str, Any]:
     from PIL import Image
 
     from dekag.alignment.config import MakdConfig
-    from dekag.alignment.makd import distil
-    from dekag.alignment.method import DistillationData, TrainingRun
+    from dekag.alignment.generation.makd import distil
+    from dekag.alignment.generation.method import DistillationData, TrainingRun
     from dekag.generation.diffusers import load_generator
 
     rows = [json.loads(line) for line in (args.world / "data" / "metadata.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from dekag.alignment.cala import CalaCodec
+from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.updates import apply_transmission
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.types import Codec, Condition, Latent, Received

@@ -14,30 +14,9 @@ from pathlib import Path
 PACKAGE = "dekag"
 NOUNS = frozenset({"errors", "types", "units", "config"})
 STAGES = NOUNS | {"channel", "codec", "generation"}
-LINKED = STAGES | {"link"}
-PARTS = LINKED | {
-    "baseline",
-    "training",
-    "alignment",
-    "evaluation",
-    "data",
-    "images",
-    "output",
-    "radio",
-    "frame",
-    "registry",
-}
-TASKS = PARTS | {
-    "world",
-    "commands",
-    "comparison",
-    "distillation",
-    "adaptation",
-    "demo",
-    "sweep",
-    "radio_link",
-    "tasks",
-}
+LINKED = STAGES | {"wire", "link"}
+PARTS = LINKED | {"baseline", "bundle", "training", "alignment", "evaluation", "data", "registry"}
+TASKS = PARTS | {"world", "tasks"}
 LAYERS = {
     "version": frozenset[str](),
     "errors": frozenset[str](),
@@ -47,29 +26,19 @@ LAYERS = {
     "channel": NOUNS,
     "codec": NOUNS,
     "generation": NOUNS,
-    "link": STAGES | {"images"},
+    "wire": NOUNS | {"channel", "codec"},
+    "link": STAGES | {"wire"},
     "baseline": LINKED,
+    "bundle": NOUNS | {"wire"},
     "training": LINKED,
-    "alignment": LINKED | {"training"},
+    "alignment": LINKED | {"bundle", "training"},
     "evaluation": LINKED,
-    "images": NOUNS,
-    "output": LINKED | {"images"},
-    "radio": NOUNS | {"channel", "codec", "output"},
-    "frame": NOUNS | {"channel", "codec", "output"},
-    "registry": LINKED | {"alignment", "output"},
-    "data": NOUNS | {"images", "output"},
+    "data": NOUNS | {"wire"},
+    "registry": LINKED | {"bundle"},
     "world": PARTS,
-    "comparison": PARTS | {"world"},
-    "distillation": PARTS | {"world", "comparison"},
-    "adaptation": PARTS | {"world", "comparison", "distillation"},
-    "demo": PARTS | {"world", "comparison"},
-    "sweep": PARTS | {"world", "comparison", "distillation"},
-    "commands": TASKS,
-    "radio_link": PARTS | {"world"},
-    "tasks": TASKS,
-    "tables": TASKS,
+    "tasks": PARTS | {"world"},
     "serving": TASKS,
-    "cli": TASKS | {"serving", "tables"},
+    "cli": TASKS | {"serving"},
     "__main__": frozenset({"cli"}),
 }
 """Layer -> the layers that it may import."""

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from progress import progress_bar
 
-from dekag.adaptation import edge_latents
+from dekag.alignment.transmission.train import ConditionRange, TransmissionData, channel_importance, fit
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, save_codec
+from dekag.tasks.align_transmission import edge_latents
 from dekag.training.loop import TrainConfig
 from dekag.training.run import Run
-from dekag.training.transmission import ConditionRange, TransmissionData, channel_importance, fit
 from dekag.world import load_world
 
 PROBES = 60

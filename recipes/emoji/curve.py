@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from dekag.alignment.bundle import load_bundle
-from dekag.alignment.update import apply_update, remove_update
+from dekag.alignment.generation.update import apply_update, remove_update
 from dekag.alignment.updates import apply_generation
-from dekag.comparison import draw_references
+from dekag.bundle.bundle import load_bundle
 from dekag.evaluation.figures import save_figure
 from dekag.evaluation.generation import EDGE_SEED, Drawn, draw, score_generation
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.tasks.compare import draw_references
 from dekag.types import Image
 from dekag.world import load_world, locate
 

@@ -19,18 +19,18 @@ from diffusers.models.attention_processor import AttnProcessor
 from export import TARGET
 from progress import progress_bar
 
-from dekag.alignment.bundle import Quantisation, Setting
 from dekag.alignment.config import FewStepConfig, MakdConfig
-from dekag.alignment.few_steps import distil_few_steps
-from dekag.alignment.makd import distil
-from dekag.alignment.method import DistillationData, OnStep, TrainingRun
-from dekag.alignment.noise import fit_noise_map
-from dekag.alignment.rank import reduce_rank
-from dekag.alignment.rivals import method_config
-from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
+from dekag.alignment.generation.few_steps import distil_few_steps
+from dekag.alignment.generation.makd import distil
+from dekag.alignment.generation.method import DistillationData, OnStep, TrainingRun
+from dekag.alignment.generation.methods import method_config
+from dekag.alignment.generation.noise_map import fit_noise_map
+from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import save_generation
-from dekag.distillation import NOISE_IMAGES, Extras, ImageSource, material, tuned, validation
+from dekag.bundle.bundle import Quantisation, Setting
+from dekag.bundle.rank import reduce_rank
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.tasks.align_generation import NOISE_IMAGES, Extras, ImageSource, material, tuned, validation
 from dekag.training.run import ALONE, Run
 from dekag.world import load_world
 

@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from progress import progress_bar
 
-from dekag.adaptation import (
+from dekag.alignment.config import CalaConfig
+from dekag.alignment.transmission.train import ConditionRange
+from dekag.tasks.align_transmission import (
     CALA_RANGE,
     TransmissionTask,
     align_transmission,
     edge_latents,
     transmission_training,
 )
-from dekag.alignment.config import CalaConfig
 from dekag.training.run import Run
-from dekag.training.transmission import ConditionRange
 from dekag.world import load_world
 
 SIZE = CalaConfig()

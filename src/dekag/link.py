@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dekag.channel import BlockFading, recover
 from dekag.codec import TrainedRange
-from dekag.images import png_bytes
 from dekag.types import (
     Channel,
     Codec,
@@ -26,6 +25,7 @@ from dekag.types import (
     Received,
     Symbols,
 )
+from dekag.wire.png import png_bytes
 
 SEED_BYTES = 8
 BUNDLE_ID_BYTES = 32

@@ -10,7 +10,7 @@ import httpx2
 from served import Served, serving
 from starlette.testclient import TestClient
 
-from dekag.alignment.bundle import load_bundle, save_bundle
+from dekag.bundle.bundle import load_bundle, save_bundle
 from dekag.registry import Canary, Repository
 from dekag.serving.edge.app import create
 from dekag.serving.edge.settings import EdgeSettings

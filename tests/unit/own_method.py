@@ -8,10 +8,16 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from typing_extensions import Doc
 
-from dekag.alignment import adapters
-from dekag.alignment.method import DistillationData, GenerationMethod, TrainingRun, frozen, trainable
-from dekag.alignment.rivals import METHODS
-from dekag.alignment.update import GenerationUpdate
+from dekag.alignment.generation import adapters
+from dekag.alignment.generation.method import (
+    DistillationData,
+    GenerationMethod,
+    TrainingRun,
+    frozen,
+    trainable,
+)
+from dekag.alignment.generation.methods import METHODS
+from dekag.alignment.generation.update import GenerationUpdate
 from dekag.config import check_bounds
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.training.diffusion import denoising_loss, noising

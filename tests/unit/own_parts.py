@@ -8,9 +8,9 @@ from own_channel import Bursts
 from own_codec import ConvCodec
 
 from dekag.alignment.config import CalaConfig
+from dekag.alignment.transmission.train import FAST, ConditionRange
 from dekag.channel import CHANNELS, ChannelKind
 from dekag.codec import CODECS
-from dekag.training.transmission import FAST, ConditionRange
 from dekag.types import Latent
 
 SHAPE, USES = (8, 4, 4), 64

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from dekag.alignment.bundle import load_bundle, save_bundle
-from dekag.alignment.container import CALA
-from dekag.alignment.digest import digest_json
+from dekag.bundle.bundle import load_bundle, save_bundle
+from dekag.bundle.container import CALA
+from dekag.bundle.digest import digest_json
 from dekag.registry import Canary, RegistryClient, Repository, Shelf
 from dekag.registry.download import Patience
 from dekag.registry.signed import now

@@ -6,8 +6,8 @@ from diffusers.loaders.peft import PeftAdapterMixin
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from dekag.alignment import adapters
-from dekag.alignment.digest import digest_tensors
+from dekag.alignment.generation import adapters
+from dekag.bundle.digest import digest_tensors
 from dekag.types import InputError
 
 LAYERS = r"(lo|lower|lora_block|local_attn\.(lo|to_q|weight_proj)|inner\.lokr_w1|lora_A)"

@@ -11,11 +11,11 @@ from diffusers import (
 )
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
-from dekag.alignment.few_steps import affine_steps, distil_few_steps
-from dekag.alignment.makd import distil
-from dekag.alignment.method import DistillationData
-from dekag.alignment.noise import fit_noise_map, shared_noise_map
-from dekag.alignment.update import apply_update, remove_update
+from dekag.alignment.generation.few_steps import affine_steps, distil_few_steps
+from dekag.alignment.generation.makd import distil
+from dekag.alignment.generation.method import DistillationData
+from dekag.alignment.generation.noise_map import fit_noise_map, shared_noise_map
+from dekag.alignment.generation.update import apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
@@ -146,7 +146,7 @@ def test_steps_that_do_not_divide_the_teachers_are_refused(edge: DiffusersGenera
 
 
 def test_asking_for_what_a_bundle_lacks_is_one_clear_line(edge: DiffusersGenerator) -> None:
-    from dekag.alignment.update import GenerationUpdate
+    from dekag.alignment.generation.update import GenerationUpdate
 
     with pytest.raises(InputError, match="nothing for fewer steps"):
         apply_update(edge, GenerationUpdate(), few_steps=True)

@@ -25,7 +25,7 @@ from jaxtyping import TypeCheckError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dekag.alignment.bundle import (
+from dekag.bundle.bundle import (
     Bundle,
     Metaword,
     Metrics,
@@ -33,7 +33,7 @@ from dekag.alignment.bundle import (
     pack,
     save_bundle,
 )
-from dekag.alignment.container import (
+from dekag.bundle.container import (
     CALA,
     EMBEDDING,
     FEW_STEP,
@@ -42,8 +42,8 @@ from dekag.alignment.container import (
     NOISE_MAP,
     QUANTISED,
 )
-from dekag.alignment.digest import canonical_json, digest_file, digest_json, digest_tensors
-from dekag.alignment.quantise import Bits, dequantise, quantise
+from dekag.bundle.digest import canonical_json, digest_file, digest_json, digest_tensors
+from dekag.bundle.quantise import Bits, dequantise, quantise
 from dekag.types import InputError
 from dekag.world import locate
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag.alignment.cala import CalaCodec
-from dekag.alignment.codec_rivals import adapt
 from dekag.alignment.config import CalaConfig
-from dekag.alignment.gated import GatedGain, GatedLinear, GatedNorm
+from dekag.alignment.transmission.cala import CalaCodec
+from dekag.alignment.transmission.gated import GatedGain, GatedLinear, GatedNorm
+from dekag.alignment.transmission.methods import adapt
+from dekag.alignment.transmission.train import FAST, ConditionRange, TransmissionData, transmission_loss
 from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec import JsccCodec, JsccConfig
 from dekag.training.loop import TrainConfig
-from dekag.training.transmission import FAST, ConditionRange, TransmissionData, transmission_loss
 from dekag.types import Condition, InputError
 
 SMALL = JsccConfig(

@@ -16,7 +16,7 @@ from postgresql import INSTALLED, postgresql
 from served import Served, serving
 from typer.testing import CliRunner
 
-from dekag.alignment.bundle import load_bundle
+from dekag.bundle.bundle import load_bundle
 from dekag.cli import app
 from dekag.registry import RegistryClient, Repository, Shelf
 from dekag.serving.cloud.client import CloudClient, Event

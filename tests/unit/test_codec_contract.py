@@ -11,9 +11,10 @@ from own_codec import ConvCodec
 from own_parts import RANGE, SHAPE, SIZE, USES, base, latents, registered
 
 import dekag
-from dekag.alignment.cala import CalaCodec
-from dekag.alignment.codec_rivals import adapt
-from dekag.alignment.codec_update import update_tensors
+from dekag.alignment.transmission.cala import CalaCodec
+from dekag.alignment.transmission.methods import adapt
+from dekag.alignment.transmission.train import ConditionRange, TransmissionData
+from dekag.alignment.transmission.update import update_tensors
 from dekag.alignment.updates import codec_digest
 from dekag.codec import (
     Encoded,
@@ -26,7 +27,6 @@ from dekag.codec import (
 )
 from dekag.codec.contract import ADAPTABLE
 from dekag.training.loop import TrainConfig
-from dekag.training.transmission import ConditionRange, TransmissionData
 from dekag.types import Condition, InputError, Latent, Received
 from dekag.world import shipped as shipped_folder
 

@@ -5,8 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dekag.alignment.bundle import load_bundle
-from dekag.comparison import (
+from dekag.bundle.bundle import load_bundle
+from dekag.cli.tables import comparison_tables
+from dekag.evaluation.generation import CEILING_SEED, EDGE_SEED, Drawn, score_generation
+from dekag.evaluation.judges import Judge
+from dekag.evaluation.preprocessing import Preprocessing
+from dekag.generation.diffusers import DiffusersGenerator, Sampling
+from dekag.tasks.compare import (
     Compared,
     Drawing,
     GenerationEvaluation,
@@ -17,11 +22,6 @@ from dekag.comparison import (
     evaluate,
     scores_json,
 )
-from dekag.evaluation.generation import CEILING_SEED, EDGE_SEED, Drawn, score_generation
-from dekag.evaluation.judges import Judge
-from dekag.evaluation.preprocessing import Preprocessing
-from dekag.generation.diffusers import DiffusersGenerator, Sampling
-from dekag.tables import comparison_tables
 from dekag.types import InputError
 from dekag.world import DrawingMethod, load_world, shipped
 

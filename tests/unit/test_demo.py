@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dekag import demo
 from dekag.cli import app
 from dekag.evaluation import grid
+from dekag.tasks import demo
 from dekag.world import load_world
 
 SMALL = demo.DemoConfig(prompts=4, seeds=1, sent=2)

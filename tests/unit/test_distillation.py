@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
-from dekag.alignment.few_steps import distil_few_steps
-from dekag.alignment.makd import distil
-from dekag.alignment.method import DistillationData
-from dekag.alignment.rivals import method_config
-from dekag.alignment.update import apply_update, remove_update
+from dekag.alignment.generation.few_steps import distil_few_steps
+from dekag.alignment.generation.makd import distil
+from dekag.alignment.generation.method import DistillationData
+from dekag.alignment.generation.methods import method_config
+from dekag.alignment.generation.update import apply_update, remove_update
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.folder import CloudImages
-from dekag.distillation import (
+from dekag.evaluation.generation import EDGE_SEED, draw
+from dekag.generation.diffusers import DiffusersGenerator, Sampling
+from dekag.tasks.align_generation import (
     VALIDATION_SEED,
     DenoisingValidation,
     Extras,
@@ -30,11 +32,9 @@ from dekag.distillation import (
     train_update,
     tuned,
 )
-from dekag.evaluation.generation import EDGE_SEED, draw
-from dekag.generation.diffusers import DiffusersGenerator, Sampling
-from dekag.images import png_bytes
 from dekag.training.run import ALONE, Run, Tracking
 from dekag.types import InputError
+from dekag.wire.png import png_bytes
 from dekag.world import Model, World, load_world
 
 PROMPTS = ("a red apple on a blue background", "a cat face on a pink background, on the left")

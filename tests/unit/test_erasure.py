@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dekag
-from dekag.alignment.cala import CalaCodec
+from dekag.alignment.transmission.cala import CalaCodec
 from dekag.channel import BlockFading, ChannelSettings, erase_invalid, mmse_equalise, named_channel
 from dekag.channel.erasure import MOST_POWER
 from dekag.link import deliver, receive

@@ -13,9 +13,9 @@ from tiny_pipelines import CAPTIONS, CLOUDS, EDGES, LAYERS, PIXELS
 from torch import Tensor
 
 from dekag.alignment.config import MakdConfig
-from dekag.alignment.makd import distil
-from dekag.alignment.method import DistillationData
-from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
+from dekag.alignment.generation.makd import distil
+from dekag.alignment.generation.method import DistillationData
+from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation, tokenizer_digest
 from dekag.generation import families
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator

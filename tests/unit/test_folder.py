@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from dekag.data.folder import read_folder
-from dekag.output import write_images, write_json
 from dekag.types import InputError
+from dekag.wire.files import write_images, write_json
 
 PROMPTS = tuple(f"a {thing} on a {colour} ground" for thing in ("cat", "cup", "kiwi") for colour in "xyz")
 Layout = Callable[[Path, Sequence[str], Sequence[str]], None]

@@ -19,10 +19,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dekag.alignment.bundle import load_bundle
-from dekag.alignment.digest import canonical_json, digest_json
-from dekag.frame import MAX_FRAME_BYTES, Frame, read_frame, write_frame
+from dekag.bundle.bundle import load_bundle
+from dekag.bundle.digest import canonical_json, digest_json
 from dekag.types import Condition, InputError
+from dekag.wire.frame import MAX_FRAME_BYTES, Frame, read_frame, write_frame
 from dekag.world import shipped
 
 FUZZ_SECONDS = float(os.environ.get("DEKAG_FUZZ_SECONDS", "600"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dekag.alignment.gated import Ranks, gateable, gated
+from dekag.alignment.transmission.gated import Ranks, gateable, gated
 from dekag.types import InputError
 
 RANKS = Ranks(weights=3, norms=2, gains=0, biases=True)

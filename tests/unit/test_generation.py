@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dekag.alignment.config import MakdConfig
-from dekag.alignment.makd import TRAINED, distil
-from dekag.alignment.method import DistillationData, TrainingRun
-from dekag.alignment.rivals import METHODS, method_config
-from dekag.alignment.update import GenerationUpdate, apply_update, remove_update
+from dekag.alignment.generation.makd import TRAINED, distil
+from dekag.alignment.generation.method import DistillationData, TrainingRun
+from dekag.alignment.generation.methods import METHODS, method_config
+from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation, tokenizer_digest
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.prompts import PromptTruncatedWarning
@@ -260,7 +260,7 @@ def test_every_image_keeps_its_own_prompt_when_shuffled(edge: DiffusersGenerator
 
     Two orders draw other batches, so the check is on the loss of a batch as large as the data, without a gradient.
     """
-    from dekag.alignment.makd import _cached_reader, _Drawings, _loss, _Training
+    from dekag.alignment.generation.makd import _cached_reader, _Drawings, _loss, _Training
 
     images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
     latents = edge.encode(images)
@@ -281,7 +281,7 @@ def test_every_image_keeps_its_own_prompt_when_shuffled(edge: DiffusersGenerator
 
 
 def test_cached_text_states_are_those_that_are_read_anew(edge: DiffusersGenerator) -> None:
-    from dekag.alignment.makd import _cached_reader, _reader
+    from dekag.alignment.generation.makd import _cached_reader, _reader
 
     index, dropped = torch.tensor([1, 0, 1]), torch.tensor([False, False, True])
     cached, anew = (make(edge, PROMPTS)(index, dropped) for make in (_cached_reader, _reader))
@@ -353,7 +353,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(edge: DiffusersGenera
 
 
 def test_the_merged_forward_gives_pefts_outputs_and_gradients(edge: DiffusersGenerator) -> None:
-    from dekag.alignment import adapters
+    from dekag.alignment.generation import adapters
 
     config = adapters.config_for("lora", rank=3, targets=edge.family.targets)
     noised, timesteps = torch.randn(2, 32, 8, 8), torch.tensor([10, 700])

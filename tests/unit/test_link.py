@@ -8,7 +8,7 @@ import torch
 
 import dekag
 from dekag.evaluation.metrics import psnr_db
-from dekag.images import png_bytes
+from dekag.wire.png import png_bytes
 
 PROMPTS = ["a red apple on a blue background", "a cat face on a pink background"]
 GOOD = dekag.Condition(uses=512, snr_db=15.0)

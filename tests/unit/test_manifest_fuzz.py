@@ -16,8 +16,8 @@ import pytest
 from registry_world import CANARY, make_bundle
 
 from dekag.alignment import bundle as bundles
-from dekag.alignment.container import CALA, MANIFEST
-from dekag.alignment.digest import digest_json
+from dekag.bundle.container import CALA, MANIFEST
+from dekag.bundle.digest import digest_json
 from dekag.registry import Canary
 from dekag.registry.listing import Channel, Listed
 from dekag.types import InputError

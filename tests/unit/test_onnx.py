@@ -12,8 +12,8 @@ import torch
 
 import dekag
 from dekag import link
-from dekag.alignment.attention import SnrAttentionCodec
-from dekag.alignment.cala import CalaCodec
+from dekag.alignment.transmission.attention import SnrAttentionCodec
+from dekag.alignment.transmission.cala import CalaCodec
 from dekag.channel import BlockFading
 from dekag.codec import JsccCodec, JsccConfig
 from dekag.link import Link

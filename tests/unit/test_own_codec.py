@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 
 import dekag
 from dekag import link, sweep
-from dekag.alignment.adapted import AdaptedCodec
-from dekag.alignment.bundle import pack
-from dekag.alignment.cala import CalaCodec
-from dekag.alignment.codec_rivals import METHODS, adapt, adapted_codec
-from dekag.alignment.codec_update import update_size, update_tensors
+from dekag.alignment.transmission.adapted import AdaptedCodec
+from dekag.alignment.transmission.cala import CalaCodec
+from dekag.alignment.transmission.methods import METHODS, adapt, adapted_codec
+from dekag.alignment.transmission.train import ConditionRange, TransmissionData, fit, transmission_loss
+from dekag.alignment.transmission.update import update_size, update_tensors
 from dekag.alignment.updates import apply_transmission, save_transmission
+from dekag.bundle.bundle import pack
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.cli import app
 from dekag.codec import (
@@ -41,9 +42,8 @@ from dekag.serving.edge.deliveries import Picture, encode, see
 from dekag.serving.images.engine import Drawn, Engine, Model
 from dekag.serving.images.metrics import EngineMetrics
 from dekag.serving.onnx import OnnxFile, codec_graph, export_decoders
-from dekag.sweep.run import SweepConfig
+from dekag.tasks.sweep.run import SweepConfig
 from dekag.training.loop import TrainConfig
-from dekag.training.transmission import ConditionRange, TransmissionData, fit, transmission_loss
 from dekag.types import Channel, Condition, InputError, Latent, Received, Symbols
 from dekag.world import load_world
 

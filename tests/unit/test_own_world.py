@@ -17,7 +17,7 @@ from command_line import dekag
 from served import serving
 from tiny_judges import save_clip, save_dinov2
 
-from dekag.images import png_bytes
+from dekag.wire.png import png_bytes
 
 WORLDS: dict[str, Callable[[], Any]] = {
     "sd 4 x 16 x 16": partial(tiny_pipelines.stable_diffusion, channels=4, pixels=32),
@@ -43,7 +43,9 @@ def pictures(folder: Path, side: int) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning")  # of diffusers' PRX about itself
+@pytest.mark.filterwarnings(
+    "ignore:`LoraLoaderMixin` is deprecated:FutureWarning"
+)  # of diffusers' PRX about itself
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == SHORT else pytest.mark.slow) for name in WORLDS]
 )

@@ -17,9 +17,9 @@ from served import free_port, running
 
 import dekag
 from dekag import link
-from dekag.frame import read_frame
 from dekag.serving import up
 from dekag.types import ChannelState, Received
+from dekag.wire.frame import read_frame
 
 PROMPT = "a cat face on a pink background"
 MOST_SHOT_BYTES = 200_000

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
-from dekag.alignment.bundle import load_bundle
-from dekag.alignment.quantise import Bits, check_quantised, dequantise, quantise
-from dekag.alignment.rank import reduce_rank
+from dekag.bundle.bundle import load_bundle
+from dekag.bundle.quantise import Bits, check_quantised, dequantise, quantise
+from dekag.bundle.rank import reduce_rank
 from dekag.types import InputError
 from dekag.world import locate
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dekag.channel import BlockFading
-from dekag.radio import Recording, read_recording, write_recording
 from dekag.types import Condition, InputError
+from dekag.wire.sigmf import Recording, read_recording, write_recording
 
 sigmf = import_module("sigmf")
 Metadata = dict[str, Any]

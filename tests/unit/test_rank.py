@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dekag.alignment.rank import reduce_rank
+from dekag.bundle.rank import reduce_rank
 from dekag.types import InputError
 
 

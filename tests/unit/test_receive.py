@@ -11,13 +11,13 @@ import torch
 
 import dekag
 from dekag import link
-from dekag.alignment.bundle import pack
+from dekag.bundle.bundle import pack
 from dekag.channel import BlockFading
 from dekag.cli import main
-from dekag.frame import Frame, write_frame
-from dekag.images import read_image
-from dekag.radio import Recording, write_recording
 from dekag.types import Condition, Image
+from dekag.wire.frame import Frame, write_frame
+from dekag.wire.png import read_image
+from dekag.wire.sigmf import Recording, write_recording
 from dekag.world import shipped
 
 PROMPTS = ["a red apple on a blue background", "a cat face on a pink background"]

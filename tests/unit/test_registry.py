@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from registry_world import CANARY, HASTE, World, before, check_shelf, make_bundle, served
 
-from dekag.alignment.bundle import load_bundle
+from dekag.bundle.bundle import load_bundle
 from dekag.cli import main
 from dekag.registry import Lifetimes, RegistryClient, RegistryError, Repository, Shelf
 from dekag.registry.archive import export_archive, import_archive

@@ -22,9 +22,9 @@ from registry_world import BASE, World, before, check_shelf, make_bundle, outsid
 from tuf.api.metadata import Metadata
 
 from dekag.alignment import bundle as bundles
-from dekag.alignment.bundle import load_bundle
-from dekag.alignment.container import CALA, MANIFEST
-from dekag.alignment.digest import canonical_json, digest_json
+from dekag.bundle.bundle import load_bundle
+from dekag.bundle.container import CALA, MANIFEST
+from dekag.bundle.digest import canonical_json, digest_json
 from dekag.registry import RegistryError, Repository
 from dekag.registry.keys import Keys
 from dekag.registry.listing import Listed

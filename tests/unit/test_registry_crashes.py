@@ -12,7 +12,7 @@ import pytest
 import torch
 from registry_world import World, check_shelf, make_bundle, served
 
-from dekag.alignment.bundle import load_bundle
+from dekag.bundle.bundle import load_bundle
 from dekag.registry.archive import export_archive, import_archive
 
 FORK = multiprocessing.get_context("fork")

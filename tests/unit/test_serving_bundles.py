@@ -19,14 +19,14 @@ from fleet import FAMILY, Fleet, bundles, new_fleet, other, variant
 from PIL import Image
 from served import Served
 
-from dekag.alignment.bundle import load_bundle
-from dekag.alignment.update import remove_update
+from dekag.alignment.generation.update import remove_update
 from dekag.alignment.updates import apply_generation, apply_transmission
+from dekag.bundle.bundle import load_bundle
 from dekag.codec import load_codec
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.images import png_bytes
 from dekag.serving.edge.selftest import make_canary, self_test
 from dekag.types import InputError
+from dekag.wire.png import png_bytes
 from dekag.world import load_world, shipped
 
 PROMPTS = ("a red apple on a blue background", "a cat face on a pink background")

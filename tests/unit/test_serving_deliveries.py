@@ -19,15 +19,15 @@ from served import Served
 
 import dekag
 from dekag import link
-from dekag.frame import Frame, read_frame
-from dekag.images import png_bytes
-from dekag.radio import read_recording
 from dekag.serving.cloud.api import ledger_router
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.ledger import Ledger
 from dekag.serving.edge.requests import ConditionRequest
 from dekag.serving.edge.traffic import Reporter, Traffic
 from dekag.types import ChannelState, Condition, Received
+from dekag.wire.frame import Frame, read_frame
+from dekag.wire.png import png_bytes
+from dekag.wire.sigmf import read_recording
 
 PROMPT = "a red apple on a blue background"
 RAYLEIGH = {"uses": 200, "snr_db": 7.5, "channel": "rayleigh", "blocks": 4, "correlation": 0.5, "pilots": 2}
@@ -51,7 +51,7 @@ def received(frame: Frame) -> Received:
 def test_a_frame_decodes_to_what_the_edge_says_a_user_sees(client: httpx2.Client) -> None:
     """The same channel seed here, in the frame and at the edge is the same picture."""
     answer = deliver(client, condition=RAYLEIGH, channel_seed=5)
-    assert answer.headers["content-type"] == "application/vnd.dekag.frame"
+    assert answer.headers["content-type"] == "application/vnd.dekag.wire.frame"
     frame = read_frame(answer.content)
     assert frame.delivery == answer.headers["x-delivery-id"]
     assert frame.bundles["generation"] == answer.headers["x-bundle-generation"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from registry_world import CANARY, PNG, check_shelf, make_bundle
 
-from dekag.alignment.bundle import load_bundle, pack
+from dekag.bundle.bundle import load_bundle, pack
 from dekag.registry import Canary, Shelf
 from dekag.registry.shelf import MAX_NOTES
 from dekag.types import InputError

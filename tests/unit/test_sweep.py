@@ -16,16 +16,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dekag import sweep
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.cli import app
 from dekag.evaluation.grid import CHANNELS, Grid, read_grid
 from dekag.evaluation.statistics import mean_interval
-from dekag.sweep.cells import Cell, channel_seed, read_result
-from dekag.sweep.engines import Work, engine_named
-from dekag.sweep.methods import CodecMethod, further_codec
-from dekag.sweep.results import mean_of
-from dekag.sweep.run import SweepConfig
+from dekag.tasks import sweep
+from dekag.tasks.sweep.cells import Cell, channel_seed, read_result
+from dekag.tasks.sweep.engines import Work, engine_named
+from dekag.tasks.sweep.methods import CodecMethod, further_codec
+from dekag.tasks.sweep.results import mean_of
+from dekag.tasks.sweep.run import SweepConfig
 from dekag.types import Condition, InputError, Received, Symbols
 from dekag.world import load_world, shipped
 
@@ -172,7 +172,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
         "import time, sys\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "import multiprocessing, os\n"
-        "from dekag.sweep.engines import _end_with_parent\n"
+        "from dekag.tasks.sweep.engines import _end_with_parent\n"
         "pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), initializer=_end_with_parent)\n"
         "print(pool.submit(os.getpid).result(), flush=True)\n"
         "time.sleep(600)\n"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dekag.alignment.cala import CalaCodec
 from dekag.alignment.config import CalaConfig
+from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.updates import apply_transmission, save_transmission, trained_range
 from dekag.cli import main
 from dekag.codec import TrainedRange, load_codec

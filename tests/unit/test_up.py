@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from served import free_port
 
-from dekag.alignment.bundle import load_bundle
+from dekag.bundle.bundle import load_bundle
 from dekag.serving.up import Site
 from dekag.types import InputError
 from dekag.world import shipped

@@ -13,12 +13,12 @@ from command_line import dekag
 from tiny_worlds import PROMPTS, miniature
 
 import dekag as package
-from dekag.alignment.digest import digest_folder
+from dekag.bundle.digest import digest_folder
 from dekag.codec import JsccCodec, load_codec
 from dekag.data.endpoint import ImageEndpoint
 from dekag.generation.diffusers import Sampling
-from dekag.images import png_bytes
 from dekag.types import Condition, InputError
+from dekag.wire.png import png_bytes
 from dekag.world import Model, World, load_world, shipped_worlds
 from dekag.world.new import NewWorld, describe_world, new_world, split_prompts
 from dekag.world.shipped import WEIGHTS

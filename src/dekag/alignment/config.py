@@ -16,7 +16,7 @@ USUAL_ADAPTERS = ("none", "full", "lora", "lokr")
 class MakdConfig:
     """The method's numbers; lengths in optimiser steps of `batch` images.
 
-    A rival is the same with something left out: see `dekag.alignment.rivals`.
+    A rival is the same with something left out: see `dekag.alignment.generation.methods`.
     Raises InputError if a field is out of bounds.
     """
 
@@ -156,7 +156,7 @@ class CalaConfig:
 
 def _require_adapter(kind: str) -> None:
     """Raise InputError unless a kind of adapter is known, one that a user added included."""
-    from dekag.alignment.adapters import KINDS
+    from dekag.alignment.generation.adapters import KINDS
 
     known = dict.fromkeys((*USUAL_ADAPTERS, *KINDS))
     if kind not in known:

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import torch
 
-from dekag.alignment.adapted import AdaptedCodec
-from dekag.alignment.adapters import plain_state
-from dekag.alignment.attention import SnrAttentionCodec
-from dekag.alignment.bundle import (
+from dekag.alignment.config import CalaConfig
+from dekag.alignment.generation.adapters import plain_state
+from dekag.alignment.generation.update import GenerationUpdate, apply_update
+from dekag.alignment.transmission.adapted import AdaptedCodec
+from dekag.alignment.transmission.attention import SnrAttentionCodec
+from dekag.alignment.transmission.cala import CalaCodec
+from dekag.alignment.transmission.update import load_update, update_tensors
+from dekag.bundle.bundle import (
     Bundle,
     Metaword,
     Metrics,
@@ -19,12 +23,8 @@ from dekag.alignment.bundle import (
     load_bundle,
     save_bundle,
 )
-from dekag.alignment.cala import CalaCodec
-from dekag.alignment.codec_update import load_update, update_tensors
-from dekag.alignment.config import CalaConfig
-from dekag.alignment.container import CALA, EMBEDDING, FEW_STEP, LORA, NOISE_MAP
-from dekag.alignment.digest import digest_json, digest_tensors
-from dekag.alignment.update import GenerationUpdate, apply_update
+from dekag.bundle.container import CALA, EMBEDDING, FEW_STEP, LORA, NOISE_MAP
+from dekag.bundle.digest import digest_json, digest_tensors
 from dekag.codec import AdaptableCodec, TrainedRange, require_adaptable
 from dekag.config import described_fields
 from dekag.generation import metaword as generation

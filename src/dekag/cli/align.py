@@ -83,14 +83,15 @@ def align_generation(
     device: Device = "auto",
 ) -> None:
     """Distil the cloud's images into an update for the edge, by MAKD or a rival; write a bundle."""
-    from dekag import distillation
     from dekag.data.endpoint import ImageEndpoint
+    from dekag.tasks.align_generation import Extras, GenerationTask, ImageSource, material
+    from dekag.tasks.align_generation import align_generation as align
     from dekag.training.run import Run, Tracking
 
     cloud = None
     if data.endpoint is not None:
         cloud = ImageEndpoint(base_url=data.endpoint, model=data.endpoint_model, size=data.endpoint_size)
-    source = distillation.ImageSource(
+    source = ImageSource(
         prompts_file=data.prompts_file,
         domain=data.domain,
         draws=data.draws,
@@ -98,10 +99,10 @@ def align_generation(
         endpoint=cloud,
         seed=config.seed,
     )
-    task = distillation.GenerationTask(
+    task = GenerationTask(
         method=method,
         config=config,
-        extras=distillation.Extras(few_steps=few_steps, quantisation=quantisation),
+        extras=Extras(few_steps=few_steps, quantisation=quantisation),
         domain=data.domain,
     )
     chosen = world.load()
@@ -109,10 +110,10 @@ def align_generation(
     with joined(device) as own:
         with working("align generation") as stage:
             run = Run(device=own, resume=resume, tracking=tracked, on_stage=stage)
-            images = distillation.material(chosen, source, run)
+            images = material(chosen, source, run)
         with training("align generation") as on_step:
             run = Run(device=own, resume=resume, tracking=tracked, on_step=on_step)
-            bundle = distillation.align_generation(chosen, images, task, out, run)
+            bundle = align(chosen, images, task, out, run)
         print_bundle(bundle, out)
 
 
@@ -133,22 +134,21 @@ def align_transmission(
     resume: Resume = None,
 ) -> None:
     """Adapt the codec to a range of rates, SNRs and fading, by CALA or a rival; write a bundle."""
-    from dekag import adaptation
+    from dekag.tasks.align_transmission import TransmissionTask, edge_latents, transmission_training
+    from dekag.tasks.align_transmission import align_transmission as align
     from dekag.training.run import Run
 
-    training_config = adaptation.transmission_training(
-        method, config.steps, config.seed, precision=config.precision
-    )
-    task = adaptation.TransmissionTask(
+    training_config = transmission_training(method, config.steps, config.seed, precision=config.precision)
+    task = TransmissionTask(
         method=method, size=size, training=training_config, batch=config.batch, quantisation=quantisation
     )
     chosen = world.load()
     with joined("cpu"):
         with working("align transmission") as stage:
             run = Run(resume=resume, on_stage=stage)
-            latents = adaptation.edge_latents(chosen, run, draws=config.draws, seed=config.seed)
+            latents = edge_latents(chosen, run, draws=config.draws, seed=config.seed)
         with training("align transmission") as on_step:
             run = Run(resume=resume, on_step=on_step)
-            bundle = adaptation.align_transmission(chosen, latents, task, out, run)
+            bundle = align(chosen, latents, task, out, run)
         if bundle is not None:
             print_bundle(bundle, out)

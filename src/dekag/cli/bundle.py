@@ -17,7 +17,7 @@ BundlePath = Annotated[str, typer.Argument(help="A shipped bundle's name, a dire
 def bundle_inspect(path: BundlePath, as_json: Json = False) -> None:
     """Check a bundle and say what is in it."""
     from dekag.alignment.updates import describe
-    from dekag.tables import bundle_table
+    from dekag.cli.tables import bundle_table
     from dekag.world import locate
 
     description = describe(locate(path, "bundle"))
@@ -30,7 +30,7 @@ def bundle_pack(
     out: Annotated[Path, typer.Option("--out", help="File to write: .tar, .tar.gz or .tgz.")],
 ) -> None:
     """Pack a bundle as one file, as it travels."""
-    from dekag.alignment.bundle import pack
+    from dekag.bundle.bundle import pack
     from dekag.world import locate
 
     pack(locate(path, "bundle"), out)
@@ -44,8 +44,8 @@ def bundle_export(
     to: Annotated[str, typer.Option(help="diffusers, comfyui or a1111.")] = "diffusers",
 ) -> None:
     """Write a bundle in the layout of another program."""
-    from dekag.alignment.bundle import load_bundle
-    from dekag.alignment.export import export
+    from dekag.bundle.bundle import load_bundle
+    from dekag.bundle.export import export
     from dekag.world import locate
 
     for file in export(load_bundle(locate(path, "bundle")), out, layout=to):

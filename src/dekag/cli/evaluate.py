@@ -33,21 +33,21 @@ def evaluate_generation(
     With several methods the edge draws twice: from noise of its own and from the cloud's noise; and the world's
     independent judges are asked as well.
     """
-    from dekag import comparison
-    from dekag.tables import comparison_tables
+    from dekag.cli.tables import comparison_tables
+    from dekag.tasks import compare
     from dekag.training.processes import device_of
 
     names = methods.split(",")
     several = names != ["makd"]
-    wanted = comparison.GenerationEvaluation(
+    wanted = compare.GenerationEvaluation(
         methods=names,
         prompts=prompts,
-        drawing=comparison.Drawing(seeds=seeds, seed=seed),
+        drawing=compare.Drawing(seeds=seeds, seed=seed),
         noises=("own", "shared") if several else ("own",),
         independent=several,
     )
     with working("evaluate generation") as stage:
-        report = comparison.evaluate(world.load(), wanted, device=device_of(device), on_stage=stage)
+        report = compare.evaluate(world.load(), wanted, device=device_of(device), on_stage=stage)
     if as_json:
         print_json(report.to_json())
         return
@@ -104,8 +104,8 @@ def evaluate_transmission(
     as_json: Json = False,
 ) -> None:
     """Every method over a grid of rates, SNRs and channels: tables, figures, and the values of every image."""
-    from dekag import sweep
     from dekag.evaluation.grid import read_grid
+    from dekag.tasks import sweep
     from dekag.training.processes import device_of
 
     own = [text for text in config.further if "=" not in text]
@@ -144,7 +144,7 @@ def evaluate_transmission(
     if as_json:
         print_json(summary.to_json())
         return
-    from dekag.tables import sweep_lines, sweep_tables
+    from dekag.cli.tables import sweep_lines, sweep_tables
 
     print_tables(*sweep_tables(summary))
     for line in sweep_lines(summary):
@@ -164,7 +164,7 @@ def evaluate_accuracy(
     as_json: Json = False,
 ) -> None:
     """Concept accuracy: how often the prompt is the nearest of 100 to the image, under the world's CLIP judge."""
-    from dekag import commands
+    from dekag.tasks import deliver as commands
     from dekag.training.processes import device_of
 
     chosen = replace(world, edge=world.edge or model).load()

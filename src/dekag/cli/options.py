@@ -14,7 +14,7 @@ from dekag.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dekag.alignment.bundle import Kind
+    from dekag.bundle.bundle import Kind
     from dekag.world import World
 
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on standard output.")]
@@ -113,9 +113,9 @@ class ChannelOptions:
     ] = None
 
     def load(self) -> Any:
-        """The settings, `dekag.commands.TransmissionSettings`."""
+        """The settings, `dekag.tasks.deliver.TransmissionSettings`."""
         from dekag.channel import ChannelSettings
-        from dekag.commands import TransmissionSettings
+        from dekag.tasks.deliver import TransmissionSettings
 
         settings = ChannelSettings(
             name=self.channel,

@@ -46,22 +46,22 @@ def send(
 
     The metadata hold all that the receiver must know: condition, order, waveform, world, ids of the updates.
     """
-    from dekag import radio_link
+    from dekag.tasks import radio
 
     with working("radio send") as stage:
         chosen, settings = world.load(), channel.load()
-        task = radio_link.SendTask(
+        task = radio.SendTask(
             prompts=prompts,
             condition=settings.for_world(chosen).condition,
             channel=settings.channel,
             align=ka,
             seed=seed,
-            waveform=radio_link.waveform_of(recording.ofdm, recording.subcarriers),
+            waveform=radio.waveform_of(recording.ofdm, recording.subcarriers),
             clip_db=recording.clip,
             sample_rate_hz=recording.sample_rate,
             drawn=recording.drawn,
         )
-        report = radio_link.send(chosen, task, out, on_stage=stage)
+        report = radio.send(chosen, task, out, on_stage=stage)
     if as_json:
         print_json(report)
         return
@@ -90,10 +90,10 @@ def receive(
     Without --channel-seed the samples are taken as they are, at unit gain and the SNR of the metadata: what
     carrier, timing and gain recovery leave. Samples that are NaN or infinite count as not received.
     """
-    from dekag import radio_link
+    from dekag.tasks import radio
 
     with working("radio receive") as stage:
-        index = radio_link.receive(
+        index = radio.receive(
             recording,
             out,
             world=world.load(),
@@ -111,9 +111,9 @@ def receive(
 @app.command()
 def papr(recording: RecordingPath, as_json: Json = False) -> None:
     """Say how high the peaks of a recording are."""
-    from dekag import radio_link
+    from dekag.tasks import radio
 
-    report = radio_link.papr(recording)
+    report = radio.papr(recording)
     print_json(report) if as_json else print_papr(report)
 
 

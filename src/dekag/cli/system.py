@@ -45,9 +45,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the system without and with alignment on held-out prompts; write report.json and report.png."""
-    from dekag import demo as demonstration
     from dekag.evaluation.figures import report_figure, save_figure
-    from dekag.output import staged, write_json
+    from dekag.tasks import demo as demonstration
+    from dekag.wire.files import staged, write_json
 
     numbers = demonstration.DemoConfig(
         prompts=config.prompts, seeds=config.seeds, sent=min(24, config.prompts), seed=config.seed
@@ -66,7 +66,7 @@ def demo(
     if as_json:
         print_json(result.report())
         return
-    from dekag.tables import demo_tables
+    from dekag.cli.tables import demo_tables
 
     print_tables(*demo_tables(result))
     for line in demonstration.summary(result):
@@ -90,7 +90,7 @@ def generate(
 
     The edge draws without an update unless --bundle names one.
     """
-    from dekag import commands
+    from dekag.tasks import deliver as commands
     from dekag.training.processes import device_of
 
     chosen = sampling.put_on(replace(world, edge=world.edge or model).load(("generation",)))
@@ -115,7 +115,7 @@ def deliver(
     as_json: Json = False,
 ) -> None:
     """Draw prompts at the edge, send them over the air, and write what the user sees and what it cost."""
-    from dekag import commands
+    from dekag.tasks import deliver as commands
     from dekag.training.processes import device_of
 
     with working("deliver") as stage:
@@ -182,10 +182,10 @@ def receive(
     Symbols as received are decoded with the gain and noise power that came with them; symbols as sent as they
     are, at unit gain and the SNR of their condition, or after a simulated channel.
     """
-    from dekag import radio_link
+    from dekag.tasks import radio
 
     with working("receive") as stage:
-        index = radio_link.receive_files(
+        index = radio.receive_files(
             files, out, world=world.load(), bundles=world.bundle, channel_seed=channel_seed, on_stage=stage
         )
     if as_json:

@@ -31,7 +31,7 @@ def train_codec(
 
     Written to the folder codec of a world, it is that world's.
     """
-    from dekag.adaptation import edge_latents
+    from dekag.tasks.align_transmission import edge_latents
     from dekag.tasks.train_codec import train_codec
     from dekag.training.run import Run
 

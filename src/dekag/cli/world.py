@@ -88,7 +88,7 @@ def _print(described: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(described)
         return
-    from dekag.tables import world_lines
+    from dekag.cli.tables import world_lines
 
     for line in world_lines(described):
         print(line)

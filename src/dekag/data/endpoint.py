@@ -17,8 +17,8 @@ import torch
 from PIL.Image import Image as Picture
 
 from dekag.data.folder import INDEX, open_picture, picture_tensor, read_folder
-from dekag.output import write_json
 from dekag.types import Image, InputError
+from dekag.wire.files import write_json
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI

@@ -1,4 +1,4 @@
-"""T-KA measured in memory: PSNR of received images under a few conditions. `dekag.sweep` measures at scale."""
+"""T-KA measured in memory: PSNR of received images under a few conditions. `dekag.tasks.sweep` measures at scale."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

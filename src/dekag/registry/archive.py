@@ -20,8 +20,8 @@ from typing import Final
 
 from tuf.api.metadata import Metadata, Timestamp
 
-from dekag.alignment.bundle import load_bundle
-from dekag.alignment.container import MAX_BYTES, beside, plain_text
+from dekag.bundle.bundle import load_bundle
+from dekag.bundle.container import MAX_BYTES, beside, plain_text
 from dekag.registry.client import TRUSTED_ROOT, RegistryClient
 from dekag.registry.download import Order, download, pull_blob, read_blob
 from dekag.registry.durable import write_whole

@@ -23,7 +23,7 @@ from tuf.api.exceptions import (
 )
 from tuf.ngclient import FetcherInterface, Updater
 
-from dekag.alignment.container import MAX_BYTES, plain_text
+from dekag.bundle.container import MAX_BYTES, plain_text
 from dekag.registry.download import Order, Patience, download, pull_blob, read_blob
 from dekag.registry.durable import locked, sync_file, sync_folder, write_whole
 from dekag.registry.faults import Fault, RegistryError

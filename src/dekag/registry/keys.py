@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from securesystemslib.signer import CryptoSigner
 
-from dekag.alignment.digest import canonical_json
+from dekag.bundle.digest import canonical_json
 from dekag.registry.durable import place, write_whole
 from dekag.types import InputError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tuf.api.metadata import Metadata, TargetFile, Targets
 from tuf.ngclient import Updater
 
-from dekag.alignment.container import plain_text
+from dekag.bundle.container import plain_text
 from dekag.registry.canary import MAX_CANARY_BYTES
 from dekag.registry.download import Patience, read_blob
 from dekag.registry.faults import RegistryError

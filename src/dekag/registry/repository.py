@@ -16,8 +16,8 @@ from typing import Any
 from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, TargetFile
 
-from dekag.alignment.bundle import load_bundle, pack
-from dekag.alignment.container import MAX_BYTES, plain_text
+from dekag.bundle.bundle import load_bundle, pack
+from dekag.bundle.container import MAX_BYTES, plain_text
 from dekag.registry.canary import Canary
 from dekag.registry.faults import RegistryError
 from dekag.registry.keys import ROLES, Keys, Lifetimes, Role, new_keys

@@ -15,8 +15,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
-from dekag.alignment.bundle import Digest, Kind, load_bundle
-from dekag.alignment.digest import canonical_json
+from dekag.bundle.bundle import Digest, Kind, load_bundle
+from dekag.bundle.digest import canonical_json
 from dekag.registry.canary import Canary
 from dekag.registry.durable import locked, place, sweep, sync_file, write_whole
 from dekag.types import InputError

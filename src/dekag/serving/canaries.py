@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from dekag.alignment.bundle import load_bundle
 from dekag.alignment.updates import apply_generation, apply_transmission
+from dekag.bundle.bundle import load_bundle
 from dekag.registry import Canary
 from dekag.serving.edge.selftest import FLOOR_DB, make_canary
 from dekag.world import World

@@ -28,9 +28,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dekag.alignment.adapted import AdaptedCodec
-from dekag.alignment.container import beside
-from dekag.alignment.digest import digest_json, digest_tensors
+from dekag.alignment.transmission.adapted import AdaptedCodec
+from dekag.bundle.container import beside
+from dekag.bundle.digest import digest_json, digest_tensors
 from dekag.channel.erasure import MOST_POWER
 from dekag.codec import AdaptableCodec, PairDecoder, Pairs, TrainableCodec
 from dekag.generation.diffusers import DiffusersGenerator

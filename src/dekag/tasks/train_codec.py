@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dekag.alignment.transmission.train import ConditionRange, TransmissionData, channel_importance, fit
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, save_codec
 from dekag.codec.jscc import to_patches
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.output import staged
 from dekag.tasks.config import CodecConfig
 from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
 from dekag.training.run import ALONE, Run
-from dekag.training.transmission import ConditionRange, TransmissionData, channel_importance, fit
 from dekag.types import InputError, Latent
+from dekag.wire.files import staged
 from dekag.world import World
 
 MOST_CELLS = 256

@@ -13,7 +13,7 @@ from dekag.data.folder import METADATA, folder_rows
 from dekag.data.prompts import read_prompts
 from dekag.errors import InputError
 from dekag.generation.diffusers import Sampling
-from dekag.output import staged, write_json
+from dekag.wire.files import staged, write_json
 from dekag.world import hub
 from dekag.world.file import HUB, EndpointEntry, ModelEntry, NominalEntry, WorldEntry, load_world, write_entry
 from dekag.world.shipped import WEIGHTS, locate, shown

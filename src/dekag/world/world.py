@@ -12,9 +12,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from dekag.alignment.bundle import Bundle, Kind, load_bundle
-from dekag.alignment.digest import digest_folder
 from dekag.alignment.updates import apply_generation, apply_transmission, trained_range
+from dekag.bundle.bundle import Bundle, Kind, load_bundle
+from dekag.bundle.digest import digest_folder
 from dekag.codec import AdaptableCodec, load_codec, require_adaptable
 from dekag.data.endpoint import EndpointCloud, ImageEndpoint
 from dekag.data.pictures import PictureSet

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le, MaxLen
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from dekag.alignment.bundle import Quantisation
 from dekag.alignment.config import FewStepConfig, MakdConfig
-from dekag.alignment.rivals import METHODS, find_method
+from dekag.alignment.generation.methods import METHODS, find_method
+from dekag.bundle.bundle import Quantisation
 from dekag.config import described_fields
-from dekag.distillation import Extras, GenerationTask, ImageSource
 from dekag.generation.prompts import LONGEST_PROMPT, check_prompts
 from dekag.registry.listing import BundleName
+from dekag.tasks.align_generation import Extras, GenerationTask, ImageSource
 from dekag.types import InputError
 from dekag.world import World
 

@@ -21,12 +21,12 @@ import diffusers
 import transformers
 from sqlalchemy.exc import OperationalError
 
-from dekag.distillation import align_generation, material
 from dekag.registry.repository import Repository
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import open_database
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
+from dekag.tasks.align_generation import align_generation, material
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.training.run import Run

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.responses import FileResponse, Response
 
-from dekag.frame import MEDIA_TYPE
-from dekag.images import png_bytes
 from dekag.registry import Shelved
 from dekag.serving.edge.bundles import KINDS, Bundles, Coder
 from dekag.serving.edge.decoders import DecoderFiles
@@ -38,6 +36,8 @@ from dekag.serving.http.errors import ApiError
 from dekag.serving.images.api import while_connected
 from dekag.serving.images.engine import Engine, Model, Order
 from dekag.types import Channel
+from dekag.wire.frame import MEDIA_TYPE
+from dekag.wire.png import png_bytes
 
 BundleId = Annotated[str, Path(pattern="^[0-9a-f]{6,64}$", description="The id, or its head.")]
 DeliveryId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]

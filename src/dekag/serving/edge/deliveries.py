@@ -14,12 +14,12 @@ import torch
 
 from dekag.channel import BlockFading
 from dekag.evaluation.metrics import psnr_db
-from dekag.frame import Frame, write_frame
 from dekag.link import BUNDLE_ID_BYTES, SEED_BYTES, Link, receive
-from dekag.radio import Recording, recording_files, write_recording
 from dekag.serving.edge.bundles import Coder
 from dekag.serving.images.engine import Drawn, Model
 from dekag.types import Channel, Condition, Image, Ledger, Received, Symbols
+from dekag.wire.frame import Frame, write_frame
+from dekag.wire.sigmf import Recording, recording_files, write_recording
 
 Kept = TypeVar("Kept")
 

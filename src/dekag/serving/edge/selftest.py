@@ -11,9 +11,9 @@ from dekag.channel import BlockFading, recover
 from dekag.codec import TrainableCodec
 from dekag.evaluation.metrics import psnr_db
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.images import png_bytes
 from dekag.registry import Canary
 from dekag.types import Codec, Condition, Image, InputError
+from dekag.wire.png import png_bytes
 
 USES, SNR_DB = 256, 10.0
 """At which a codec is tested, if it sends as much."""

@@ -1,0 +1,1 @@
+"""Alignment of an edge with its cloud, and of a codec with what is sent."""

@@ -1,0 +1,1 @@
+"""G-KA: MAKD and its rivals."""

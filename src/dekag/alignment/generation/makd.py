@@ -1,0 +1,326 @@
+"""MAKD: metaword-aided knowledge distillation (G-KA), and with other numbers each of its rivals.
+
+A trainable metaword lines up how the edge's text encoder reads a prompt with what the cloud draws for it; then
+metaword and low-rank matrices of the edge's denoiser train together; at last the low-rank matrices alone, while
+what the metaword does to each prompt is computed once. The data are prompts and the images that the cloud drew for
+them: nothing else crosses the border, so cloud and edge may differ in everything.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dekag.alignment.config import MakdConfig
+from dekag.alignment.generation import adapters
+from dekag.alignment.generation.method import (
+    UNWATCHED,
+    DistillationData,
+    TrainingRun,
+    frozen,
+    trainable,
+)
+from dekag.alignment.generation.update import GenerationUpdate
+from dekag.generation.diffusers import DiffusersGenerator
+from dekag.generation.families import Conditioning
+from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword, refuse_known
+from dekag.training.diffusion import denoising_loss, noising
+from dekag.training.loop import Loss, TrainConfig, checkpoint_gradients, train
+from dekag.types import Latent
+
+__all__ = ["TRAINED", "Stage", "checkpointed", "distil", "stages"]
+
+PRIOR_SEED = 200_000
+TRAINED = "dekag_training"
+"""Name of the adapter while it trains."""
+CHECKPOINT_STEPS = 100
+"""Steps between two states of a training."""
+Reader = Callable[[Tensor, Tensor], Conditioning]
+"""(index of each image's prompt, where the prompt is left out) -> conditioning of the denoiser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Some steps in which the same parameters train; name: metaword, joint or frozen."""
+
+    name: str
+    steps: int
+    rate: float
+
+
+def stages(config: MakdConfig) -> tuple[Stage, ...]:
+    """The stages of a training in their order, those without steps left out."""
+    word = bool(config.vectors) and config.train_metaword
+    adapted = config.adapter != "none"
+    planned = (
+        Stage(name="metaword", steps=config.metaword_steps * word, rate=config.metaword_rate),
+        Stage(name="joint", steps=config.joint_steps * adapted, rate=config.joint_rate),
+        Stage(name="frozen", steps=config.frozen_steps * adapted, rate=config.joint_rate),
+    )
+    return tuple(stage for stage in planned if stage.steps)
+
+
+def distil(
+    generator: DiffusersGenerator,
+    data: DistillationData,
+    config: MakdConfig,
+    run: TrainingRun = UNWATCHED,
+) -> GenerationUpdate:
+    """Distil the cloud's images into an update of the generator, which is left as it was.
+
+    The last stage is the one that `run.validate` scores.
+    Raises InputError if the metaword is a word already.
+    """
+    training = _Training(generator=generator, word=_fresh_word(generator, config), config=config, run=run)
+    cloud = _Drawings(prompts=data.prompts, latents=generator.encode(data.images), with_word=True)
+    planned = stages(config)
+    with ExitStack() as stack:
+        # 1. nothing of the edge trains but what a stage names
+        stack.enter_context(frozen(generator))
+        if training.word is not None:
+            stack.enter_context(training.word.installed(generator.pipeline))
+        # 2. the metaword alone
+        for stage in (each for each in planned if each.name == "metaword"):
+            _run_stage(training, (cloud,), stage, last=stage is planned[-1])
+        if config.adapter == "none":
+            return GenerationUpdate(metaword=_learned(training.word))
+        # 3. metaword and low-rank matrices, then these alone, with the text states computed once
+        parts = (cloud, *_prior_drawings(training, data.prior))
+        stack.enter_context(_trainable(generator, config))
+        if config.gradient_checkpointing:
+            stack.enter_context(checkpointed(generator.denoiser))
+        for stage in (each for each in planned if each.name != "metaword"):
+            _run_stage(training, parts, stage, last=stage is planned[-1])
+        return _collected(training)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Training:
+    """An edge and its metaword as they train."""
+
+    generator: DiffusersGenerator
+    config: MakdConfig
+    word: PreparedMetaword | None = None
+    run: TrainingRun = UNWATCHED
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """The metaword's vectors by text encoder."""
+        return {} if self.word is None else dict(self.word.word.vectors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawings:
+    """Prompts and latents drawn for them; `with_word` says whether the prompts carry the metaword."""
+
+    prompts: Sequence[str]
+    latents: Latent
+    with_word: bool
+
+    def read_prompts(self, word: PreparedMetaword | None) -> list[str]:
+        """The prompts as the edge reads them."""
+        if word is None or not self.with_word:
+            return list(self.prompts)
+        return [word.word.add_to(prompt) for prompt in self.prompts]
+
+
+def _fresh_word(generator: DiffusersGenerator, config: MakdConfig) -> PreparedMetaword | None:
+    """The metaword as it starts: its vectors are the embeddings of `config.words`, repeated."""
+    if not config.vectors:
+        return None
+    pipeline, rows = generator.pipeline, {}
+    for encoder, tokenizer in generator.family.encoders.items():
+        refuse_known(getattr(pipeline, tokenizer), config.token)
+        ids = getattr(pipeline, tokenizer)(config.words, add_special_tokens=False).input_ids
+        start = getattr(pipeline, encoder).get_input_embeddings().weight[torch.tensor(ids)].detach()
+        repeated = start[torch.arange(config.vectors) % len(start)]
+        rows[encoder] = nn.Parameter(repeated.float().clone(), requires_grad=config.train_metaword)
+    word = Metaword(token=config.token, position=config.position, vectors=rows)
+    return prepare_metaword(pipeline, word, generator.family.encoders)
+
+
+def _prior_drawings(training: _Training, prior: Sequence[str]) -> tuple[_Drawings, ...]:
+    """What the edge itself draws for other prompts, or nothing if no share of the batch is for it."""
+    config = training.config
+    if not prior or not config.prior_share:
+        return ()
+    edge = replace(training.generator, metaword=training.word if config.prior_word else None)
+    drawn = edge(prior, seeds=[PRIOR_SEED + config.seed + i for i in range(len(prior))])
+    return (_Drawings(prompts=prior, latents=drawn, with_word=config.prior_word),)
+
+
+@contextmanager
+def _trainable(generator: DiffusersGenerator, config: MakdConfig) -> Iterator[None]:
+    """Within, the denoiser has what the config trains of it; afterwards it is as before."""
+    denoiser = generator.denoiser
+    if config.adapter == "full":
+        before = copy.deepcopy(denoiser.state_dict())
+        denoiser.requires_grad_(True)
+        try:
+            yield
+        finally:
+            denoiser.load_state_dict(before)
+            denoiser.requires_grad_(False)
+        return
+    targets = config.targets or generator.family.targets
+    peft = adapters.config_for(config.adapter, rank=config.rank, targets=targets)
+    with ExitStack() as stack:
+        stack.enter_context(adapters.fresh(denoiser, TRAINED, peft, seed=config.seed))
+        if adapters.KINDS[config.adapter].merged:
+            stack.enter_context(adapters.merged_forward(denoiser, TRAINED))
+        yield
+
+
+@contextmanager
+def checkpointed(denoiser: Any) -> Iterator[None]:
+    """Within, the denoiser computes activations again instead of keeping them."""
+    checkpoint_gradients(denoiser)
+    try:
+        yield
+    finally:
+        denoiser.disable_gradient_checkpointing()
+
+
+def _run_stage(training: _Training, parts: Sequence[_Drawings], stage: Stage, *, last: bool) -> None:
+    """One stage with its own state file; it ends holding the moving average of what it trained."""
+    config, run, rows = training.config, training.run, training.rows
+    trains_word = config.train_metaword and stage.name != "frozen"
+    for row in rows.values():
+        row.requires_grad_(trains_word)
+    validated = last and run.validate is not None
+    named = {f"metaword.{name}": row for name, row in rows.items()}
+    train(
+        trainable(named | dict(training.generator.denoiser.named_parameters())),
+        _loss(training, parts, cached=not (rows and trains_word)),
+        TrainConfig(
+            steps=stage.steps,
+            learning_rate=stage.rate,
+            ema_decay=config.ema_decay,
+            accumulation=config.accumulation,
+            rate_factors=((r"lora_B", config.lora_plus),) if config.lora_plus != 1 else (),
+            keep="best" if validated else "last",
+            precision=config.precision,
+            seed=config.seed,
+            checkpoint_every=CHECKPOINT_STEPS,
+        ),
+        checkpoint=run.state_file(stage.name),
+        on_step=run.hook(stage.name),
+        validate=_score(training, stage.name) if validated else None,
+        trackers=run.tracking.trackers,
+        logging_dir=run.log_folder(stage.name),
+        validate_every=(config.validate_every or stage.steps) if validated else 0,
+    )
+
+
+def _score(training: _Training, stage: str) -> Callable[[int], float]:
+    """The user's score of the generator as it is now; training goes on with the adapter afterwards."""
+    validate, denoiser = training.run.validate, training.generator.denoiser
+    assert validate is not None
+    adapted = TRAINED in getattr(denoiser, "peft_config", {})
+    trained = replace(training.generator, metaword=training.word, adapters=(TRAINED,) if adapted else ())
+
+    def score(step: int) -> float:
+        value = validate(trained, stage, step)
+        if adapted:
+            denoiser.enable_adapters()
+            denoiser.set_adapter(TRAINED)
+        return value
+
+    return score
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pool:
+    """All latents of a stage, part by part: how many of each are in a batch, and where each begins."""
+
+    latents: Latent
+    sizes: tuple[int, ...]
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    def draw(self, rng: torch.Generator) -> Tensor:
+        """Indices of a batch; one index picks a latent and its own prompt."""
+        rows = zip(self.starts, self.counts, self.sizes, strict=True)
+        return torch.cat(
+            [start + torch.randint(count, (size,), generator=rng) for start, count, size in rows]
+        )
+
+
+def _pool(parts: Sequence[_Drawings], config: MakdConfig) -> _Pool:
+    """The drawings of the cloud and, if there are any, a share of each batch for the edge's own."""
+    prior = round(config.prior_share * config.batch) if len(parts) == 2 else 0
+    return _Pool(
+        latents=torch.cat([part.latents for part in parts]),
+        sizes=(config.batch - prior, prior)[: len(parts)],
+        starts=(0, len(parts[0].prompts))[: len(parts)],
+        counts=tuple(len(part.prompts) for part in parts),
+    )
+
+
+def _loss(training: _Training, parts: Sequence[_Drawings], *, cached: bool) -> Loss:
+    """Denoising loss on latents and their own prompts; `cached` reads each prompt once, not in each batch."""
+    generator, config = training.generator, training.config
+    family, pipeline = generator.family, generator.pipeline
+    pool = _pool(parts, config)
+    floors = zip(pool.sizes, (0.0, config.prior_least), strict=False)
+    min_share = torch.cat([torch.full((size,), floor) for size, floor in floors])
+    prompts = [prompt for part in parts for prompt in part.read_prompts(training.word)]
+    noise_process = noising(pipeline.scheduler)
+    read = (_cached_reader if cached else _reader)(generator, prompts)
+
+    def loss(rng: torch.Generator) -> Tensor:
+        index = pool.draw(rng)
+        conditioning = read(index, torch.rand(config.batch, generator=rng) < config.text_dropout)
+        return denoising_loss(
+            lambda noised, timesteps: family.predict(pipeline, noised, timesteps, conditioning),
+            noise_process,
+            pool.latents[index],
+            rng=rng,
+            emphasis=config.emphasis,
+            least=min_share,
+            gamma=config.gamma,
+        )
+
+    return loss
+
+
+def _reader(generator: DiffusersGenerator, prompts: Sequence[str]) -> Reader:
+    """Reads the prompts of a batch anew each time, so that the metaword's gradient flows."""
+
+    def read(index: Tensor, dropped: Tensor) -> Conditioning:
+        pairs = zip(index.tolist(), dropped.tolist(), strict=True)
+        batch = ["" if left_out else prompts[i] for i, left_out in pairs]
+        return generator.family.condition(generator.pipeline, batch)
+
+    return read
+
+
+def _cached_reader(generator: DiffusersGenerator, prompts: Sequence[str]) -> Reader:
+    """Reads every prompt once; the last row of the conditioning is the empty prompt's."""
+    conditioning = generator.read([*prompts, ""])
+
+    def read(index: Tensor, dropped: Tensor) -> Conditioning:
+        rows = index.masked_fill(dropped, len(prompts))
+        return {name: values[rows.to(values.device)] for name, values in conditioning.items()}
+
+    return read
+
+
+def _collected(training: _Training) -> GenerationUpdate:
+    """What was learned, as copies."""
+    denoiser, word = training.generator.denoiser, _learned(training.word)
+    if training.config.adapter == "full":
+        weights = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
+        return GenerationUpdate(metaword=word, weights=weights)
+    return GenerationUpdate(metaword=word, adapter=adapters.tensors(denoiser, TRAINED))
+
+
+def _learned(word: PreparedMetaword | None) -> Metaword | None:
+    """The metaword with copies of its vectors."""
+    if word is None:
+        return None
+    return replace(word.word, vectors={k: v.detach().clone() for k, v in word.word.vectors.items()})

@@ -1,0 +1,128 @@
+"""The contract of a method of generation alignment: the cloud's images in, an update of the edge out.
+
+`dekag.alignment.generation.methods.METHODS` has the methods by name. A further one is a class in a file of its own,
+which adds it to that dictionary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor, nn
+
+from dekag.alignment.generation.update import GenerationUpdate
+from dekag.config import settings
+from dekag.generation.diffusers import DiffusersGenerator
+from dekag.training.loop import Progress
+from dekag.training.run import Tracking
+from dekag.types import Image, InputError
+
+Config = TypeVar("Config")
+OnStep = Callable[[str, Progress], None]
+"""Called with the stage and its progress after each step."""
+Validate = Callable[[DiffusersGenerator, str, int], float]
+"""Scores the generator as it is being trained, at a stage and its step; higher is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationData:
+    """What the cloud drew, and what the edge should go on to draw as before.
+
+    images: [prompts, 3, height, width] in [0, 1], one for each prompt. prior: prompts whose drawings by the edge
+    itself a method may keep as they are (Ruiz et al. 2023), so that what was not distilled is not spoiled.
+    Raises InputError unless prompts and images pair.
+    """
+
+    prompts: Sequence[str]
+    images: Image
+    prior: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        prompts, images = len(self.prompts), len(self.images)
+        if prompts != images:
+            raise InputError(f"give one cloud image for each prompt: {prompts} prompts, {images} images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """How a training is run and watched; nothing of it changes what an uninterrupted training learns but `validate`.
+
+    checkpoint: a folder from which an interrupted run goes on where it was. validate: if given, the best moving
+    average by its score is what comes back, else the last.
+    """
+
+    checkpoint: Path | None = None
+    on_step: OnStep | None = None
+    validate: Validate | None = None
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def state_file(self, stage: str) -> Path | None:
+        """Where the state of a stage is kept, if it is."""
+        return None if self.checkpoint is None else self.checkpoint / f"{stage.replace(' ', '_')}.pt"
+
+    def log_folder(self, stage: str) -> Path | None:
+        """Where trackers write about a stage, if they do."""
+        return None if self.tracking.folder is None else self.tracking.folder / stage
+
+    def hook(self, stage: str) -> Callable[[Progress], None] | None:
+        """What the training loop calls after each step of a stage."""
+        return None if self.on_step is None else partial(self.on_step, stage)
+
+
+UNWATCHED = TrainingRun()
+"""A training that nobody watches and that cannot be resumed."""
+
+
+@runtime_checkable
+class GenerationMethod(Protocol[Config]):
+    """A method of generation alignment; a class that derives from this one needs `config_type` and `train` alone.
+
+    config_type: frozen dataclass of the method's numbers, each field with a default and described as
+    `dekag.config` says; options of the command line and fields of a job are made from it.
+    bundled: whether what it learns is small enough to travel in a bundle.
+    """
+
+    bundled: bool = True
+
+    @property
+    def config_type(self) -> type[Config]: ...
+
+    def train(
+        self,
+        generator: DiffusersGenerator,
+        data: DistillationData,
+        config: Config,
+        run: TrainingRun = UNWATCHED,
+    ) -> GenerationUpdate:
+        """Train an update; the generator is left as it was."""
+        ...
+
+    def stages(self, config: Config) -> dict[str, int]:
+        """Name and steps of each stage as `run.on_step` gets them, in their order; empty if unknown."""
+        return {}
+
+    def settings(self, config: Config) -> dict[str, int | float | str]:
+        """The numbers of the training as they are written into the bundle."""
+        return settings(config)
+
+
+@contextmanager
+def frozen(generator: DiffusersGenerator) -> Iterator[None]:
+    """Within, no weight of denoiser or text encoders asks for a gradient."""
+    parts = [generator.denoiser, *(getattr(generator.pipeline, name) for name in generator.family.encoders)]
+    asked = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+    for part in parts:
+        part.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
+
+
+def trainable(named: Mapping[str, Tensor]) -> nn.ParameterDict:
+    """Those of some named parameters that train, as the training loop takes them: a name there has no dots."""
+    return nn.ParameterDict({name.replace(".", "/"): p for name, p in named.items() if p.requires_grad})

@@ -1,0 +1,100 @@
+"""What generation alignment learns, and how it is put on an edge and taken off again."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dekag.alignment.generation import adapters
+from dekag.generation.diffusers import DiffusersGenerator, Sampling
+from dekag.generation.metaword import Metaword, prepare_metaword
+from dekag.types import InputError
+
+NAME = "dekag"
+"""Adapter of an update unless the caller gives it a name."""
+FEW = "_few"
+"""Ending of the name of a second adapter, for fewer steps."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GenerationUpdate:
+    """An update of an edge-GAI; what a method does not use is empty.
+
+    adapter: low-rank tensors of the denoiser by PEFT's names, scale 1. few_step: further ones, for drawing with
+    `few_step_sampling`. weights: the denoiser's weights as a whole, after full fine-tuning.
+    noise_map: orthogonal map of the cloud's initial noise. sampling: what to draw with, the generator's own if None.
+    """
+
+    metaword: Metaword | None = None
+    adapter: Mapping[str, Tensor] = field(default_factory=dict)
+    few_step: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    noise_map: Float[Tensor, "channels channels"] | None = None
+    sampling: Sampling | None = None
+    few_step_sampling: Sampling | None = None
+
+
+def apply_update(
+    generator: DiffusersGenerator,
+    update: GenerationUpdate,
+    *,
+    name: str = NAME,
+    few_steps: bool = False,
+    shared_noise: bool = False,
+) -> DiffusersGenerator:
+    """A generator that draws with the update; the given one goes on drawing without it.
+
+    Both share the pipeline: several updates can be loaded under different names and each is used by its own
+    generator. `few_steps` draws with the update's second adapter and its sampling; `shared_noise` maps the initial
+    noise, so that a seed means the cloud's picture of that seed.
+    Raises InputError if the update is for another base, the metaword is a word already, or it lacks what is asked for.
+    """
+    if few_steps and not update.few_step:
+        raise InputError("the update has nothing for fewer steps; make one with dekag align generation")
+    if shared_noise and update.noise_map is None:
+        raise InputError("the update has no noise map; make one with dekag align generation")
+    metaword = None
+    if update.metaword is not None:
+        metaword = prepare_metaword(generator.pipeline, update.metaword, generator.family.encoders)
+    wanted = {name: update.adapter, name + FEW: update.few_step if few_steps else {}}
+    for tensors in wanted.values():
+        adapters.check_fit(generator.denoiser, tensors)
+    if update.weights:
+        generator = _with_weights(generator, update.weights)
+    names = [key for key, tensors in wanted.items() if tensors]
+    for key in names:
+        adapters.load(generator.denoiser, key, wanted[key])
+    sampling = update.few_step_sampling if few_steps else update.sampling
+    return replace(
+        generator,
+        metaword=metaword,
+        adapters=tuple(names),
+        sampling=generator.sampling
+        if sampling is None
+        else replace(sampling, batch=generator.sampling.batch),
+        noise_map=update.noise_map if shared_noise else None,
+    )
+
+
+def remove_update(generator: DiffusersGenerator) -> DiffusersGenerator:
+    """Take a generator's update out of the pipeline; with the last one the pipeline is exactly as before.
+
+    The generator that comes back draws without the update, but with its sampling.
+    """
+    for name in generator.adapters:
+        adapters.remove(generator.denoiser, name)
+    return replace(generator, metaword=None, adapters=(), noise_map=None)
+
+
+def _with_weights(generator: DiffusersGenerator, weights: Mapping[str, Tensor]) -> DiffusersGenerator:
+    """A generator with a denoiser of its own; the pipeline's other parts are shared."""
+    known = generator.denoiser.state_dict()
+    if {k: t.shape for k, t in weights.items()} != {k: t.shape for k, t in known.items()}:
+        raise InputError("the update is for another base: it holds other weights than the denoiser")
+    pipeline = copy.copy(generator.pipeline)
+    denoiser = copy.deepcopy(generator.denoiser)
+    denoiser.load_state_dict(dict(weights))
+    setattr(pipeline, generator.family.denoiser, denoiser)
+    return replace(generator, pipeline=pipeline)

@@ -1,0 +1,1 @@
+"""T-KA: CALA and its rivals."""

@@ -1,0 +1,113 @@
+"""What a user would pick instead of CALA: other updates of the same codec, made to be trained in the same way.
+
+Each takes the codec and CALA's size, and returns a codec of which the update alone requires a gradient. Those
+of low rank have at most the numbers of CALA's update.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dekag.alignment.config import CalaConfig
+from dekag.alignment.transmission.adapted import AdaptedCodec
+from dekag.alignment.transmission.attention import SnrAttentionCodec
+from dekag.alignment.transmission.cala import CalaCodec
+from dekag.alignment.transmission.train import TransmissionData, check_data, fit
+from dekag.alignment.transmission.update import update_size
+from dekag.codec import AdaptableCodec, check_codec, require_adaptable
+from dekag.codec.check import check_transmission
+from dekag.training.loop import Progress, TrainConfig
+from dekag.types import InputError
+
+TrainedCodec = AdaptedCodec | AdaptableCodec
+"""A codec with its update, or after `full` the codec with other weights."""
+Method = Callable[[AdaptableCodec, CalaConfig], TrainedCodec]
+
+
+def cala(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
+    """The method itself."""
+    return CalaCodec(codec, size)
+
+
+def shared_lora(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
+    """One LoRA for all conditions; what CALA spends on gates and on several openings goes into its rank."""
+    limit = update_size(CalaCodec(codec, size))
+    whole = replace(size, gate="open", norm_rank=min(size.norm_rank, 1), gain_rank=min(size.gain_rank, 1))
+    ranks = range(size.rank, 4 * size.rank + 1)
+    sizes = [replace(whole, rank=rank, group=1) for rank in ranks]
+    fitting = [one for one in sizes if update_size(CalaCodec(codec, one)) <= limit]
+    return CalaCodec(codec, fitting[-1])
+
+
+def hard_gate(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
+    """A gate that opens one expert, an equal part of the rank channels, and shuts the others."""
+    return CalaCodec(codec, replace(size, gate="hard", group=1))
+
+
+def snr_groups(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
+    """A part of the rank channels for each range of the SNR, after VGSA (Hu and Li 2025, version 1)."""
+    return CalaCodec(codec, replace(size, gate="snr", group=1))
+
+
+def snr_attention(codec: AdaptableCodec, size: CalaConfig) -> AdaptedCodec:
+    """Attention to channels by condition and content, after ADJSCC, as wide as CALA's numbers allow."""
+    limit = update_size(CalaCodec(codec, size))
+    widths = [hidden for hidden in range(1, 257) if update_size(SnrAttentionCodec(codec, hidden)) <= limit]
+    if not widths:
+        raise InputError("the update is too small for SNR attention: take a larger rank")
+    return SnrAttentionCodec(codec, widths[-1])
+
+
+def full(codec: AdaptableCodec, size: CalaConfig) -> AdaptableCodec:
+    """All weights of the codec."""
+    return copy.deepcopy(codec).requires_grad_(True)
+
+
+METHODS: dict[str, Method] = {
+    "cala": cala,
+    "shared_lora": shared_lora,
+    "hard_gate": hard_gate,
+    "snr_groups": snr_groups,
+    "snr_attention": snr_attention,
+    "full": full,
+}
+
+
+def adapted_codec(name: str, codec: AdaptableCodec | nn.Module, size: CalaConfig) -> TrainedCodec:
+    """The codec of a method before training.
+
+    Raises InputError, which lists the known methods, for another name, and if the codec lacks what the method needs.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
+    return METHODS[name](require_adaptable(codec), size)
+
+
+def adapt(
+    method: str,
+    codec: AdaptableCodec | nn.Module,
+    data: TransmissionData,
+    size: CalaConfig,
+    training: TrainConfig,
+    *,
+    checkpoint: Path | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> TrainedCodec:
+    """Train a method's update of a codec over a channel and a range of conditions; the codec is left as it was.
+
+    With `checkpoint`, an interrupted run goes on where it was.
+    Raises InputError, before the first step, for an unknown method, a codec that does not keep the contract of
+    `codec.AdaptableCodec` or lacks what the method needs, or data that do not fit it.
+    """
+    check_data(check_codec(codec), data)
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        adapted = adapted_codec(method, codec, size)
+    check_transmission(adapted)
+    assert isinstance(adapted, nn.Module)
+    fit(adapted, data, training, checkpoint=checkpoint, on_step=on_step)
+    return adapted

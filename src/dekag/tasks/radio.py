@@ -1,0 +1,373 @@
+"""A delivery in two halves with a recording between them: what the radio commands do."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dekag import link
+from dekag.channel import BlockFading, ChannelSettings, named_channel
+from dekag.channel.fading import used
+from dekag.codec import TrainableCodec
+from dekag.codec.papr import OFDM, SINGLE_CARRIER, PaprReport, Waveform, clip_waveform, papr_report
+from dekag.types import ChannelState, Condition, InputError, Received, Symbols
+from dekag.units import snr_db_to_noise_power
+from dekag.wire.files import staged, write_images, write_json
+from dekag.wire.frame import MAX_FRAME_BYTES, SUFFIX, read_frame
+from dekag.wire.sigmf import Recording, read_recording, recording_files, require_free, write_recording
+from dekag.world import World, load_world, shipped_worlds
+
+Stage = Callable[[str], None]
+
+BATCH = 64
+"""Images that are decoded at a time; a recording may hold any number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """What lies in one file: symbols as a user has them, and what their sender said.
+
+    world: the sender's, None if it was not named. bundles: None if nothing was said of updates.
+    channel, channel_seed: of the channel that was simulated, None if none was.
+    """
+
+    path: Path
+    received: Received
+    condition: Condition
+    world: str | None
+    bundles: dict[str, str] | None
+    channel: dict[str, Any] | None
+    channel_seed: int | None
+
+    @property
+    def system(self) -> tuple[str | None, bool]:
+        """What the receiver that it needs depends on."""
+        return self.world, self.bundles != {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receiver:
+    """A system that decodes, and the name of its world."""
+
+    world: str
+    link: link.Link
+
+
+def waveform_of(ofdm: bool, subcarriers: int | None) -> Waveform:
+    """The waveform that a user asks for."""
+    if subcarriers is not None and not ofdm:
+        raise InputError("subcarriers are of the OFDM waveform; ask for OFDM as well")
+    if not ofdm:
+        return SINGLE_CARRIER
+    return OFDM if subcarriers is None else replace(OFDM, subcarriers=subcarriers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendTask:
+    """Prompts to draw with seeds counted from `seed`, and how what is sent is recorded.
+
+    channel: what the receiver is told to reckon with. clip_db: peaks over the mean power; None leaves them.
+    sample_rate_hz: for the metadata. drawn: folder for the pictures as they were drawn.
+    """
+
+    prompts: Sequence[str]
+    condition: Condition
+    channel: ChannelSettings
+    align: bool = True
+    seed: int = 0
+    waveform: Waveform = SINGLE_CARRIER
+    clip_db: float | None = None
+    sample_rate_hz: float | None = None
+    drawn: Path | None = None
+
+
+def send(world: World, task: SendTask, out: Path, *, on_stage: Stage) -> dict[str, Any]:
+    """Draw prompts at the edge and record what it sends; returns the recording's numbers.
+
+    With `drawn`, the pictures go to that folder, by the names that `receive` gives them.
+    """
+    require_free(out)
+    on_stage("load")
+    system, prompts = world.system(align=task.align), task.prompts
+    whole = task.condition.expand(len(prompts))
+    on_stage("draw and encode")
+    seeds = [task.seed + number for number in range(len(prompts))]
+    sent = link.send(system.link, prompts, whole, seeds=seeds)
+    link.warn_outside(system.link, whole)  # of what can be sent at all
+    symbols = sent.symbols
+    if task.clip_db is not None:
+        symbols = clip_waveform(symbols, whole.payload, task.waveform, ratio_db=task.clip_db)
+    recording = Recording(
+        symbols=symbols,
+        condition=whole,
+        seed=task.seed,
+        sample_rate_hz=task.sample_rate_hz,
+        waveform=task.waveform,
+        clip_db=task.clip_db,
+        world=world.name,
+        bundles=dict(system.link.bundles),
+        channel=task.channel,
+    )
+    on_stage("write")
+    with nullcontext() if task.drawn is None else staged(task.drawn) as folder:
+        if folder is not None:
+            names = _names(len(prompts))
+            write_images(folder, names, link.picture(system.link, sent.latent))
+            images = [{"file": name, "prompt": text} for name, text in zip(names, prompts, strict=True)]
+            write_json(folder / "index.json", {"images": images})
+        write_recording(out, recording)
+    return {
+        "files": [str(file) for file in recording_files(out)],
+        "world": world.name,
+        **_sent_json(recording),
+    }
+
+
+def receive(
+    path: Path,
+    out: Path,
+    *,
+    world: World | None,
+    bundles: Sequence[str | Path] = (),
+    channel_seed: int | None,
+    on_stage: Stage,
+) -> dict[str, Any]:
+    """Decode a recording to a folder of pictures; returns what index.json says.
+
+    world: the sender's; if None, it has to be one that ships, by the name that the recording tells. With
+    `channel_seed`, the channel that the metadata names lies between. Without it, the samples are taken as they are, at
+    unit gain and the SNR of the condition: what carrier, timing and gain recovery leave. bundles: updates in place of
+    the world's.
+    """
+    incoming = _from_recording(path, channel_seed)
+    on_stage("load")
+    chosen = _receiver(incoming, world, bundles)
+    _check_fits(incoming, chosen.link)
+    with staged(out) as folder:
+        on_stage("decode")
+        decoded = _decode(incoming, chosen, folder, 0)
+        index = {"recording": path.name, **decoded}
+        write_json(folder / "index.json", index)
+    return index
+
+
+def receive_files(
+    paths: list[Path],
+    out: Path,
+    *,
+    world: World | None,
+    bundles: Sequence[str | Path] = (),
+    channel_seed: int | None,
+    on_stage: Stage,
+) -> dict[str, Any]:
+    """Decode frames and recordings to one folder of pictures, numbered throughout; returns what index.json says.
+
+    world, channel_seed: as in `receive`. bundles: updates in place of the world's.
+    """
+    on_stage("read")
+    found = [_incoming(path, channel_seed) for path in paths]
+    on_stage("load")
+    receivers: dict[tuple[str | None, bool], Receiver] = {}
+    for incoming in found:
+        if incoming.system not in receivers:
+            receivers[incoming.system] = _receiver(incoming, world, bundles)
+        _check_fits(incoming, receivers[incoming.system].link)
+    with staged(out) as folder:
+        on_stage("decode")
+        number, files = 0, []
+        for incoming in found:
+            decoded = _decode(incoming, receivers[incoming.system], folder, number)
+            files.append({"file": incoming.path.name, **decoded})
+            number += len(incoming.condition)
+        index = {"files": files}
+        write_json(folder / "index.json", index)
+    return index
+
+
+def papr(path: Path) -> dict[str, Any]:
+    """The peaks of a recording's samples."""
+    recording = read_recording(path)
+    if not bool(recording.symbols.isfinite().all()):
+        raise InputError(f"{path} holds samples that are no numbers; their peaks cannot be told")
+    return papr_json(papr_report(recording.symbols, recording.condition.payload, recording.waveform))
+
+
+def papr_json(report: PaprReport) -> dict[str, Any]:
+    """A report of peaks as JSON values."""
+    return {
+        "blocks": report.blocks,
+        "samples": report.samples,
+        "highest_db": round(report.highest_db, 3),
+        "ccdf": [
+            {"level_db": level, "share": share, "gaussian": gaussian}
+            for level, (share, gaussian) in report.peaks.items()
+        ],
+        "power": [
+            {
+                "share": share,
+                "level_db": level if level is None else round(level, 3),
+                "gaussian_db": round(db, 3),
+            }
+            for share, (level, db) in report.power_db.items()
+        ],
+    }
+
+
+def _names(count: int) -> list[str]:
+    return [f"{number:04d}.png" for number in range(count)]
+
+
+def _sent_json(recording: Recording) -> dict[str, Any]:
+    condition = recording.condition
+    payload = condition.payload
+    return {
+        "images": len(condition),
+        "samples": int(recording.waveform.samples(payload).sum()),
+        "payload_uses": int(payload.sum()),
+        "pilot_uses": int((condition.uses - payload).sum()),
+        "waveform": asdict(recording.waveform),
+        "clip_db": recording.clip_db,
+        "bundles": recording.bundles,
+        "channel": _channel_json(recording.channel),
+        "papr": papr_json(papr_report(recording.symbols, payload, recording.waveform)),
+    }
+
+
+def _channel_json(channel: ChannelSettings | None) -> dict[str, Any]:
+    return {"name": "rayleigh or awgn as the condition says"} if channel is None else channel.given()
+
+
+def _images_json(names: list[str], condition: Condition, erased: torch.Tensor) -> list[dict[str, Any]]:
+    columns = (condition.uses, condition.payload, condition.snr_db, erased)
+    rows = zip(names, *(column.tolist() for column in columns), strict=True)
+    return [
+        {"file": name, "uses": uses, "payload_uses": payload, "snr_db": round(snr, 3), "erased_uses": lost}
+        for name, uses, payload, snr, lost in rows
+    ]
+
+
+def _incoming(path: Path, channel_seed: int | None) -> Incoming:
+    """What lies in a file of either kind."""
+    return (_from_frame if path.suffix == SUFFIX else _from_recording)(path, channel_seed)
+
+
+def _from_recording(path: Path, channel_seed: int | None) -> Incoming:
+    recording = read_recording(path)
+    return Incoming(
+        path=path,
+        received=_received(recording.symbols, recording.condition, recording.channel, channel_seed),
+        condition=recording.condition,
+        world=recording.world,
+        bundles=recording.bundles,
+        channel=None if channel_seed is None else _channel_json(recording.channel),
+        channel_seed=channel_seed,
+    )
+
+
+def _from_frame(path: Path, channel_seed: int | None) -> Incoming:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FRAME_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        frame = read_frame(raw)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if frame.gain is None or frame.noise_power is None:
+        received = _received(frame.symbols, frame.condition, None, channel_seed)
+    elif channel_seed is None:
+        state = ChannelState(gain=frame.gain, noise_power=frame.noise_power)
+        received = Received(symbols=frame.symbols, state=state)
+    else:
+        raise InputError(
+            f"{path} holds symbols as received, so no channel is simulated; leave out the channel seed"
+        )
+    seed = frame.channel_seed if channel_seed is None else channel_seed
+    return Incoming(
+        path=path,
+        received=received,
+        condition=frame.condition,
+        world=frame.world,
+        bundles=frame.bundles,
+        channel=None if seed is None else _channel_json(None),
+        channel_seed=seed,
+    )
+
+
+def _receiver(incoming: Incoming, world: World | None, bundles: Sequence[str | Path] = ()) -> Receiver:
+    """The system that decodes; what says nothing of updates is taken to come from the system as it ships."""
+    chosen = (_named_world(incoming) if world is None else world).with_bundles(bundles)
+    return Receiver(world=chosen.name, link=chosen.system(align=incoming.bundles != {}).link)
+
+
+def _named_world(incoming: Incoming) -> World:
+    """The shipped world that a sender names; a file says a name, never where something lies."""
+    if incoming.world is None:
+        raise InputError(f"{incoming.path} does not name the world that sent it; name the world")
+    if incoming.world not in shipped_worlds():
+        known = ", ".join(shipped_worlds())
+        raise InputError(
+            f"{incoming.path} is of the world {incoming.world!r}, which does not ship ({known} do); name its folder"
+        )
+    return load_world(incoming.world)
+
+
+def _decode(incoming: Incoming, chosen: Receiver, folder: Path, first: int) -> dict[str, Any]:
+    """Write the pictures of one file, the first of which has that number; returns what index.json says of it."""
+    condition = incoming.condition
+    link.warn_outside(chosen.link, condition)
+    images, names = [], _names(first + len(condition))[first:]
+    for start in range(0, len(names), BATCH):
+        rows = slice(start, start + BATCH)
+        arrived = link.receive(chosen.link, _rows(incoming.received, rows), condition[rows])
+        write_images(folder, names[rows], arrived.image)
+        images += _images_json(names[rows], condition[rows], arrived.erased_uses)
+    return {
+        "world": chosen.world,
+        "bundles": dict(chosen.link.bundles),
+        "channel": incoming.channel,
+        "channel_seed": incoming.channel_seed,
+        "images": images,
+    }
+
+
+def _check_fits(incoming: Incoming, chosen: link.Link) -> None:
+    """InputError if the receiver's codec cannot decode what came."""
+    path, condition = incoming.path, incoming.condition
+    theirs = None if incoming.bundles is None else incoming.bundles.get("transmission")
+    ours = chosen.bundles.get("transmission")
+    if theirs is not None and theirs != ours:
+        here = "none" if ours is None else ours[:12]
+        raise InputError(
+            f"{path} was encoded with the transmission update {theirs[:12]}, and here is {here}; use the sender's"
+        )
+    codec, longest = chosen.codec, int(condition.payload.max())
+    if isinstance(codec, TrainableCodec) and longest > codec.max_uses:
+        raise InputError(
+            f"{path} has images of {longest} symbols, and the codec decodes at most {codec.max_uses}"
+        )
+
+
+@torch.no_grad()
+def _received(
+    symbols: Symbols, condition: Condition, channel: ChannelSettings | None, channel_seed: int | None
+) -> Received:
+    """Symbols as they are, or over the channel that the sender named."""
+    if channel_seed is None:
+        gain = used(condition, symbols.shape[1]).to(symbols.dtype)
+        state = ChannelState(gain=gain, noise_power=snr_db_to_noise_power(condition.snr_db))
+        return Received(symbols=symbols, state=state)
+    chosen = BlockFading() if channel is None else named_channel(channel).channel
+    return chosen(symbols, condition, rng=torch.Generator().manual_seed(channel_seed))
+
+
+def _rows(received: Received, rows: slice) -> Received:
+    state = received.state
+    return Received(
+        symbols=received.symbols[rows],
+        state=ChannelState(gain=state.gain[rows], noise_power=state.noise_power[rows]),
+    )

@@ -1,0 +1,140 @@
+"""Latents drawn once and kept by content, and what is fitted to them: source codes and spectra."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dekag.baseline import fit, save_source
+from dekag.bundle.digest import canonical_safetensors, digest_json
+from dekag.evaluation.bounds import Spectrum, held_out_spectrum, measured_spectrum
+from dekag.generation.diffusers import DiffusersGenerator
+from dekag.types import Image, InputError, Latent
+
+CHUNK = 256
+"""Latents of one file, which is what an interrupted run draws again at most."""
+LEARNT_SHARE = 0.75
+"""Share of the latents that gives the basis of the held-out spectrum."""
+SHOWN = 256
+"""Pictures whose mean stands for one that is lost."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawer:
+    """An aligned edge that draws into a folder.
+
+    model: digest of the edge without an update; bundle: id of the update that it draws with.
+    """
+
+    edge: DiffusersGenerator
+    model: str
+    bundle: str
+    folder: Path
+
+    def __call__(
+        self, prompts: Sequence[str], seeds: Sequence[int], *, on_stage: Callable[[str], None]
+    ) -> Latent:
+        """Latents of the prompts with one seed each, from the folder where they have been drawn before."""
+        parts = []
+        for at in range(0, len(prompts), CHUNK):
+            texts, own = prompts[at : at + CHUNK], seeds[at : at + CHUNK]
+            path = self.folder / f"{self._recipe(texts, own)}.safetensors"
+            if not path.exists():
+                on_stage(f"edge draws latents {at + 1} to {at + len(texts)} of {len(prompts)}")
+                write_tensors(path, {"latents": self.edge(texts, seeds=own).float().cpu()})
+            parts.append(read_tensor(path, "latents"))
+        return torch.cat(parts)
+
+    def _recipe(self, prompts: Sequence[str], seeds: Sequence[int]) -> str:
+        """Digest of all that the latents depend on, but for versions and machine."""
+        return digest_json(
+            {
+                "edge": self.model,
+                "bundle": self.bundle,
+                "sampling": {k: v for k, v in asdict(self.edge.sampling).items() if k != "batch"},
+                "pixels": self.edge.pixels,
+                "prompts": list(prompts),
+                "seeds": list(seeds),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spectra:
+    """Of weighted latents: `measured` gives a bound that is too low with few draws, `held_out` one too high.
+
+    draws: latents behind them.
+    """
+
+    measured: Spectrum
+    held_out: Spectrum
+    draws: int
+
+
+def spectra(latents: Latent, weight: Float[Tensor, " channels"]) -> Spectra:
+    """Spectra of latents whose channels are weighted by the square root of their importance."""
+    weighted = latents * weight.sqrt()[:, None, None]
+    learnt = max(2, round(LEARNT_SHARE * len(weighted)))
+    return Spectra(
+        measured=measured_spectrum(weighted),
+        held_out=held_out_spectrum(weighted[:learnt], weighted[learnt:]),
+        draws=len(latents),
+    )
+
+
+def fitted_source(latents: Latent, weight: Float[Tensor, " channels"], folder: Path) -> Path:
+    """File of the digital baseline's source code for such latents."""
+    path = folder / f"{_content(latents=latents, weight=weight)}.source.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = _part(path)
+        save_source(fit(latents, weight), part)
+        part.replace(path)
+    return path
+
+
+def mean_picture(latents: Latent, decode: Callable[[Latent], Image], folder: Path) -> Path:
+    """File of the mean picture of such latents, which is shown in place of a lost one."""
+    path = folder / f"{_content(latents=latents[:SHOWN])}.picture.safetensors"
+    if not path.exists():
+        write_tensors(path, {"concealment": decode(latents[:SHOWN]).float().cpu().mean(0).clamp(0, 1)})
+    return path
+
+
+def keep_latents(latents: Latent, folder: Path) -> tuple[Path, str]:
+    """File of the latents to send, named by their digest, and that digest."""
+    digest = _content(latents=latents)
+    path = folder / f"{digest}.sent.safetensors"
+    write_tensors(path, {"latents": latents})
+    return path, digest
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(path)
+    part.write_bytes(canonical_safetensors(tensors, {}))
+    part.replace(path)
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file. Raises InputError, naming the file, if it is not there."""
+    try:
+        return load_file(path)[name]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise InputError(f"{path} does not hold {name}; delete it and start again: {error}") from error
+
+
+def _content(**tensors: Tensor) -> str:
+    return hashlib.sha256(canonical_safetensors(tensors, {})).hexdigest()
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -15,7 +15,7 @@ from command_line import dekag
 from tiny_worlds import miniature
 
 from dekag.channel import BlockFading
-from dekag.codec import JsccCodec, fit_klt, load_codec
+from dekag.codec import JsccCodec, JsccConfig, fit_klt, load_codec
 from dekag.codec.jscc import from_patches, to_patches
 from dekag.config import described_fields
 from dekag.evaluation.transmission import transmit

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from tiny_pipelines import LAYERS, build, flux2_klein, stable_diffusion, stable_diffusion_xl
 from torch import Tensor, nn
 
+from dekag.alignment.generation.bundles import apply_generation, save_generation
 from dekag.alignment.generation.update import GenerationUpdate, remove_update
-from dekag.alignment.updates import apply_generation, save_generation
 from dekag.bundle.bundle import Bundle, Metaword, save_bundle
 from dekag.bundle.container import CALA, EMBEDDING, LORA
 from dekag.bundle.digest import digest_json

@@ -62,6 +62,8 @@ Quantisation = Literal["fp16", "fp32", "int8", "int4"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
 Setting = int | float | str
+LICENCE = "Apache-2.0"
+"""Of the updates that this package trains."""
 
 _DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
 _PLAIN, _CODED = ("F16", "F32"), ("F16", "I8", "U8")
@@ -210,6 +212,13 @@ class Bundle:
             return dequantise(self.tensors[coded])
         return {name: tensor.float() for name, tensor in self.tensors.get(file, {}).items()}
 
+    def require_kind(self, kind: Kind) -> None:
+        """Raise InputError unless the bundle is of this kind."""
+        if self.manifest.kind != kind:
+            raise InputError(
+                f"bundle {_short(self.id)} is for {self.manifest.kind}, and one for {kind} is needed here"
+            )
+
     def require_base(self, digest: str, tokenizer_digest: str | None = None) -> None:
         """Raise InputError unless the bundle was made for this base model and this tokenizer.
 
@@ -283,6 +292,13 @@ def load_bundle(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Bundle:
     """
     where = f"bundle {path}"
     return _open(where, read_files(where, Path(path), max_bytes))
+
+
+def describe(path: Path | str) -> dict[str, object]:
+    """The manifest of a sound bundle as JSON values, with its size in bytes. Raises InputError as `load_bundle`."""
+    bundle = load_bundle(path)
+    manifest: dict[str, object] = json.loads(bundle.manifest.to_json())
+    return {**manifest, "size_bytes": bundle.size_bytes}
 
 
 def pack(bundle: Path | str, tar: Path | str) -> None:

@@ -164,14 +164,16 @@ def evaluate_accuracy(
     as_json: Json = False,
 ) -> None:
     """Concept accuracy: how often the prompt is the nearest of 100 to the image, under the world's CLIP judge."""
-    from dekag.tasks import deliver as commands
+    from dekag.tasks.evaluate_accuracy import AccuracyTask
+    from dekag.tasks.evaluate_accuracy import evaluate_accuracy as evaluate
+    from dekag.tasks.generate import model_name
     from dekag.training.processes import device_of
 
     chosen = replace(world, edge=world.edge or model).load()
-    task = commands.AccuracyTask(prompts=prompts, sheet=sheet, seed=seed)
+    task = AccuracyTask(prompts=prompts, sheet=sheet, seed=seed)
     with working("evaluate accuracy") as stage:
-        mean = commands.evaluate_accuracy(chosen, task, device=device_of(device), on_stage=stage)
-    name = commands.model_name(chosen)
+        mean = evaluate(chosen, task, device=device_of(device), on_stage=stage)
+    name = model_name(chosen)
     if as_json:
         print_json({"model": name, "accuracy": mean.to_json()})
         return

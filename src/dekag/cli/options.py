@@ -177,3 +177,14 @@ def chosen_name(world: str | None, preset: str | None) -> str | None:
 def _old_name(name: str) -> str:
     warn("--preset is now called --world; it goes with the next release")
     return name
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of a comma-separated list."""
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"seeds must be whole numbers separated by commas, as 0,1, got {text!r}") from error
+    if min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise InputError(f"seeds must be distinct and not negative, got {text!r}")
+    return seeds

@@ -46,22 +46,23 @@ def send(
 
     The metadata hold all that the receiver must know: condition, order, waveform, world, ids of the updates.
     """
-    from dekag.tasks import radio
+    from dekag.tasks.send import SendTask, waveform_of
+    from dekag.tasks.send import send as carry_out
 
     with working("radio send") as stage:
         chosen, settings = world.load(), channel.load()
-        task = radio.SendTask(
+        task = SendTask(
             prompts=prompts,
             condition=settings.for_world(chosen).condition,
             channel=settings.channel,
             align=ka,
             seed=seed,
-            waveform=radio.waveform_of(recording.ofdm, recording.subcarriers),
+            waveform=waveform_of(recording.ofdm, recording.subcarriers),
             clip_db=recording.clip,
             sample_rate_hz=recording.sample_rate,
             drawn=recording.drawn,
         )
-        report = radio.send(chosen, task, out, on_stage=stage)
+        report = carry_out(chosen, task, out, on_stage=stage)
     if as_json:
         print_json(report)
         return
@@ -90,10 +91,10 @@ def receive(
     Without --channel-seed the samples are taken as they are, at unit gain and the SNR of the metadata: what
     carrier, timing and gain recovery leave. Samples that are NaN or infinite count as not received.
     """
-    from dekag.tasks import radio
+    from dekag.tasks.receive import receive as carry_out
 
     with working("radio receive") as stage:
-        index = radio.receive(
+        index = carry_out(
             recording,
             out,
             world=world.load(),
@@ -111,9 +112,9 @@ def receive(
 @app.command()
 def papr(recording: RecordingPath, as_json: Json = False) -> None:
     """Say how high the peaks of a recording are."""
-    from dekag.tasks import radio
+    from dekag.tasks.papr import papr as measure
 
-    report = radio.papr(recording)
+    report = measure(recording)
     print_json(report) if as_json else print_papr(report)
 
 

@@ -22,6 +22,7 @@ from dekag.cli.options import (
     SamplingOptions,
     Seed,
     WorldOptions,
+    parse_seeds,
 )
 
 app = typer.Typer()
@@ -90,15 +91,14 @@ def generate(
 
     The edge draws without an update unless --bundle names one.
     """
-    from dekag.tasks import deliver as commands
+    from dekag.tasks.generate import GenerateTask
+    from dekag.tasks.generate import generate as draw
     from dekag.training.processes import device_of
 
     chosen = sampling.put_on(replace(world, edge=world.edge or model).load(("generation",)))
-    task = commands.GenerateTask(
-        prompts_file=prompts_file, seeds=commands.parse_seeds(seeds), align=bool(world.bundle)
-    )
+    task = GenerateTask(prompts_file=prompts_file, seeds=parse_seeds(seeds), align=bool(world.bundle))
     with working("generate") as stage:
-        index = commands.generate(chosen, task, out, device=device_of(device), on_stage=stage)
+        index = draw(chosen, task, out, device=device_of(device), on_stage=stage)
     print_json(index) if as_json else print(f"wrote {len(index['images'])} images and index.json to {out}")
 
 
@@ -115,15 +115,14 @@ def deliver(
     as_json: Json = False,
 ) -> None:
     """Draw prompts at the edge, send them over the air, and write what the user sees and what it cost."""
-    from dekag.tasks import deliver as commands
+    from dekag.tasks.deliver import DeliverTask
+    from dekag.tasks.deliver import deliver as carry_out
     from dekag.training.processes import device_of
 
     with working("deliver") as stage:
         settings, chosen = link.load(), world.load()
-        task = commands.DeliverTask(
-            prompts=prompts, transmission=settings.for_world(chosen), align=ka, seed=seed
-        )
-        report = commands.deliver(chosen, task, out, device=device_of(device), on_stage=stage)
+        task = DeliverTask(prompts=prompts, transmission=settings.for_world(chosen), align=ka, seed=seed)
+        report = carry_out(chosen, task, out, device=device_of(device), on_stage=stage)
     if as_json:
         print_json(report)
         return
@@ -182,10 +181,10 @@ def receive(
     Symbols as received are decoded with the gain and noise power that came with them; symbols as sent as they
     are, at unit gain and the SNR of their condition, or after a simulated channel.
     """
-    from dekag.tasks import radio
+    from dekag.tasks.receive import receive_files
 
     with working("receive") as stage:
-        index = radio.receive_files(
+        index = receive_files(
             files, out, world=world.load(), bundles=world.bundle, channel_seed=channel_seed, on_stage=stage
         )
     if as_json:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from dekag.registry.repository import Repository
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
+from dekag.training.run import OnStage
 from dekag.types import InputError
 from dekag.world import UPDATE_NAMES, load_world
 
@@ -30,8 +31,6 @@ CHANNEL = "stable"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 CANARY_PROMPTS = 2
-
-Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ class Site:
         return self.cloud.keys_folder / "root.json"
 
 
-def prepare(site: Site, *, on_stage: Stage = lambda _: None) -> None:
+def prepare(site: Site, *, on_stage: OnStage = lambda _: None) -> None:
     """Make registry and database where there are none, and publish the world's updates where they are not.
 
     Raises InputError if the world has no update of a kind, or a port is taken.
@@ -101,7 +100,7 @@ def prepare(site: Site, *, on_stage: Stage = lambda _: None) -> None:
 
 
 @contextmanager
-def running(site: Site, *, on_stage: Stage = lambda _: None) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
+def running(site: Site, *, on_stage: OnStage = lambda _: None) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
     """The cloud and the edge, each in a process of its own and ready; both are stopped afterwards.
 
     Raises InputError with what it said last if one of them does not start.

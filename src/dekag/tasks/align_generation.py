@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
 from dekag.alignment.generation.adapters import can_scale, scaled
+from dekag.alignment.generation.bundles import save_generation
 from dekag.alignment.generation.few_steps import distil_few_steps
 from dekag.alignment.generation.method import DistillationData, TrainingRun
 from dekag.alignment.generation.methods import find_method
 from dekag.alignment.generation.noise_map import fit_noise_map
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
-from dekag.alignment.updates import save_generation
 from dekag.bundle.bundle import Bundle, Quantisation, Setting
 from dekag.data.endpoint import EndpointCloud, ImageEndpoint
 from dekag.data.folder import CloudImages, read_folder

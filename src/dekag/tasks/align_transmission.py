@@ -6,9 +6,9 @@ from pathlib import Path
 
 from dekag.alignment.config import CalaConfig
 from dekag.alignment.transmission.adapted import AdaptedCodec
+from dekag.alignment.transmission.bundles import save_transmission
 from dekag.alignment.transmission.methods import adapt
 from dekag.alignment.transmission.train import FAST, ConditionRange, TransmissionData
-from dekag.alignment.updates import save_transmission
 from dekag.bundle.bundle import Bundle, Quantisation, Setting
 from dekag.codec import TrainedRange, save_codec
 from dekag.tasks.align_generation import DISTIL_SEEDS, kept

@@ -1,6 +1,6 @@
 """Methods compared on held-out prompts: who draws, and what each of them drew."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.generation.update import remove_update
-from dekag.alignment.updates import apply_generation
 from dekag.bundle.bundle import load_bundle
 from dekag.data.pictures import PictureSet
 from dekag.evaluation.generation import (
@@ -20,12 +20,12 @@ from dekag.evaluation.generation import (
     score_generation,
 )
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.training.run import OnStage
 from dekag.types import Image, InputError
 from dekag.world import Cloud, DrawingMethod, World, locate
 
 Noise = Literal["own", "shared"]
 """Whether the edge draws from noise of its own or from the cloud's, mapped to its latents."""
-OnStage = Callable[[str], None]
 NO_KA = "no_ka"
 """The edge as it is."""
 _PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")

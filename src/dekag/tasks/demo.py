@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dekag.alignment.updates import apply_transmission
+from dekag.alignment.transmission.bundles import apply_transmission
 from dekag.bundle.bundle import Bundle, load_bundle
 from dekag.channel import BlockFading
 from dekag.evaluation.generation import Drawn, GenerationScores, score_generation

@@ -12,7 +12,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from dekag.alignment.updates import apply_generation, apply_transmission, trained_range
+from dekag.alignment.generation.bundles import apply_generation
+from dekag.alignment.transmission.bundles import apply_transmission, trained_range
 from dekag.bundle.bundle import Bundle, Kind, load_bundle
 from dekag.bundle.digest import digest_folder
 from dekag.codec import AdaptableCodec, load_codec, require_adaptable

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from dekag.alignment.updates import codec_digest, pipeline_digest
+from dekag.alignment.generation.bundles import pipeline_digest
+from dekag.alignment.transmission.bundles import codec_digest
 from dekag.bundle.bundle import Kind, load_bundle, pack
 from dekag.channel import BlockFading
 from dekag.registry import Shelf

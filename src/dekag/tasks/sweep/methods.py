@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dekag.alignment.updates import apply_transmission
+from dekag.alignment.transmission.bundles import apply_transmission
 from dekag.baseline import DigitalLink, PictureSource, Source, Thresholds, load_source, send
 from dekag.baseline.thresholds import Measurement, kind
 from dekag.bundle.digest import digest_file, digest_folder, digest_json

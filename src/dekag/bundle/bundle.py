@@ -22,7 +22,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, fields, replace
@@ -45,16 +44,15 @@ from dekag.bundle.container import (
     MAX_HEADER_BYTES,
     NOISE_MAP,
     QUANTISED,
-    beside,
     damaged,
+    is_bundle,
     plain_text,
     read_files,
-    write_file,
-    write_folder,
 )
 from dekag.bundle.digest import canonical_json, canonical_safetensors, digest_json
 from dekag.bundle.quantise import Bits, check_quantised, dequantise, quantise, to_fp16
 from dekag.types import InputError
+from dekag.wire.files import write_bytes, write_folder
 
 SCHEMA_VERSION: Final = 1
 Kind = Literal["generation", "transmission"]
@@ -280,7 +278,7 @@ def save_bundle(
     )
     files = {MANIFEST: _seal(where, draft).to_json(), **blobs}
     bundle = _open(where, files)
-    write_folder(Path(folder), files)
+    write_folder(Path(folder), files, ours=is_bundle, noun="a bundle")
     return bundle
 
 
@@ -319,9 +317,7 @@ def pack(bundle: Path | str, tar: Path | str) -> None:
             member.size = len(files[name])
             archive.addfile(member, io.BytesIO(files[name]))
     raw = buffer.getvalue()
-    with beside(target) as work:
-        write_file(work / "tar", raw if target.name.endswith(".tar") else gzip.compress(raw, mtime=0))
-        os.replace(work / "tar", target)
+    write_bytes(target, raw if target.name.endswith(".tar") else gzip.compress(raw, mtime=0))
 
 
 def _short(digest: str | None) -> str:

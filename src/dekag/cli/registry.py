@@ -90,11 +90,12 @@ def make_canary(
     """Draw what every edge must be able to draw again before it uses a bundle."""
     with needing("serve"):
         from dekag.serving.canaries import canary_of
+    from dekag.wire.files import write_bytes
     from dekag.world import locate
 
     with working("registry canary"):
         raw = canary_of(world.load(), locate(bundle, "bundle"), prompts, floor_db=floor_db).to_json()
-    out.write_bytes(raw)
+    write_bytes(out, raw)
     print(f"wrote {out} ({len(raw)} bytes)")
 
 

@@ -18,7 +18,7 @@ from PIL.Image import Image as Picture
 
 from dekag.data.folder import INDEX, open_picture, picture_tensor, read_folder
 from dekag.types import Image, InputError
-from dekag.wire.files import write_json
+from dekag.wire.files import replacing, write_json
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
@@ -263,11 +263,9 @@ def draw_to_folder(
 
     def keep(number: int, picture: Picture) -> None:
         nonlocal done
-        folder.mkdir(parents=True, exist_ok=True)
         name = _file_name(number, orders[number])
-        part = folder / f".{name}.part"
-        picture.save(part, format="PNG", optimize=True)
-        part.replace(folder / name)
+        with replacing(folder / name) as part:
+            picture.save(part, format="PNG", optimize=True)
         files[orders[number]] = name
         _write_index(folder, endpoint, orders, files)
         done += 1
@@ -308,9 +306,7 @@ def _write_index(
         "images": [{"file": files[order], **asdict(order)} for order in asked],
         "unused": [{"file": files[order], **asdict(order)} for order in unused],
     }
-    part = folder / f".{INDEX}.part"
-    write_json(part, index)
-    part.replace(folder / INDEX)
+    write_json(folder / INDEX, index)
 
 
 def _file_name(number: int, order: Order) -> str:

@@ -5,7 +5,6 @@ the same bytes wherever the same versions are installed. All lengths here are in
 """
 
 import contextlib
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from dekag.evaluation.statistics import Mean
 from dekag.types import InputError
+from dekag.wire.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,14 +142,8 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".png":
         raise InputError(f"figures are PNG files, got {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with default_style():
-            figure.savefig(unfinished, format="png", dpi="figure", metadata={"Software": None})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as part, default_style():
+        figure.savefig(part, format="png", dpi="figure", metadata={"Software": None})
 
 
 def _panel(sheet: Sheet, curves: Mapping[str, tuple[Sequence[float], Sequence[Mean]]], top: float) -> None:

@@ -28,8 +28,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from securesystemslib.signer import CryptoSigner
 
 from dekag.bundle.digest import canonical_json
-from dekag.registry.durable import place, write_whole
 from dekag.types import InputError
+from dekag.wire.files import put_in_place, write_bytes
 
 Role = Literal["root", "targets", "snapshot", "timestamp"]
 ROLES: Final[tuple[Role, ...]] = ("root", "targets", "snapshot", "timestamp")
@@ -83,7 +83,7 @@ class Keys:
     def generate(self, role: Role) -> CryptoSigner:
         """A new key of a role, written to the folder."""
         signer = CryptoSigner.generate_ed25519()
-        write_whole(self.folder / _name(role, signer.public_key.keyid), _pem(signer), mode=0o600)
+        write_bytes(self.folder / _name(role, signer.public_key.keyid), _pem(signer), mode=0o600)
         return signer
 
     def retire(self, role: Role, key_id: str) -> None:
@@ -91,7 +91,7 @@ class Keys:
         path = self.folder / _name(role, key_id)
         if path.exists():
             (self.folder / "retired").mkdir(mode=0o700, exist_ok=True)
-            place(path, self.folder / "retired" / path.name)
+            put_in_place(path, self.folder / "retired" / path.name)
 
     @property
     def root(self) -> bytes:
@@ -105,7 +105,7 @@ class Keys:
 
     def trust(self, root: bytes) -> None:
         """Keep a newer root."""
-        write_whole(self.folder / ROOT_FILE, root)
+        write_bytes(self.folder / ROOT_FILE, root)
 
     @property
     def lifetimes(self) -> Lifetimes:
@@ -134,9 +134,9 @@ def new_keys(folder: Path, lifetimes: Lifetimes) -> Iterator[Keys]:
     with tempfile.TemporaryDirectory(prefix=".keys-", dir=folder.parent, ignore_cleanup_errors=True) as stage:
         keys = Keys(folder=Path(stage) / "keys")
         keys.folder.mkdir(mode=0o700)
-        write_whole(keys.folder / SETTINGS_FILE, canonical_json(asdict(lifetimes)) + b"\n")
+        write_bytes(keys.folder / SETTINGS_FILE, canonical_json(asdict(lifetimes)) + b"\n")
         yield keys
-        place(keys.folder, folder)
+        put_in_place(keys.folder, folder)
 
 
 def _name(role: Role, key_id: str) -> str:

@@ -18,8 +18,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from dekag.bundle.bundle import Digest, Kind, load_bundle
 from dekag.bundle.digest import canonical_json
 from dekag.registry.canary import Canary
-from dekag.registry.durable import locked, place, sweep, sync_file, write_whole
+from dekag.registry.lock import locked, remove_unfinished
 from dekag.types import InputError
+from dekag.wire.files import put_in_place, sync, write_bytes
 
 STATE = "state.json"
 LOCK = ".lock"
@@ -158,7 +159,7 @@ class Shelf:
             )
         if canary is not None:
             Canary.from_json(canary)
-        sync_file(tar)
+        sync(tar)
         entry = Entry(
             id=bundle.id,
             kind=bundle.manifest.kind,
@@ -168,8 +169,8 @@ class Shelf:
         )
         with self._changing() as state:
             if canary is not None:
-                write_whole(self._canary(entry.id), canary)
-            place(tar, self._tar(entry.id))
+                write_bytes(self._canary(entry.id), canary)
+            put_in_place(tar, self._tar(entry.id))
             pinned = any(e.pinned for e in state.bundles if e.id == entry.id)
             self._write(state.with_entry(replace(entry, pinned=pinned)))
         return entry.id
@@ -255,7 +256,7 @@ class Shelf:
     def _changing(self) -> Iterator[State]:
         """The state under the lock, after what a kill left behind is put right."""
         with locked(self.folder / LOCK):
-            sweep(self.folder)
+            remove_unfinished(self.folder)
             yield self._recovered(self._read())
 
     def _recovered(self, state: State) -> State:
@@ -305,7 +306,7 @@ class Shelf:
 
     def _write(self, state: State) -> None:
         fields = _STATE.dump_python(state, mode="json")
-        write_whole(self.folder / STATE, canonical_json(fields) + b"\n")
+        write_bytes(self.folder / STATE, canonical_json(fields) + b"\n")
 
     def _tar(self, bundle_id: str) -> Path:
         return self.folder / f"{bundle_id}.tar"

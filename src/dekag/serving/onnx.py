@@ -29,7 +29,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dekag.alignment.transmission.adapted import AdaptedCodec
-from dekag.bundle.container import beside
 from dekag.bundle.digest import digest_json, digest_tensors
 from dekag.channel.erasure import MOST_POWER
 from dekag.codec import AdaptableCodec, PairDecoder, Pairs, TrainableCodec
@@ -37,6 +36,7 @@ from dekag.generation.diffusers import DiffusersGenerator
 from dekag.link import Link
 from dekag.types import Codec, Condition, Image, InputError, Latent
 from dekag.version import __version__
+from dekag.wire.files import beside, put_in_place
 
 OPSET = 18
 GRAPHS = 2
@@ -138,7 +138,7 @@ def export_decoders(folder: Path, link: Link) -> Decoders:
         with beside(folder / "any") as work:
             _export_apart(work, missing)
             for graph in missing:
-                (work / graph.file).replace(folder / graph.file)
+                put_in_place(work / graph.file, folder / graph.file)
     made = [_described(folder / graph.file) for graph in graphs]
     return Decoders(codec=made[0], image=made[1])
 

@@ -32,6 +32,7 @@ from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.processes import from_main, process_count
 from dekag.training.run import ALONE, Run
 from dekag.types import Image, InputError, Latent
+from dekag.wire.files import replacing
 from dekag.world import Model, World
 
 Choice = TypeVar("Choice")
@@ -441,8 +442,7 @@ def kept(folder: Path | None, name: str, make: Callable[[], torch.Tensor]) -> to
         return make()
     path = folder / f"{name}.safetensors"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        save_file({name: make().contiguous()}, part)
-        part.replace(path)
+        made = make().contiguous()
+        with replacing(path) as part:
+            save_file({name: made}, part)
     return load_file(path)[name]

@@ -11,7 +11,6 @@ itself, in one exchange a step.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,6 +27,7 @@ from dekag.training.processes import from_main, mean_over_processes, processes_o
 from dekag.training.schedule import check_rate_factors, rate_factor, warmup_stable_decay
 from dekag.training.trackers import tracking
 from dekag.types import InputError
+from dekag.wire.files import replacing
 
 GOLDEN = 2654435769
 """2^32 over the golden ratio: its multiples modulo 2^32 stay far apart from each other."""
@@ -268,7 +268,6 @@ class _State:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint; until it is whole, the one before stays."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -278,12 +277,8 @@ class _State:
             "scores": self.scores,
             "best": self.best,
         }
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
 
     def load(self, path: Path) -> None:
         """Take everything from a checkpoint of the same run; raises InputError before anything changed."""

@@ -1,6 +1,5 @@
 """The cloud's database: SQLite in write-ahead mode, or PostgreSQL by address; its schema and its backup."""
 
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from dekag.types import InputError
+from dekag.wire.files import replacing
 
 BUSY_SECONDS = 30
 """How long a writer of SQLite waits for another one."""
@@ -79,13 +79,12 @@ def back_up(address: str, out: Path) -> None:
     source = _file(url)
     if not source.is_file():
         raise InputError(f"there is no database {source}; name it with --database")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    with closing(sqlite3.connect(source)) as database, closing(sqlite3.connect(part)) as copy:
+    with (
+        replacing(out) as part,
+        closing(sqlite3.connect(source)) as database,
+        closing(sqlite3.connect(part)) as copy,
+    ):
         database.backup(copy)
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    part.replace(out)
 
 
 def _url(address: str) -> URL:

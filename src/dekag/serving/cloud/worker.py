@@ -31,6 +31,7 @@ from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.training.run import Run
 from dekag.types import InputError
+from dekag.wire.files import write_bytes
 from dekag.world import load_world
 
 BEAT_SECONDS = 1.0
@@ -163,7 +164,7 @@ def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
     world, folder = load_world(order.world), Path(order.folder)
     prompts = folder / PROMPTS
     if spec.prompts is not None:
-        prompts.write_text("".join(f"{prompt}\n" for prompt in spec.prompts), encoding="utf-8")
+        write_bytes(prompts, "".join(f"{prompt}\n" for prompt in spec.prompts).encode())
     run_ = Run(
         device=device_of(order.device),
         resume=folder / "state",

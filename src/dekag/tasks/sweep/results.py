@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from dekag.evaluation.statistics import Mean, mean_interval
 from dekag.tasks.sweep.bench import CAP_DB
 from dekag.tasks.sweep.cells import Cell, Result
 from dekag.units import db_to_linear, linear_to_db
+from dekag.wire.files import replacing, write_bytes
 
 WEIGHTED = "weighted_snr_db"
 
@@ -90,7 +90,7 @@ def write_results(outcome: Outcome, folder: Path) -> list[Path]:
     lines = [*map(cell_row, outcome.results), *map(_bound_json, outcome.bounds)]
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     written = [folder / "results.jsonl"]
-    _replace(written[0], text.encode())
+    write_bytes(written[0], text.encode())
     if importlib.util.find_spec("pyarrow") is not None:
         written.append(folder / "results.parquet")
         _write_parquet(outcome, written[1])
@@ -136,12 +136,6 @@ def _long(outcome: Outcome) -> Iterator[dict[str, Any]]:
 def _write_parquet(outcome: Outcome, path: Path) -> None:
     arrow = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    parquet.write_table(arrow.Table.from_pylist(list(_long(outcome))), part)
-    part.replace(path)
-
-
-def _replace(path: Path, raw: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(raw)
-    part.replace(path)
+    table = arrow.Table.from_pylist(list(_long(outcome)))
+    with replacing(path) as part:
+        parquet.write_table(table, part)

@@ -18,7 +18,7 @@ finds accidents; it keeps nobody out. A radio takes `dekag.wire.sigmf`.
 import json
 import struct
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from dekag.types import Condition, InputError, Symbols
+from dekag.wire.condition import ConditionModel
 
 MAGIC = b"\x89DKG\r\n\x1a\n"
 VERSION = 1
@@ -40,11 +41,6 @@ MAX_IMAGES = 1024
 _PREFIX = struct.Struct("<8sII")
 _CHECKSUM = struct.Struct("<I")
 
-_Count = Annotated[int, Field(ge=0, lt=2**31)]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-_Counts = Annotated[list[_Count], Field(min_length=1, max_length=MAX_IMAGES)]
-_Numbers = Annotated[list[_Number], Field(min_length=1, max_length=MAX_IMAGES)]
-_Bools = Annotated[list[bool], Field(min_length=1, max_length=MAX_IMAGES)]
 _Text = Annotated[str, Field(pattern="^[ -~]{1,200}$")]
 
 
@@ -71,25 +67,11 @@ class Frame:
     channel_seed: int | None = None
 
 
-class _Condition(BaseModel):
-    """The fields of `Condition`, one value an image."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    uses: _Counts
-    snr_db: _Numbers
-    rayleigh: _Bools
-    blocks: _Counts
-    correlation: _Numbers
-    phase: _Numbers
-    pilots: _Counts
-
-
 class _Header(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     columns: Annotated[int, Field(ge=1, le=MAX_FRAME_BYTES // 8)]
-    condition: _Condition
+    condition: ConditionModel
     received: bool
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     preset: _Text
@@ -117,9 +99,7 @@ def read_frame(raw: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> Frame:
     Raises InputError, one line, if the bytes are too many, damaged, truncated or no frame.
     """
     header, start = _read_header(raw, max_bytes)
-    condition = Condition(
-        **{f.name: torch.tensor(getattr(header.condition, f.name)) for f in fields(Condition)}
-    )
+    condition = header.condition.condition()
     shape = (len(condition), header.columns)
     numbers = 2 * shape[0] * shape[1]
     total = 2 * numbers + shape[0] if header.received else numbers
@@ -148,11 +128,10 @@ def read_frame(raw: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> Frame:
 
 
 def _header(frame: Frame) -> bytes:
-    condition = frame.condition
     try:
         header = _Header(
             columns=frame.symbols.shape[1],
-            condition=_Condition(**{f.name: getattr(condition, f.name).tolist() for f in fields(Condition)}),
+            condition=ConditionModel.of(frame.condition),
             received=frame.gain is not None,
             seed=frame.seed,
             preset=frame.world,

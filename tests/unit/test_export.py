@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dekag.alignment.generation.bundles import apply_generation, save_generation
 from dekag.alignment.generation.update import GenerationUpdate, remove_update
-from dekag.bundle.bundle import Bundle, Metaword, save_bundle
+from dekag.bundle.bundle import Bundle, Contents, Metaword, save_bundle
 from dekag.bundle.container import CALA, EMBEDDING, LORA
 from dekag.bundle.digest import digest_json
 from dekag.bundle.export import export
@@ -87,7 +87,7 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], **changes: Any) ->
         "licence": "Apache-2.0",
         "quantisation": "fp16",
     }
-    return save_bundle(folder, tensors=tensors, **{**usual, **changes})
+    return save_bundle(folder, Contents(tensors=tensors, **{**usual, **changes}))
 
 
 @pytest.fixture(scope="module")

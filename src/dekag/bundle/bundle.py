@@ -234,46 +234,49 @@ class Bundle:
                 )
 
 
-def save_bundle(
-    folder: Path | str,
-    *,
-    kind: Kind,
-    base_digest: str,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    licence: str,
-    metadata: Mapping[str, Mapping[str, str]] | None = None,
-    metaword: Metaword | None = None,
-    tokenizer_digest: str | None = None,
-    metrics: Metrics | None = None,
-    settings: Mapping[str, Setting] | None = None,
-    training_digest: str | None = None,
-    quantisation: Quantisation | None = None,
-) -> Bundle:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contents:
+    """What is to be written as a bundle.
+
+    tensors, metadata: by file name. The other fields are those of `Manifest`.
+    quantisation: None for tensors that are stored as they are, which must be a form that a bundle may have. With it
+        they are floating-point tensors under the plain file names: fp16 and fp32 store all of them so, int8 and int4
+        store the low-rank files so and the others in fp16.
+    """
+
+    kind: Kind
+    base_digest: str
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    licence: str = LICENCE
+    metadata: Mapping[str, Mapping[str, str]] | None = None
+    metaword: Metaword | None = None
+    tokenizer_digest: str | None = None
+    metrics: Metrics | None = None
+    settings: Mapping[str, Setting] | None = None
+    training_digest: str | None = None
+    quantisation: Quantisation | None = None
+
+
+def save_bundle(folder: Path | str, contents: Contents) -> Bundle:
     """Write a bundle and return it; the same contents give the same bytes. A bundle in its place is replaced.
 
-    `tensors` and `metadata` are by file name. Without `quantisation` tensors are stored as they are, which must
-    be a form that a bundle may have. With it they are floating-point tensors under the plain file names: fp16
-    and fp32 store all of them so, int8 and int4 store the low-rank files so and the others in fp16. The folder
-    appears whole or not at all. Raises InputError, before anything is written, if `load_bundle` would refuse the
-    contents or the folder holds something else; OSError if the disk refuses.
+    The folder appears whole or not at all. Raises InputError, before anything is written, if `load_bundle` would
+    refuse the contents or the folder holds something else; OSError if the disk refuses.
     """
     where = f"bundle {folder}"
-    _check_choice(tensors.keys(), quantisation)
-    blobs = _serialise(
-        {_stored_name(f, quantisation): _encode(f, part, quantisation) for f, part in tensors.items()},
-        {_stored_name(f, quantisation): texts for f, texts in (metadata or {}).items()},
-    )
+    _check_choice(contents.tensors.keys(), contents.quantisation)
+    blobs = _blobs(contents)
     specs = {name: _file_spec(raw, _views(where, name, raw)) for name, raw in blobs.items()}
     draft = Manifest(
-        kind=kind,
-        base_digest=base_digest,
-        tokenizer_digest=tokenizer_digest,
-        metaword=metaword,
-        licence=licence,
-        metrics=metrics or Metrics(),
-        training_digest=training_digest,
+        kind=contents.kind,
+        base_digest=contents.base_digest,
+        tokenizer_digest=contents.tokenizer_digest,
+        metaword=contents.metaword,
+        licence=contents.licence,
+        metrics=contents.metrics or Metrics(),
+        training_digest=contents.training_digest,
         quantisation=_quantisation(specs),
-        settings=dict(settings or {}),
+        settings=dict(contents.settings or {}),
         files=specs,
     )
     files = {MANIFEST: _seal(where, draft).to_json(), **blobs}
@@ -368,11 +371,13 @@ def _low_rank(files: Mapping[str, FileSpec]) -> dict[str, FileSpec]:
     return {name: spec for name, spec in files.items() if name in {*QUANTISED, *QUANTISED.values()}}
 
 
-def _serialise(
-    tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Mapping[str, str]]
-) -> dict[str, bytes]:
-    names = sorted({*tensors, *metadata})
-    return {name: canonical_safetensors(tensors.get(name, {}), metadata.get(name, {})) for name in names}
+def _blobs(contents: Contents) -> dict[str, bytes]:
+    """The tensor files as they are stored, by name."""
+    form, metadata = contents.quantisation, contents.metadata or {}
+    tensors = {_stored_name(f, form): _encode(f, part, form) for f, part in contents.tensors.items()}
+    texts = {_stored_name(f, form): text for f, text in metadata.items()}
+    names = sorted({*tensors, *texts})
+    return {name: canonical_safetensors(tensors.get(name, {}), texts.get(name, {})) for name in names}
 
 
 def _views(where: str, name: str, raw: bytes) -> dict[str, dict[str, Any]]:

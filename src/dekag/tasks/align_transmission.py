@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from dekag.alignment.config import CalaConfig
 from dekag.alignment.transmission.adapted import AdaptedCodec
@@ -61,7 +62,9 @@ def conditions_of(max_uses: int) -> ConditionRange:
     return replace(CALA_RANGE, uses=tuple(uses))
 
 
-def transmission_training(method: str, steps: int, seed: int, *, precision: str = "no") -> TrainConfig:
+def transmission_training(
+    method: str, steps: int, seed: int, *, precision: Literal["no", "bf16"] = "no"
+) -> TrainConfig:
     """How CALA and every rival of it are trained; all weights of a codec take a third of the learning rate."""
     return TrainConfig(
         steps=steps,

@@ -145,4 +145,4 @@ def _sync_tree(folder: Path) -> None:
 
 def _unwritten(path: Path, error: OSError) -> OSError:
     """The error of a disk that refused, in the user's words."""
-    return OSError(error.errno, f"{path} was not written and is as it was: {error.strerror}")
+    return OSError(error.errno, f"{path} was not written and is as it was: {error.strerror or error}")

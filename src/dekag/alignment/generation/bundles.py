@@ -8,8 +8,8 @@ import torch
 from dekag.alignment.generation.adapters import plain_state
 from dekag.alignment.generation.update import GenerationUpdate, apply_update
 from dekag.bundle.bundle import (
-    LICENCE,
     Bundle,
+    Contents,
     Metaword,
     Metrics,
     Quantisation,
@@ -56,8 +56,7 @@ def save_generation(
     if update.weights:
         raise InputError("full fine-tuning leaves a whole denoiser; a bundle carries low-rank updates only")
     word = update.metaword
-    return save_bundle(
-        folder,
+    contents = Contents(
         kind="generation",
         base_digest=pipeline_digest(generator),
         tokenizer_digest=tokenizer_digest(generator),
@@ -65,7 +64,6 @@ def save_generation(
         metaword=None
         if word is None
         else Metaword(token=word.token, vectors=word.count, position=word.position),
-        licence=LICENCE,
         metrics=metrics,
         settings={
             **settings,
@@ -75,6 +73,7 @@ def save_generation(
         training_digest=digest_json(settings),
         quantisation=quantisation,
     )
+    return save_bundle(folder, contents)
 
 
 def _generation_files(denoiser: str, update: GenerationUpdate) -> dict[str, dict[str, torch.Tensor]]:

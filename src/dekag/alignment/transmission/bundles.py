@@ -10,7 +10,7 @@ from dekag.alignment.transmission.adapted import AdaptedCodec
 from dekag.alignment.transmission.attention import SnrAttentionCodec
 from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.transmission.update import load_update, update_tensors
-from dekag.bundle.bundle import LICENCE, Bundle, Metrics, Quantisation, Setting, load_bundle, save_bundle
+from dekag.bundle.bundle import Bundle, Contents, Metrics, Quantisation, Setting, load_bundle, save_bundle
 from dekag.bundle.container import CALA
 from dekag.bundle.digest import digest_json, digest_tensors
 from dekag.codec import AdaptableCodec, TrainedRange, require_adaptable
@@ -38,17 +38,16 @@ def save_transmission(
     Raises InputError if `settings` hold a range that `trained_range` would refuse.
     """
     TrainedRange.from_settings(settings)
-    return save_bundle(
-        folder,
+    contents = Contents(
         kind="transmission",
         base_digest=codec_digest(codec),
         tensors={CALA: update_tensors(adapted)},
-        licence=LICENCE,
         metrics=metrics,
         settings={**settings, **adapted.size()},
         training_digest=digest_json(settings),
         quantisation=quantisation,
     )
+    return save_bundle(folder, contents)
 
 
 def apply_transmission(codec: AdaptableCodec, path: Path | str) -> tuple[AdaptedCodec, Bundle]:

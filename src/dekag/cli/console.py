@@ -83,7 +83,7 @@ def working(text: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def training(text: str) -> Iterator[Callable[[str, Any], None]]:
+def progress(text: str) -> Iterator[Callable[[str, Any], None]]:
     """A progress bar with the remaining time; `on_step(stage, progress)` moves it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

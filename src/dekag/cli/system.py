@@ -15,12 +15,10 @@ from dekag.cli.options import (
     ChannelOptions,
     Device,
     Json,
-    Ka,
     Out,
     Prompts,
     ReceiverOptions,
     SamplingOptions,
-    Seed,
     WorldOptions,
     parse_seeds,
 )
@@ -75,15 +73,22 @@ def demo(
     print(f"wrote {out / 'report.json'} and {out / 'report.png'}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """What is drawn."""
+
+    prompts_file: Annotated[Path, Doc("One prompt a line.")]
+    seeds: Annotated[str, Doc("Seeds of each prompt, separated by commas.")] = "0"
+
+
 @app.command()
 @with_options
 def generate(
-    prompts_file: Annotated[Path, typer.Option(help="One prompt a line.")],
+    drawings: DrawingOptions,
     out: Out,
     world: Annotated[WorldOptions, Options(only=("world", "edge", "bundle", "preset"))],
     sampling: SamplingOptions,
     model: Annotated[str | None, typer.Option(help="As --edge.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of each prompt, separated by commas.")] = "0",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -96,10 +101,20 @@ def generate(
     from dekag.training.processes import device_of
 
     chosen = sampling.put_on(replace(world, edge=world.edge or model).load(("generation",)))
-    task = GenerateTask(prompts_file=prompts_file, seeds=parse_seeds(seeds), align=bool(world.bundle))
+    seeds = parse_seeds(drawings.seeds)
+    task = GenerateTask(prompts_file=drawings.prompts_file, seeds=seeds, align=bool(world.bundle))
     with working("generate") as stage:
         index = draw(chosen, task, out, device=device_of(device), on_stage=stage)
     print_json(index) if as_json else print(f"wrote {len(index['images'])} images and index.json to {out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryOptions:
+    """How the edge draws what it sends."""
+
+    ka: Annotated[bool, Doc("With or without the world's updates.")] = True
+    device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "cpu"
+    seed: Annotated[int, Ge(0), Le(2**31 - 1), Doc("Seed of everything random.")] = 0
 
 
 @app.command()
@@ -109,9 +124,7 @@ def deliver(
     out: Out,
     link: ChannelOptions,
     world: WorldOptions,
-    ka: Ka = True,
-    device: Device = "cpu",
-    seed: Seed = 0,
+    drawing: DeliveryOptions,
     as_json: Json = False,
 ) -> None:
     """Draw prompts at the edge, send them over the air, and write what the user sees and what it cost."""
@@ -121,8 +134,9 @@ def deliver(
 
     with working("deliver") as stage:
         settings, chosen = link.load(), world.load()
-        task = DeliverTask(prompts=prompts, transmission=settings.for_world(chosen), align=ka, seed=seed)
-        report = carry_out(chosen, task, out, device=device_of(device), on_stage=stage)
+        transmission = settings.for_world(chosen)
+        task = DeliverTask(prompts=prompts, transmission=transmission, align=drawing.ka, seed=drawing.seed)
+        report = carry_out(chosen, task, out, device=device_of(drawing.device), on_stage=stage)
     if as_json:
         print_json(report)
         return

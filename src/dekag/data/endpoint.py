@@ -184,17 +184,21 @@ class ImageEndpoint:
         status = error.status_code
         if status in {401, 403}:
             return f"{self.base_url} refused the key with {status}; put a valid one into {self.api_key_env}"
-        said = _plain(error.message.removeprefix(f"Error code: {status}").replace(key, "***"), 200)
-        said = f"{status} {said}".strip()
-        if error.code in _REFUSALS:
-            return f"{self.base_url} refused what it says ({said}); reword it or leave it out"
-        if status == 404:
-            return f"no model {self.model!r} or no images at {self.base_url} ({said}); check both"
-        if status == 429:
-            return f"{self.base_url} is still too busy ({said}); wait, or lower concurrency"
+        message = _plain(error.message.removeprefix(f"Error code: {status}").replace(key, "***"), 200)
+        return self._answer(status, error.code, f"{status} {message}".strip())
+
+    def _answer(self, status: int, code: str | None, message: str) -> str:
+        """What an answer of that status means; the message is the server's."""
+        server = self.base_url
+        if code in _REFUSALS:
+            return f"{server} refused what it says ({message}); reword it or leave it out"
         if status >= 500:
-            return f"{self.base_url} failed in {calls} ({said}); look at the server, then go on"
-        return f"{self.base_url} did not take the request ({said}); change what it names"
+            return f"{server} failed in {self.retries + 1} calls ({message}); look at the server, then go on"
+        meanings = {
+            404: f"no model {self.model!r} or no images at {server} ({message}); check both",
+            429: f"{server} is still too busy ({message}); wait, or lower concurrency",
+        }
+        return meanings.get(status, f"{server} did not take the request ({message}); change what it names")
 
     def _client(self, key: str) -> "OpenAI":
         try:

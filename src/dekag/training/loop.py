@@ -7,13 +7,17 @@ of one process that accumulates two shares.
 
 With several processes (`accelerate launch` on GPUs, `torchrun` on CPUs) each holds the whole model. The loss
 closes over the model's parts, so there is no forward pass for DDP to wrap; the loop averages the gradients
-itself, in one exchange a step.
+itself, in one exchange a step. The frozen parameters are the caller's to load alike, everything else is made alike
+here; a parameter without a gradient counts as one with a zero gradient. Only the main process reports, validates and
+writes files; every process must see the checkpoint.
+
+Dropout draws from torch's global generator, which is seeded for every share and is afterwards as it was.
 """
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -140,24 +144,12 @@ def train(
     `validation` is asked without gradients, in evaluation mode and with the moving average in place of the
     parameters. `tracking` logs loss, learning rate, gradient norm, speed and score.
 
-    With several processes, the frozen parameters are the caller's to load alike and everything else is made
-    alike here; a parameter without a gradient counts as one with a zero gradient. Only the main process calls
-    `on_step` and `validation` and writes files; every process must see `checkpoint`.
-
-    Dropout draws from torch's global generator, which is seeded for every share and is afterwards as it was.
-
     Raises InputError if a trainable parameter is not float32, or if the checkpoint cannot be read or is that
     of a run with another number of processes, accumulation, seed, rate factors or trainable parameters.
     """
-    if validation is None and config.keep == "best":
-        raise InputError("keep is best, but nothing tells what is best: give a validation")
-    loop = _start(model, loss, config, checkpoint)
-    state, device = loop.state, loop.device
-    model.train()
-    with (
-        tracked(tracking, asdict(config), main=loop.processes.is_main_process) as log,
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-    ):
+    loop = _start(model, loss, config, checkpoint, validation)
+    state = loop.state
+    with loop.running(tracking) as log:
         report = _Report(loop=loop, on_step=on_step, log=log if tracking.trackers else None)
         while state.step < config.steps:
             # 1. learning rate of this step
@@ -170,8 +162,7 @@ def train(
             loop.update()
             # 5. validation
             if validation is not None and loop.is_due(validation.every):
-                state.add_score(_score(state, validation))
-                log({"score": state.scores[-1][1]}, state.step)
+                log({"score": loop.score(validation)}, state.step)
             # 6. checkpoint and reports
             if checkpoint is not None and loop.is_due(config.checkpoint_every):
                 from_main(partial(state.save, checkpoint))
@@ -205,6 +196,17 @@ class _Loop:
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(iter(self.state.parameters.values())).device
+
+    @contextmanager
+    def running(self, tracking: Tracking) -> Iterator[Log]:
+        """The model in training mode, its trackers, and torch's global generators as they were afterwards."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        self.state.model.train()
+        with (
+            tracked(tracking, asdict(self.config), main=self.processes.is_main_process) as log,
+            torch.random.fork_rng(cuda),
+        ):
+            yield log
 
     def is_due(self, every: int) -> bool:
         """Whether what happens every so many steps, and after the last one, happens now."""
@@ -254,6 +256,22 @@ class _Loop:
         if self.processes.num_processes > 1:
             take_from_main(list(state.model.buffers()))
 
+    def score(self, validation: Validation) -> float:
+        """Note the main process's score of the moving average, and return it; the others wait for it."""
+        state = self.state
+
+        def value() -> float:
+            with swapped(state.parameters, state.average), torch.no_grad():
+                state.model.eval()
+                score = float(validation.score(state.step))
+                state.model.train()
+            if not math.isfinite(score):
+                raise InputError(f"the validation score must be finite, got {score} at step {state.step}")
+            return score
+
+        state.add_score(from_main(value))
+        return state.scores[-1][1]
+
 
 @dataclass(kw_only=True)
 class _Report:
@@ -278,8 +296,16 @@ class _Report:
             self.on_step(Progress(step=step, steps=steps, loss=value.item(), steps_per_second=speed))
 
 
-def _start(model: nn.Module, loss: Loss, config: TrainConfig, checkpoint: Path | None) -> _Loop:
+def _start(
+    model: nn.Module,
+    loss: Loss,
+    config: TrainConfig,
+    checkpoint: Path | None,
+    validation: Validation | None,
+) -> _Loop:
     """The loop before its first step, alike on all processes, or where the checkpoint left it."""
+    if validation is None and config.keep == "best":
+        raise InputError("keep is best, but nothing tells what is best: give a validation")
     parameters = _trainable(model)
     processes = processes_on(next(iter(parameters.values())).device)
     if processes.num_processes > 1:
@@ -353,18 +379,3 @@ def _seed_dropout(rng: torch.Generator, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-
-
-def _score(state: TrainingState, validation: Validation) -> float:
-    """The main process's score of the moving average; the others wait for it."""
-
-    def value() -> float:
-        with swapped(state.parameters, state.average), torch.no_grad():
-            state.model.eval()
-            score = float(validation.score(state.step))
-            state.model.train()
-        if not math.isfinite(score):
-            raise InputError(f"the validation score must be finite, got {score} at step {state.step}")
-        return score
-
-    return from_main(value)

@@ -1,12 +1,14 @@
 """The condition of a transmission as it leaves the program: for each of its fields, a list of one value an image."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from dekag.types import Condition
+
+Model = TypeVar("Model", bound="_Columns")
 
 MAX_COUNT = 2**31 - 1
 """Largest whole number of a condition that is read."""
@@ -18,7 +20,7 @@ class _Columns(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     @classmethod
-    def of(cls, condition: Condition, **others: Any) -> Self:
+    def of(cls: type[Model], condition: Condition, **others: Any) -> Model:
         """The model of a condition and of whatever other fields a subclass has."""
         return cls(
             **{field.name: getattr(condition, field.name).tolist() for field in fields(Condition)}, **others

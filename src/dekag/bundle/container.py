@@ -46,6 +46,7 @@ _Entry = tuple[str, bool, int, Callable[[], bytes]]
 
 
 def damaged(where: str, name: str, text: str) -> InputError:
+    """The error for a file of a bundle that is not as it was written."""
     return InputError(f"{where}: {name} is damaged: {text}; fetch the bundle again")
 
 

@@ -134,6 +134,7 @@ class OfdmChannel:
         )
 
     def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received:
+        """Modulate, fade and demodulate symbols [batch, uses]; gain and noise power are what the receiver knows."""
         batch, width = symbols.shape
         fitted = fit(condition, symbols)
         elements = (fitted.payload + self.tx_antennas - 1) // self.tx_antennas

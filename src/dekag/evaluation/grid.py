@@ -20,15 +20,23 @@ class GridChannel(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What tables and files call the channel."""
+        ...
 
     @property
-    def family(self) -> str: ...
+    def family(self) -> str:
+        """What figures sum the channel up by."""
+        ...
 
     @property
-    def channel(self) -> Channel: ...
+    def channel(self) -> Channel:
+        """The channel itself."""
+        ...
 
-    def condition(self, *, uses: int, snr_db: float) -> Condition: ...
+    def condition(self, *, uses: int, snr_db: float) -> Condition:
+        """The condition of one image at so many uses and an SNR in dB."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -190,11 +190,15 @@ def is_held_back(prompt: str) -> bool:
 class Check(Protocol):
     """What chooses a checkpoint, the guidance and the strength of an update."""
 
-    def during_training(self, generator: DiffusersGenerator, stage: str, step: int) -> float: ...
+    def during_training(self, generator: DiffusersGenerator, stage: str, step: int) -> float:
+        """Score of the generator at a step of a stage; higher is better."""
+        ...
 
     def choose(
         self, edge: DiffusersGenerator, update: GenerationUpdate, extras: Extras
-    ) -> tuple[Sampling | None, float]: ...
+    ) -> tuple[Sampling | None, float]:
+        """The sampling and the strength that score best, given the update."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,8 +318,10 @@ def fitted(images: Image, pixels: int) -> Image:
 def validation(
     world: World, edge: DiffusersGenerator, data: Material, run: Run, *, domain: str | None = None
 ) -> Check | None:
-    """What settings are chosen by, best first: the world's judges on images that were held back or on its validation
-    prompts; without judges, the denoising loss on the same; without either, nothing."""
+    """What settings are chosen by: the world's judges on images that were held back or on its validation prompts.
+
+    Without judges it is the denoising loss on the same images, without either nothing.
+    """
     images = data.held_back or _validation_images(world, run, domain)
     if images is None:
         run.on_stage("nothing to validate with: the last step counts")

@@ -25,16 +25,20 @@ class Noising(Protocol):
 
 @dataclass(frozen=True)
 class Diffusion:
-    """Variance-preserving diffusion: the target is the noise (Ho et al. 2020), the velocity (Salimans and Ho
-    2022, Eq. 13) or the latent itself, as the scheduler's `prediction_type` says."""
+    """Variance-preserving diffusion; the scheduler's `prediction_type` says what the target is.
+
+    It is the noise (Ho et al. 2020), the velocity (Salimans and Ho 2022, Eq. 13) or the latent itself.
+    """
 
     scheduler: DDPMScheduler
 
     def timesteps(self, share: Tensor) -> Tensor:
+        """Timesteps of the scheduler at shares of its schedule in [0, 1)."""
         count = int(self.scheduler.config.num_train_timesteps)
         return (share * count).long().clamp(max=count - 1)
 
     def noised(self, latents: Tensor, noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Noising.noised`."""
         timesteps = self.timesteps(share).to(latents.device)
         noised: Tensor = self.scheduler.add_noise(latents, noise, timesteps)
         kind = self.scheduler.config.prediction_type
@@ -47,8 +51,10 @@ class Diffusion:
         raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {kind!r}")
 
     def weights(self, share: Tensor, gamma: float) -> Tensor:
-        """min(SNR, gamma) over what the prediction type weighs by itself: SNR for the noise, SNR + 1 for the
-        velocity, 1 for the latent."""
+        """The smaller of SNR and gamma, over what the prediction type weighs by itself.
+
+        That is SNR for the noise, SNR + 1 for the velocity, 1 for the latent.
+        """
         power = self.scheduler.alphas_cumprod[self.timesteps(share)]
         snr = power / (1 - power)
         own = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
@@ -64,6 +70,7 @@ class Flow:
     count: int
 
     def noised(self, latents: Tensor, noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Noising.noised`."""
         sigma = share.to(latents)[:, None, None, None]
         noised = (1 - sigma) * latents + sigma * noise
         return noised, (share * self.count).to(latents), noise - latents

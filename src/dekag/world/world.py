@@ -38,7 +38,9 @@ NOMINAL = Condition(uses=512, snr_db=10.0)
 class Cloud(Protocol):
     """What draws the reference: a model, an endpoint, or pictures that were drawn once."""
 
-    def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image: ...
+    def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
+        """One image for each prompt and its seed."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

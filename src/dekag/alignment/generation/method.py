@@ -89,7 +89,9 @@ class GenerationMethod(Protocol[Config]):
     bundled: bool = True
 
     @property
-    def config_type(self) -> type[Config]: ...
+    def config_type(self) -> type[Config]:
+        """The dataclass of the method's numbers."""
+        ...
 
     def train(
         self,

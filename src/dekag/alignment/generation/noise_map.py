@@ -23,7 +23,9 @@ IMAGES = 64
 class Encoder(Protocol):
     """Images in [0, 1] to latents, unit scale."""
 
-    def encode(self, image: Image) -> Latents: ...
+    def encode(self, image: Image) -> Latents:
+        """Latents of images with values in [0, 1]."""
+        ...
 
 
 def shared_noise_map(

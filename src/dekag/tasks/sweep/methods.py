@@ -45,14 +45,22 @@ class Method(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What tables call the method."""
+        ...
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Digest of all that its results depend on."""
+        ...
 
-    def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]: ...
+    def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
+        """The schemes to be measured at a point, of those that are wanted."""
+        ...
 
-    def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival: ...
+    def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival:
+        """What arrives of the bench's latents at a point."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

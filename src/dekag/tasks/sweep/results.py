@@ -55,8 +55,10 @@ class Outcome:
 
 
 def bound_row(point: Point, measured: Bounds, held_out: Bounds, *, power: float, draws: int) -> BoundRow:
-    """Bounds on the error of weighted latents of that power as levels in dB, at most CAP_DB: few latents have no power
-    beyond as many components, and then no error either."""
+    """Bounds on the error of weighted latents of that power as levels in dB, at most CAP_DB.
+
+    Few latents have no power beyond as many components, and then no error either.
+    """
 
     def level(mse: torch.Tensor) -> float:
         return float(linear_to_db(power / mse)[0].clamp(max=CAP_DB))

@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from dekag.errors import StepError
+
 console = Console(stderr=True)
 
 
@@ -19,9 +21,22 @@ FLAGS = {"delay_spread_ns": "--delay-spread", "speed_m_s": "--speed"}
 """Options whose names are not those of their fields."""
 
 
+COMMANDS = {
+    "migrate it first": "dekag cloud migrate",
+    "make a registry first": "dekag registry init",
+    "train one that has it": "dekag align generation",
+    "train it again": "dekag align transmission",
+    "list what is published": "dekag registry list",
+}
+"""Commands for the steps that a `StepError` asks for."""
+
+
 def complain(error: Exception) -> None:
-    """Say what is wrong in one line on standard error; fields that the message names become options."""
-    text = " ".join(str(error).split())
+    """Say what is wrong in one line on standard error; fields that it names become options, steps commands."""
+    text = str(error)
+    if isinstance(error, StepError) and error.step in COMMANDS:
+        text = f"{error.message}: run {COMMANDS[error.step]}"
+    text = " ".join(text.split())
     for name in getattr(error, "fields", ()):
         flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
         text = re.sub(rf"(?<![\w-]){name}(?!\w)", flag, text)

@@ -233,8 +233,8 @@ class JsccCodec(nn.Module):
     def start_from(self, klt: Klt) -> None:
         """Take mean, weight and bases of a transform of patches (`to_patches`).
 
-        What is sent is then linear but for the start of the stacks. Gains are those of Lee and Petersen 1976, amplitudes to the power 1/4 of the variances, which is the best
-        linear code wherever noise is small.
+        What is sent is then linear but for the start of the stacks. Gains are those of Lee and Petersen 1976,
+        amplitudes to the power 1/4 of the variances, which is the best linear code wherever noise is small.
         """
         self.importance.copy_(klt.importance.unflatten(0, (-1, self.config.patch**2)).mean(1))
         self.mean.copy_(klt.mean)

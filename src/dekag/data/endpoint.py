@@ -247,7 +247,7 @@ def draw_to_folder(
 ) -> int:
     """Draw one image for each prompt and its seed into a folder for `read_folder`; returns the number drawn now.
 
-    index.json is as `dekag generate` writes it, with the model and size of every image, and is written anew
+    index.json is as `dekag.tasks.generate` writes it, with the model and size of every image, and is written anew
     with every image. An image that it records for the same prompt, seed, model and size is not drawn again,
     so after an error or an interruption the same call goes on where the last one ended. Images that are not
     asked for any more stay as files and under "unused". To redraw an image, delete its file.

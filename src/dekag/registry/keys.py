@@ -24,10 +24,11 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from securesystemslib.signer import CryptoSigner
 
 from dekag.bundle.digest import canonical_json
+from dekag.registry.stored import read_stored
 from dekag.types import InputError
 from dekag.wire.files import put_in_place, write_bytes
 
@@ -99,7 +100,7 @@ class Keys:
         path = self.folder / ROOT_FILE
         if not path.exists():
             raise InputError(
-                f"{self.folder} holds no {ROOT_FILE}; give the folder that dekag registry init wrote the keys to"
+                f"{self.folder} holds no {ROOT_FILE}; give the folder of the keys that the registry was made with"
             )
         return path.read_bytes()
 
@@ -110,16 +111,8 @@ class Keys:
     @property
     def lifetimes(self) -> Lifetimes:
         """How long signatures last; the usual times if registry.json is not there."""
-        path = self.folder / SETTINGS_FILE
-        if not path.exists():
-            return Lifetimes()
-        try:
-            read: Lifetimes = _LIFETIMES.validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise InputError(
-                f'{path} holds the days that signatures of roles last, as {{"root":365}}'
-            ) from error
-        return read
+        right = 'holds the days that signatures of roles last, as {"root":365}'
+        return read_stored(self.folder / SETTINGS_FILE, _LIFETIMES, default=Lifetimes(), right=right)
 
 
 @contextmanager

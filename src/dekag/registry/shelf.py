@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from dekag.bundle.bundle import Digest, Kind, load_bundle
 from dekag.bundle.digest import canonical_json
 from dekag.registry.canary import Canary
 from dekag.registry.lock import locked, remove_unfinished
+from dekag.registry.stored import read_stored
 from dekag.types import InputError
 from dekag.wire.files import put_in_place, sync, write_bytes
 
@@ -293,16 +294,8 @@ class Shelf:
         )
 
     def _read(self) -> State:
-        path = self.folder / STATE
-        if not path.exists():
-            return State()
-        try:
-            state: State = _STATE.validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise InputError(
-                f"{path} is damaged; delete it, and the shelf starts anew with the bundles beside it"
-            ) from error
-        return state
+        right = "is damaged; delete it, and the shelf starts anew with the bundles beside it"
+        return read_stored(self.folder / STATE, _STATE, default=State(), right=right)
 
     def _write(self, state: State) -> None:
         fields = _STATE.dump_python(state, mode="json")

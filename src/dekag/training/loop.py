@@ -27,6 +27,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from dekag.config import check_bounds
 from dekag.training.processes import from_main, mean_over_processes, processes_on, take_from_main
 from dekag.training.schedule import check_rate_factors, rate_factor, warmup_stable_decay
 from dekag.training.state import TrainingState, copy_values, swapped
@@ -83,7 +84,9 @@ class TrainConfig:
     """Shares of the batch, one call of the loss each, that a process adds up in a step."""
     seed: int = 0
     precision: Literal["no", "bf16"] = "no"
-    """`no` (fp32) or `bf16`; bf16 pays only on processors with matrix units for it (AMX, CUDA)."""
+    """`no` (fp32) or `bf16`: fp16 would need its loss scaled.
+
+    bf16 pays only on processors with matrix units for it (AMX, CUDA)."""
     checkpoint_every: int = 500
     track_every: int = 10
     """Steps between the values sent to the trackers; each waits for the device."""
@@ -91,12 +94,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 0 or min(self.accumulation, self.checkpoint_every, self.track_every) < 1:
             raise InputError("steps must be at least 0; accumulation and what ends in _every at least 1")
-        if self.precision not in ("no", "bf16"):
-            raise InputError(
-                f"precision must be no or bf16, got {self.precision}; fp16 would need its loss scaled"
-            )
-        if self.keep not in ("last", "best"):
-            raise InputError(f"keep must be last or best, got {self.keep}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)

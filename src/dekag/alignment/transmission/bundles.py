@@ -15,6 +15,7 @@ from dekag.bundle.container import CALA
 from dekag.bundle.digest import digest_json, digest_tensors
 from dekag.codec import AdaptableCodec, TrainedRange, require_adaptable
 from dekag.config import described_fields
+from dekag.errors import StepError
 from dekag.types import InputError
 
 
@@ -77,9 +78,7 @@ def _cala_config(bundle: Bundle) -> CalaConfig:
     settings, names = bundle.manifest.settings, [field.name for field in fields(CalaConfig)]
     missing = [name for name in names if name not in settings]
     if missing:
-        raise InputError(
-            f"bundle {bundle.id[:12]} does not say its {missing[0]}; make it with dekag align transmission"
-        )
+        raise StepError(f"bundle {bundle.id[:12]} does not say its {missing[0]}", "train it again")
     switches = {field.name for field in described_fields(CalaConfig) if field.type is bool}
     given = {name: bool(settings[name]) if name in switches else settings[name] for name in names}
     try:

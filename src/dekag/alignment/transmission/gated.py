@@ -45,20 +45,28 @@ class GatedLinear(nn.Module):
         return layer
 
 
-class GatedConv(nn.Module):
+class _GatedKernels(nn.Module):
+    """What both kinds of convolution have: A of `inputs` numbers a kernel, and a row of B for each output."""
+
+    def __init__(self, base: nn.Conv2d | nn.ConvTranspose2d, inputs: int, rank: int, *, bias: bool) -> None:
+        super().__init__()
+        self.base = base
+        self.lora_A = nn.Linear(inputs, rank, bias=bias and base.bias is not None)
+        self.lora_B = _closed(rank, base.out_channels)
+        nn.init.normal_(self.lora_A.weight, std=inputs**-0.5)
+        self.opening: Tensor | None = None
+
+
+class GatedConv(_GatedKernels):
     """As GatedLinear, of a convolution: A has the kernel's shape and `rank` outputs, B mixes them at each place.
 
     The rows of A are kernels laid flat, the same for every group of channels; each output has a row of B.
     """
 
+    base: nn.Conv2d
+
     def __init__(self, base: nn.Conv2d, rank: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.base = base
-        inputs = base.weight[0].numel()
-        self.lora_A = nn.Linear(inputs, rank, bias=bias and base.bias is not None)
-        self.lora_B = _closed(rank, base.out_channels)
-        nn.init.normal_(self.lora_A.weight, std=inputs**-0.5)
-        self.opening: Tensor | None = None
+        super().__init__(base, base.weight[0].numel(), rank, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, inputs, rows, cols] to [batch, outputs, ...]."""
@@ -80,17 +88,13 @@ class GatedConv(nn.Module):
         return layer
 
 
-class GatedConvTranspose(nn.Module):
+class GatedConvTranspose(_GatedKernels):
     """As GatedConv, of a transposed convolution, called without an output size."""
 
+    base: nn.ConvTranspose2d
+
     def __init__(self, base: nn.ConvTranspose2d, rank: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.base = base
-        inputs = base.weight[:, 0].numel()
-        self.lora_A = nn.Linear(inputs, rank, bias=bias and base.bias is not None)
-        self.lora_B = _closed(rank, base.out_channels)
-        nn.init.normal_(self.lora_A.weight, std=inputs**-0.5)
-        self.opening: Tensor | None = None
+        super().__init__(base, base.weight[:, 0].numel(), rank, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, inputs, rows, cols] to [batch, outputs, ...]."""

@@ -1,4 +1,4 @@
-"""The cloud's jobs from elsewhere: what `dekag jobs` is made of."""
+"""The cloud's jobs from elsewhere: submitting, listing, following and cancelling them."""
 
 import json
 import time

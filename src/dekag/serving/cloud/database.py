@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, OperationalError
 
+from dekag.errors import StepError
 from dekag.types import InputError
 from dekag.wire.files import replacing
 
@@ -64,7 +65,7 @@ def check_schema(engine: Engine) -> None:
         return
     if found is None or found in {each.revision for each in script.walk_revisions()}:
         has = "has no tables" if found is None else f"is at revision {found}"
-        raise InputError(f"the database {has} and this dekag needs {head}: run dekag cloud migrate")
+        raise StepError(f"the database {has} and this dekag needs {head}", "migrate it first")
     raise InputError(f"the database is at revision {found}, of a newer dekag; upgrade dekag on this machine")
 
 
@@ -78,7 +79,7 @@ def back_up(address: str, out: Path) -> None:
         raise InputError("this copies SQLite; back up PostgreSQL with pg_dump")
     source = _file(url)
     if not source.is_file():
-        raise InputError(f"there is no database {source}; name it with --database")
+        raise InputError(f"there is no database {source}; name the file that it is in")
     with (
         replacing(out) as part,
         closing(sqlite3.connect(source)) as database,

@@ -147,7 +147,7 @@ else:
     JobSpec = create_model(
         "JobSpec",
         __base__=JobFields,
-        __doc__="A generation alignment. Its defaults are those of `dekag align generation`.",
+        __doc__="A generation alignment. Defaults of its numbers are those of the training itself.",
         **_fields(MakdConfig, TRAINING),
         **_fields(FewStepConfig, FEW_STEPS),
     )

@@ -29,6 +29,10 @@ Prompts = Annotated[list[str], typer.Argument(help="What to draw and send.")]
 Resume = Annotated[Path | None, typer.Option(help="Folder that keeps the state of an interrupted run.")]
 
 
+DEFAULT_WORLD = "emoji"
+"""As `dekag.world.shipped.DEFAULT_WORLD`, which takes torch to be read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorldOptions:
     """A world and what takes the place of its parts."""
@@ -36,7 +40,7 @@ class WorldOptions:
     HIDDEN: ClassVar[tuple[str, ...]] = ("preset",)
     world: Annotated[
         str, Doc("A world that ships (emoji, paper, permissive) or a folder with a world.json.")
-    ] = "emoji"
+    ] = DEFAULT_WORLD
     edge: Annotated[str | None, Doc("Edge: a diffusers folder, a hub id or a shipped model.")] = None
     cloud: Annotated[str | None, Doc("Cloud: as --edge.")] = None
     codec: Annotated[str | None, Doc("Codec: a folder.")] = None

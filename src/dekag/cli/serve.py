@@ -10,7 +10,7 @@ from typing_extensions import Doc
 
 from dekag.cli.console import needing, quiet_loading, starting
 from dekag.cli.generated import Options, with_options
-from dekag.cli.options import chosen_name
+from dekag.cli.options import DEFAULT_WORLD, chosen_name
 
 app = typer.Typer(no_args_is_help=True, help="Run a party as a service.")
 
@@ -22,7 +22,7 @@ class ServiceOptions:
     HIDDEN: ClassVar[tuple[str, ...]] = ("preset",)
     host: Annotated[str | None, Doc("Address to listen on; 127.0.0.1.")] = None
     tokens_file: Annotated[str | None, Doc("File with a bearer token a line; needed beyond loopback.")] = None
-    world: Annotated[str | None, Doc("A shipped world or the folder of one; emoji.")] = None
+    world: Annotated[str | None, Doc(f"A shipped world or the folder of one; {DEFAULT_WORLD}.")] = None
     preset: Annotated[str | None, Doc("The old name of --world.")] = None
     device: Annotated[str | None, Doc("cpu, cuda, cuda:1, ...; a GPU if there is one.")] = None
 

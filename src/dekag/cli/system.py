@@ -12,6 +12,7 @@ from typing_extensions import Doc
 from dekag.cli.console import needing, print_json, print_tables, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
+    DEFAULT_WORLD,
     ChannelOptions,
     Device,
     Json,
@@ -158,7 +159,7 @@ def up(
     ] = Path("dekag-up"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page and the edge.")] = 8000,
     cloud_port: Annotated[int, typer.Option(min=1, max=65535, help="Of the cloud.")] = 8001,
-    world: Annotated[str, typer.Option(help="A shipped world or the folder of one.")] = "emoji",
+    world: Annotated[str, typer.Option(help="A shipped world or the folder of one.")] = DEFAULT_WORLD,
 ) -> None:
     """Start a cloud, an edge and the page on this machine, with the shipped updates published; Ctrl-C stops them."""
     with needing("serve"):

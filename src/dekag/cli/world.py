@@ -10,7 +10,7 @@ from typing_extensions import Doc
 
 from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
-from dekag.cli.options import Json
+from dekag.cli.options import DEFAULT_WORLD, Json
 
 app = typer.Typer(no_args_is_help=True, help="Make a world of your own models, and look at one.")
 
@@ -73,7 +73,7 @@ def new(
 
 @app.command()
 def show(
-    world: Annotated[str, typer.Argument(help="A shipped world or the folder of one.")] = "emoji",
+    world: Annotated[str, typer.Argument(help="A shipped world or the folder of one.")] = DEFAULT_WORLD,
     as_json: Json = False,
 ) -> None:
     """Say what a world has and lacks, and the command that fills each gap. Nothing is loaded."""

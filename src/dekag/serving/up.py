@@ -25,6 +25,7 @@ from dekag.serving.cloud.settings import CloudSettings
 from dekag.training.run import OnStage
 from dekag.types import InputError
 from dekag.world import UPDATE_NAMES, load_world
+from dekag.world.shipped import DEFAULT_WORLD
 
 HOST = "127.0.0.1"
 CHANNEL = "stable"
@@ -43,7 +44,7 @@ class Site:
     folder: Path
     port: int = 8000
     cloud_port: int = 8001
-    world: str = "emoji"
+    world: str = DEFAULT_WORLD
     """A shipped world or the folder of one, as the services are told it."""
 
     def __post_init__(self) -> None:

@@ -19,12 +19,12 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Complex, Float
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
 from dekag.types import Condition, InputError, Symbols
@@ -67,11 +67,22 @@ class Frame:
     channel_seed: int | None = None
 
 
+class _Columns(ConditionModel):
+    """The condition of the images that a frame may hold."""
+
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, column: list[Any]) -> list[Any]:
+        if len(column) > MAX_IMAGES:
+            raise ValueError(f"at most {MAX_IMAGES} images, got {len(column)}")
+        return column
+
+
 class _Header(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     columns: Annotated[int, Field(ge=1, le=MAX_FRAME_BYTES // 8)]
-    condition: ConditionModel
+    condition: _Columns
     received: bool
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     preset: _Text
@@ -131,7 +142,7 @@ def _header(frame: Frame) -> bytes:
     try:
         header = _Header(
             columns=frame.symbols.shape[1],
-            condition=ConditionModel.of(frame.condition),
+            condition=_Columns.of(frame.condition),
             received=frame.gain is not None,
             seed=frame.seed,
             preset=frame.world,

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from pydantic import ConfigDict, Field, with_config
 from securesystemslib.signer import CryptoSigner
 
 from dekag.bundle.digest import canonical_json
@@ -54,9 +54,6 @@ class Lifetimes:
     def of(self, role: Role) -> timedelta:
         """The lifetime of one role."""
         return timedelta(days=getattr(self, role))
-
-
-_LIFETIMES = TypeAdapter(Lifetimes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +109,7 @@ class Keys:
     def lifetimes(self) -> Lifetimes:
         """How long signatures last; the usual times if registry.json is not there."""
         right = 'holds the days that signatures of roles last, as {"root":365}'
-        return read_stored(self.folder / SETTINGS_FILE, _LIFETIMES, default=Lifetimes(), right=right)
+        return read_stored(self.folder / SETTINGS_FILE, Lifetimes, default=Lifetimes(), right=right)
 
 
 @contextmanager

@@ -295,7 +295,7 @@ class Shelf:
 
     def _read(self) -> State:
         right = "is damaged; delete it, and the shelf starts anew with the bundles beside it"
-        return read_stored(self.folder / STATE, _STATE, default=State(), right=right)
+        return read_stored(self.folder / STATE, State, default=State(), right=right)
 
     def _write(self, state: State) -> None:
         fields = _STATE.dump_python(state, mode="json")

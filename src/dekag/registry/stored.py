@@ -1,7 +1,8 @@
 """Small JSON files that this machine wrote for itself."""
 
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -10,7 +11,7 @@ from dekag.types import InputError
 Stored = TypeVar("Stored")
 
 
-def read_stored(path: Path, kind: TypeAdapter[Stored], *, default: Stored, right: str) -> Stored:
+def read_stored(path: Path, kind: type[Stored], *, default: Stored, right: str) -> Stored:
     """What a file holds, or the default where there is none.
 
     Raises InputError, which says `right` of the file, if it does not hold that.
@@ -18,6 +19,13 @@ def read_stored(path: Path, kind: TypeAdapter[Stored], *, default: Stored, right
     if not path.exists():
         return default
     try:
-        return kind.validate_json(path.read_bytes())
+        stored: Stored = _adapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
         raise InputError(f"{path} {right}") from error
+    return stored
+
+
+@cache
+def _adapter(kind: type[Any]) -> Any:
+    """Pydantic's adapter of a type, which takes a while to be made."""
+    return TypeAdapter(kind)

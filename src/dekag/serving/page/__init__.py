@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
@@ -45,7 +46,7 @@ class PageDefaults:
     prompt: str = EXAMPLES[0]
     snr_db: float = 10.0
     uses: int = 256
-    fading: str = "awgn"
+    fading: Literal["awgn", "rayleigh"] = "awgn"
 
 
 @dataclass(frozen=True, kw_only=True)

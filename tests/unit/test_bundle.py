@@ -25,15 +25,7 @@ from jaxtyping import TypeCheckError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dekag.bundle.bundle import (
-    Bundle,
-    Contents,
-    Metaword,
-    Metrics,
-    load_bundle,
-    pack,
-    save_bundle,
-)
+from dekag.bundle.bundle import Bundle, Contents, load_bundle, pack, save_bundle
 from dekag.bundle.container import (
     CALA,
     EMBEDDING,
@@ -44,6 +36,7 @@ from dekag.bundle.container import (
     QUANTISED,
 )
 from dekag.bundle.digest import canonical_json, digest_file, digest_json, digest_tensors
+from dekag.bundle.manifest import Metaword, Metrics
 from dekag.bundle.quantise import Bits, dequantise, quantise
 from dekag.types import InputError
 from dekag.world import locate

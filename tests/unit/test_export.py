@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from dekag.alignment.generation.bundles import apply_generation, save_generation
 from dekag.alignment.generation.update import GenerationUpdate, remove_update
-from dekag.bundle.bundle import Bundle, Contents, Metaword, save_bundle
+from dekag.bundle.bundle import Bundle, Contents, save_bundle
 from dekag.bundle.container import CALA, EMBEDDING, LORA
 from dekag.bundle.digest import digest_json
 from dekag.bundle.export import export
+from dekag.bundle.manifest import Metaword
 from dekag.generation import families, metaword
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError

@@ -14,7 +14,7 @@ from dekag.cli.generated import Options, with_options
 from dekag.cli.options import Out, Resume, WorldOptions
 
 if TYPE_CHECKING:
-    from dekag.tasks.align_generation import ImageSource
+    from dekag.tasks.material import ImageSource
 
 app = typer.Typer(no_args_is_help=True, help="Train an update and write it as a bundle.")
 
@@ -52,7 +52,7 @@ class DataOptions:
     def load(self, *, seed: int) -> "ImageSource":
         """Where prompts and images come from; the seed is that of the cloud's drawings."""
         from dekag.data.endpoint import ImageEndpoint
-        from dekag.tasks.align_generation import ImageSource
+        from dekag.tasks.material import ImageSource
 
         cloud = None
         if self.endpoint is not None:
@@ -110,8 +110,10 @@ def align_generation(
     training: DistillationOptions,
 ) -> None:
     """Distil the cloud's images into an update for the edge, by MAKD or a rival; write a bundle."""
-    from dekag.tasks.align_generation import Extras, GenerationTask, material
+    from dekag.tasks.align_generation import GenerationTask
     from dekag.tasks.align_generation import align_generation as align
+    from dekag.tasks.material import material
+    from dekag.tasks.validate import Extras
     from dekag.training.run import Run, Tracking
 
     task = GenerationTask(

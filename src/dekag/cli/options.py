@@ -14,7 +14,7 @@ from dekag.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dekag.bundle.bundle import Kind
+    from dekag.bundle.manifest import Kind
     from dekag.world import World
 
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on standard output.")]

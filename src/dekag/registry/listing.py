@@ -6,9 +6,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
-from dekag.bundle.bundle import Digest, Kind
 from dekag.bundle.container import plain_text
 from dekag.bundle.digest import canonical_json
+from dekag.bundle.manifest import Digest, Kind
 from dekag.registry.faults import RegistryError
 from dekag.types import InputError
 

@@ -15,8 +15,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
-from dekag.bundle.bundle import Digest, Kind, load_bundle
+from dekag.bundle.bundle import load_bundle
 from dekag.bundle.digest import canonical_json
+from dekag.bundle.manifest import Digest, Kind
 from dekag.registry.canary import Canary
 from dekag.registry.lock import locked, remove_unfinished
 from dekag.registry.stored import read_stored

@@ -1,8 +1,7 @@
 """Small JSON files that this machine wrote for itself."""
 
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,13 +18,7 @@ def read_stored(path: Path, kind: type[Stored], *, default: Stored, right: str) 
     if not path.exists():
         return default
     try:
-        stored: Stored = _adapter(kind).validate_json(path.read_bytes())
+        stored: Stored = TypeAdapter(kind).validate_json(path.read_bytes())
     except ValidationError as error:
         raise InputError(f"{path} {right}") from error
     return stored
-
-
-@cache
-def _adapter(kind: type[Any]) -> Any:
-    """Pydantic's adapter of a type, which takes a while to be made."""
-    return TypeAdapter(kind)

@@ -10,9 +10,10 @@ from dekag.alignment.transmission.adapted import AdaptedCodec
 from dekag.alignment.transmission.bundles import save_transmission
 from dekag.alignment.transmission.methods import adapt
 from dekag.alignment.transmission.train import FAST, ConditionRange, TransmissionData
-from dekag.bundle.bundle import Bundle, Quantisation, Setting
+from dekag.bundle.bundle import Bundle
+from dekag.bundle.manifest import Quantisation, Setting
 from dekag.codec import TrainedRange, save_codec
-from dekag.tasks.align_generation import DISTIL_SEEDS, kept
+from dekag.tasks.material import DISTIL_SEEDS, cached
 from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
 from dekag.training.run import ALONE, Run
@@ -53,7 +54,7 @@ def edge_latents(world: World, run: Run, *, draws: int = 2, seed: int = 0) -> La
         return edge(prompts * draws, seeds=seeds).half().cpu()
 
     run.on_stage(f"edge draws {draws * len(prompts)} latents")
-    return from_main(lambda: kept(run.resume, "edge", draw_all))
+    return from_main(lambda: cached(run.resume, "edge", draw_all))
 
 
 def conditions_of(max_uses: int) -> ConditionRange:

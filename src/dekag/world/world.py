@@ -14,8 +14,9 @@ import torch
 
 from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.transmission.bundles import apply_transmission, trained_range
-from dekag.bundle.bundle import Bundle, Kind, load_bundle
+from dekag.bundle.bundle import Bundle, load_bundle
 from dekag.bundle.digest import digest_folder
+from dekag.bundle.manifest import Kind
 from dekag.codec import AdaptableCodec, load_codec, require_adaptable
 from dekag.data.endpoint import EndpointCloud, ImageEndpoint
 from dekag.data.pictures import PictureSet

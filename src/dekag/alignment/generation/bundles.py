@@ -7,18 +7,10 @@ import torch
 
 from dekag.alignment.generation.adapters import plain_state
 from dekag.alignment.generation.update import GenerationUpdate, apply_update
-from dekag.bundle.bundle import (
-    Bundle,
-    Contents,
-    Metaword,
-    Metrics,
-    Quantisation,
-    Setting,
-    load_bundle,
-    save_bundle,
-)
+from dekag.bundle.bundle import Bundle, Contents, load_bundle, save_bundle
 from dekag.bundle.container import EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.bundle.digest import digest_json, digest_tensors
+from dekag.bundle.manifest import Metaword, Metrics, Quantisation, Setting
 from dekag.generation import metaword as generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError

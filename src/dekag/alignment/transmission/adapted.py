@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dekag.bundle.bundle import Setting
+from dekag.bundle.manifest import Setting
 from dekag.codec import (
     AdaptableCodec,
     Encoded,

@@ -18,7 +18,7 @@ from dekag.alignment.config import CalaConfig
 from dekag.alignment.transmission.adapted import AdaptedCodec
 from dekag.alignment.transmission.gated import KINDS, Gated, Ranks, gateable, gated
 from dekag.alignment.transmission.gates import HardGate, OpenGate, SnrGroupGate, SoftGate
-from dekag.bundle.bundle import Setting
+from dekag.bundle.manifest import Setting
 from dekag.codec import AdaptableCodec
 from dekag.types import Condition, InputError
 

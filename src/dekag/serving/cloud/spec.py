@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
 from dekag.alignment.generation.methods import METHODS, find_method
-from dekag.bundle.bundle import Quantisation
+from dekag.bundle.manifest import Quantisation
 from dekag.config import described_fields
 from dekag.generation.prompts import LONGEST_PROMPT, check_prompts
 from dekag.registry.listing import BundleName
-from dekag.tasks.align_generation import Extras, GenerationTask, ImageSource
+from dekag.tasks.align_generation import GenerationTask
+from dekag.tasks.material import ImageSource
+from dekag.tasks.validate import Extras
 from dekag.types import InputError
 from dekag.world import World
 

@@ -26,7 +26,8 @@ from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import open_database
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
-from dekag.tasks.align_generation import align_generation, material
+from dekag.tasks.align_generation import align_generation
+from dekag.tasks.material import material
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.training.run import Run

@@ -13,7 +13,8 @@ from fastapi import FastAPI
 
 from dekag.alignment.generation.bundles import pipeline_digest
 from dekag.alignment.transmission.bundles import codec_digest
-from dekag.bundle.bundle import Kind, load_bundle, pack
+from dekag.bundle.bundle import load_bundle, pack
+from dekag.bundle.manifest import Kind
 from dekag.channel import BlockFading
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient

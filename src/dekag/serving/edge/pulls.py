@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter
 
-from dekag.bundle.bundle import Kind
+from dekag.bundle.manifest import Kind
 from dekag.registry import Listing
 from dekag.registry.client import RegistryClient
 from dekag.serving.edge.bundles import Bundles

@@ -22,7 +22,7 @@ from dekag.evaluation.bounds import bound
 from dekag.evaluation.generation import EDGE_SEED
 from dekag.evaluation.grid import Grid, Point
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.tasks.align_generation import DISTIL_SEEDS
+from dekag.tasks.material import DISTIL_SEEDS
 from dekag.tasks.sweep.bench import (
     BenchSpec,
     bench_digest,

@@ -149,8 +149,8 @@ def seal(where: str, draft: Manifest) -> Manifest:
 
 def _refusal(where: str, err: ValidationError) -> InputError:
     details = err.errors(include_url=False, include_input=False)[:3]
-    said = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'text'}: {d['msg']}" for d in details)
-    return InputError(f"{where}: {MANIFEST} is refused: {plain_text(said)}")
+    complaints = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'text'}: {d['msg']}" for d in details)
+    return InputError(f"{where}: {MANIFEST} is refused: {plain_text(complaints)}")
 
 
 def parse_manifest(where: str, raw: bytes) -> Manifest:

@@ -330,8 +330,8 @@ def _estimate(
     if not filters:
         return true, torch.zeros_like(true.real[..., 0, 0])
     heard = [arrived[:, :, layout.pilot_time, layout.pilot_tone + stream] for stream in range(len(filters))]
-    gains = [chosen.weights @ pilots.transpose(1, 2) for chosen, pilots in zip(filters, heard, strict=True)]
-    error = torch.stack([chosen.error for chosen in filters]).mean(dim=0)
+    gains = [filter_.weights @ pilots.transpose(1, 2) for filter_, pilots in zip(filters, heard, strict=True)]
+    error = torch.stack([filter_.error for filter_ in filters]).mean(dim=0)
     gain = torch.where(fades[:, None, None, None], torch.stack(gains, dim=-1), true)
     return gain, torch.where(fades[:, None], error, 0.0)
 

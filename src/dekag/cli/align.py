@@ -122,14 +122,14 @@ def align_generation(
         extras=Extras(few_steps=few_steps, quantisation=training.quantisation),
         domain=data.domain,
     )
-    source, chosen = data.load(seed=config.seed), world.load()
+    source, loaded = data.load(seed=config.seed), world.load()
     tracked = Tracking(trackers=tracking.tracker, folder=tracking.log)
     with joined(training.device) as device:
         run = Run(device=device, resume=training.resume, tracking=tracked)
         with working("align generation") as on_stage:
-            images = material(chosen, source, replace(run, on_stage=on_stage))
+            images = material(loaded, source, replace(run, on_stage=on_stage))
         with progress("align generation") as on_step:
-            bundle = align(chosen, images, task, out, replace(run, on_step=on_step))
+            bundle = align(loaded, images, task, out, replace(run, on_step=on_step))
         print_bundle(bundle, out)
 
 
@@ -158,13 +158,13 @@ def align_transmission(
     task = TransmissionTask(
         method=method, size=size, training=training_config, batch=config.batch, quantisation=quantisation
     )
-    chosen = world.load()
+    loaded = world.load()
     with joined("cpu"):
         with working("align transmission") as stage:
             run = Run(resume=resume, on_stage=stage)
-            latents = edge_latents(chosen, run, draws=config.draws, seed=config.seed)
+            latents = edge_latents(loaded, run, draws=config.draws, seed=config.seed)
         with progress("align transmission") as on_step:
             run = Run(resume=resume, on_step=on_step)
-            bundle = align(chosen, latents, task, out, run)
+            bundle = align(loaded, latents, task, out, run)
         if bundle is not None:
             print_bundle(bundle, out)

@@ -87,11 +87,11 @@ class SweepOptions:
         from dekag.training.processes import device_of
 
         own = [text for text in self.further if "=" not in text]
-        chosen = replace(world, codec=own[-1] if own else None).load()
+        loaded = replace(world, codec=own[-1] if own else None).load()
         grid = self._grid()
         return sweep.SweepConfig(
-            world=chosen,
-            grid=grid if self.uses else grid.scaled(chosen.codec().max_uses),
+            world=loaded,
+            grid=grid if self.uses else grid.scaled(loaded.codec().max_uses),
             methods=tuple(self.methods.split(",")) if self.methods else (),
             codecs=tuple(text for text in self.further if "=" in text),
             images=self.images,
@@ -190,11 +190,11 @@ def evaluate_accuracy(
     from dekag.tasks.generate import model_name
     from dekag.training.processes import device_of
 
-    chosen = replace(world, edge=world.edge or model).load()
+    loaded = replace(world, edge=world.edge or model).load()
     task = AccuracyTask(prompts=prompts, sheet=sheet, seed=seed)
     with working("evaluate accuracy") as stage:
-        mean = evaluate(chosen, task, device=device_of(device), on_stage=stage)
-    name = model_name(chosen)
+        mean = evaluate(loaded, task, device=device_of(device), on_stage=stage)
+    name = model_name(loaded)
     if as_json:
         print_json({"model": name, "accuracy": mean.to_json()})
         return

@@ -94,8 +94,10 @@ def watch(job_id: JobId, url: Url = LOCAL, token: Token = None) -> None:
         from dekag.serving.cloud.client import CloudClient
     with CloudClient(url, token) as cloud:
         for event in cloud.events(job_id):
-            told = {name: value for name, value in event.data.items() if name != "at" and value is not None}
-            print(event.kind, json.dumps(told) if told else "", flush=True)
+            details = {
+                name: value for name, value in event.data.items() if name != "at" and value is not None
+            }
+            print(event.kind, json.dumps(details) if details else "", flush=True)
         job = cloud.job(job_id)
     print(summary(job))
     raise typer.Exit(0 if job["state"] == "done" else 1)

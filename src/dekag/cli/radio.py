@@ -59,16 +59,16 @@ def send(
     from dekag.tasks.send import send as carry_out
 
     with working("radio send") as stage:
-        chosen, settings = world.load(), channel.load()
+        loaded, settings = world.load(), channel.load()
         task = SendTask(
             prompts=prompts,
-            condition=settings.for_world(chosen).condition,
+            condition=settings.for_world(loaded).condition,
             channel=settings.channel,
             align=ka,
             seed=seed,
             **recording.values(),
         )
-        report = carry_out(chosen, task, recording.out, on_stage=stage)
+        report = carry_out(loaded, task, recording.out, on_stage=stage)
     if as_json:
         print_json(report)
         return

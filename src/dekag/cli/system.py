@@ -101,11 +101,11 @@ def generate(
     from dekag.tasks.generate import generate as draw
     from dekag.training.processes import device_of
 
-    chosen = sampling.put_on(replace(world, edge=world.edge or model).load(("generation",)))
+    loaded = sampling.put_on(replace(world, edge=world.edge or model).load(("generation",)))
     seeds = parse_seeds(drawings.seeds)
     task = GenerateTask(prompts_file=drawings.prompts_file, seeds=seeds, align=bool(world.bundle))
     with working("generate") as stage:
-        index = draw(chosen, task, out, device=device_of(device), on_stage=stage)
+        index = draw(loaded, task, out, device=device_of(device), on_stage=stage)
     print_json(index) if as_json else print(f"wrote {len(index['images'])} images and index.json to {out}")
 
 
@@ -134,10 +134,10 @@ def deliver(
     from dekag.training.processes import device_of
 
     with working("deliver") as stage:
-        settings, chosen = link.load(), world.load()
-        transmission = settings.for_world(chosen)
+        settings, loaded = link.load(), world.load()
+        transmission = settings.for_world(loaded)
         task = DeliverTask(prompts=prompts, transmission=transmission, align=drawing.ka, seed=drawing.seed)
-        report = carry_out(chosen, task, out, device=device_of(drawing.device), on_stage=stage)
+        report = carry_out(loaded, task, out, device=device_of(drawing.device), on_stage=stage)
     if as_json:
         print_json(report)
         return

@@ -99,7 +99,7 @@ def remedy(part: str, described: dict[str, Any]) -> str:
     folder = described["folder"]
     if folder is None and part not in ("ceiling", "judges"):
         return "it ships so; make a world of your own with dekag world new"
-    said = {
+    remedies = {
         "cloud": "name a cloud, an endpoint or a folder of images in world.json; without, nothing can be distilled",
         "ceiling": "its pictures are the reference; without a model there is no ceiling and no gap closed",
         "prompts": 'write prompts.json, {"distill": [...], "validation": [...], "heldout": [...]}, and name it',
@@ -109,4 +109,4 @@ def remedy(part: str, described: dict[str, Any]) -> str:
         "generation": f"dekag align generation --world {folder} --out {folder}/generation",
         "transmission": f"dekag align transmission --world {folder} --out {folder}/transmission",
     }
-    return said[part]
+    return remedies[part]

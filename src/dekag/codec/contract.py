@@ -213,9 +213,9 @@ def check_latent(codec: TrainableCodec, latent: Latent, condition: Condition) ->
 
 def check_payload(codec: TrainableCodec, condition: Condition) -> None:
     """Raise InputError if a condition has more payload than a codec sends."""
-    most = int(condition.payload.max())
-    if most > codec.max_uses:
-        raise InputError(f"the codec sends at most {codec.max_uses} payload uses an image, got {most}")
+    limit = int(condition.payload.max())
+    if limit > codec.max_uses:
+        raise InputError(f"the codec sends at most {codec.max_uses} payload uses an image, got {limit}")
 
 
 def _require(codec: object, members: Mapping[str, str]) -> None:
@@ -225,13 +225,13 @@ def _require(codec: object, members: Mapping[str, str]) -> None:
     if lacking:
         raise InputError(f"{_name(codec)} is no codec that can be trained: it lacks {', '.join(lacking)}")
     shape: object = codec.latent_shape
-    most: object = codec.max_uses
+    limit: object = codec.max_uses
     if not (
         isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
     ):
         raise InputError(f"latent_shape of {_name(codec)} must be channels, rows and columns, got {shape}")
-    if not (isinstance(most, int) and most > 0):
-        raise InputError(f"max_uses of {_name(codec)} must be a positive whole number, got {most}")
+    if not (isinstance(limit, int) and limit > 0):
+        raise InputError(f"max_uses of {_name(codec)} must be a positive whole number, got {limit}")
 
 
 def _name(codec: object) -> str:

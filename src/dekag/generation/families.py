@@ -41,7 +41,7 @@ class Family(ABC):
         """What the denoiser is told of the prompts; differentiable in the token embeddings."""
 
     @abstractmethod
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The denoiser's output for noised latents at the scheduler's timesteps [batch], in the latents' shape."""
 
     @abstractmethod
@@ -113,9 +113,9 @@ class StableDiffusion(Family):
         return {"states": states}
 
     @override
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         unet = pipeline.unet
-        predicted: Tensor = unet(noised.to(unet.dtype), timesteps, told["states"]).sample
+        predicted: Tensor = unet(noised.to(unet.dtype), timesteps, conditioning["states"]).sample
         return predicted
 
     @override
@@ -137,16 +137,16 @@ class StableDiffusionXL(StableDiffusion):
         return {"states": states, "pooled": pooled}
 
     @override
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         unet = pipeline.unet
         rows, cols = (side * pipeline.vae_scale_factor for side in noised.shape[-2:])
         # original size, crop and target size of an uncropped picture
-        sizes = told["pooled"].new_tensor([rows, cols, 0, 0, rows, cols]).expand(len(noised), -1)
+        sizes = conditioning["pooled"].new_tensor([rows, cols, 0, 0, rows, cols]).expand(len(noised), -1)
         predicted: Tensor = unet(
             noised.to(unet.dtype),
             timesteps,
-            told["states"],
-            added_cond_kwargs={"text_embeds": told["pooled"], "time_ids": sizes},
+            conditioning["states"],
+            added_cond_kwargs={"text_embeds": conditioning["pooled"], "time_ids": sizes},
         ).sample
         return predicted
 
@@ -182,10 +182,10 @@ class PRX(Family):
 
     @override
     def arguments(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Any]:
-        told, empty = self.condition(pipeline, prompts), self.condition(pipeline, [""] * len(prompts))
+        conditioning, empty = self.condition(pipeline, prompts), self.condition(pipeline, [""] * len(prompts))
         return {
-            "prompt_embeds": told["states"],
-            "prompt_attention_mask": told["mask"],
+            "prompt_embeds": conditioning["states"],
+            "prompt_attention_mask": conditioning["mask"],
             "negative_prompt_embeds": empty["states"],
             "negative_prompt_attention_mask": empty["mask"],
             "use_resolution_binning": False,
@@ -209,13 +209,13 @@ class PRX(Family):
         }
 
     @override
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         transformer = pipeline.transformer
         predicted: Tensor = transformer(
             hidden_states=noised.to(transformer.dtype),
             timestep=timesteps / pipeline.scheduler.config.num_train_timesteps,
-            encoder_hidden_states=told["states"],
-            attention_mask=told["mask"],
+            encoder_hidden_states=conditioning["states"],
+            attention_mask=conditioning["mask"],
         ).sample
         return predicted
 
@@ -250,13 +250,13 @@ class Flux2Klein(Family):
         return {"states": states, "places": places}
 
     @override
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         transformer = pipeline.transformer
         predicted: Tensor = transformer(
             hidden_states=noised.to(transformer.dtype).flatten(2).mT,
             timestep=timesteps / 1000,
-            encoder_hidden_states=told["states"],
-            txt_ids=told["places"],
+            encoder_hidden_states=conditioning["states"],
+            txt_ids=conditioning["places"],
             img_ids=pipeline._prepare_latent_ids(noised).to(noised.device),
         ).sample
         return predicted.mT.reshape(noised.shape)

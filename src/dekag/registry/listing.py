@@ -79,8 +79,8 @@ class Channel:
             read: Channel = _CHANNEL.validate_json(raw)
         except ValidationError as error:
             detail = error.errors(include_url=False, include_input=False)[0]
-            said = f"{'.'.join(map(str, detail['loc'])) or 'text'}: {detail['msg']}"
-            raise RegistryError("damaged", f"channel {channel} is refused: {plain_text(said)}") from error
+            text = f"{'.'.join(map(str, detail['loc'])) or 'text'}: {detail['msg']}"
+            raise RegistryError("damaged", f"channel {channel} is refused: {plain_text(text)}") from error
         if read.channel != channel or len({listed.slot for listed in read.bundles}) != len(read.bundles):
             raise RegistryError(
                 "damaged", f"channel {channel} is refused: it is another's, or lists a slot twice"

@@ -217,8 +217,8 @@ def _export_apart(folder: Path, graphs: list[Graph]) -> None:
         check=False,
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RuntimeError(f"decoders could not be made: {said[-1] if said else done.returncode}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(f"decoders could not be made: {lines[-1] if lines else done.returncode}")
 
 
 def _sizes(codec: Codec) -> TrainableCodec:

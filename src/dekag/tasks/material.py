@@ -127,15 +127,15 @@ def held_back(data: CloudImages) -> Material:
     """Images of some prompts apart from the others, by a digest of the text; none if the prompts are few."""
     if len(set(data.prompts)) < ENOUGH_PROMPTS:
         return Material(train=data)
-    chosen = torch.tensor([is_held_back(prompt) for prompt in data.prompts])
-    if not chosen.any():
+    held = torch.tensor([is_held_back(prompt) for prompt in data.prompts])
+    if not held.any():
         return Material(train=data)
     parts = [
         CloudImages(
             prompts=tuple(p for p, c in zip(data.prompts, mask.tolist(), strict=True) if c),
             images=data.images[mask],
         )
-        for mask in (~chosen, chosen)
+        for mask in (~held, held)
     ]
     return Material(train=parts[0], held_back=parts[1])
 

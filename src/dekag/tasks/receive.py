@@ -72,11 +72,11 @@ def receive(
     """
     incoming = _from_recording(path, channel_seed)
     on_stage("load")
-    chosen = _receiver(incoming, world, bundles)
-    _check_fits(incoming, chosen.link)
+    receiver = _receiver(incoming, world, bundles)
+    _check_fits(incoming, receiver.link)
     with staged(out) as folder:
         on_stage("decode")
-        decoded = _decode(incoming, chosen, folder, 0)
+        decoded = _decode(incoming, receiver, folder, 0)
         index = {"recording": path.name, **decoded}
         write_json(folder / "index.json", index)
     return index
@@ -175,8 +175,8 @@ def _from_frame(path: Path, channel_seed: int | None) -> Incoming:
 
 def _receiver(incoming: Incoming, world: World | None, bundles: Sequence[str | Path] = ()) -> Receiver:
     """The system that decodes; what says nothing of updates is taken to come from the system as it ships."""
-    chosen = (_named_world(incoming) if world is None else world).with_bundles(bundles)
-    return Receiver(world=chosen.name, link=chosen.system(align=incoming.bundles != {}).link)
+    theirs = (_named_world(incoming) if world is None else world).with_bundles(bundles)
+    return Receiver(world=theirs.name, link=theirs.system(align=incoming.bundles != {}).link)
 
 
 def _named_world(incoming: Incoming) -> World:
@@ -191,36 +191,36 @@ def _named_world(incoming: Incoming) -> World:
     return load_world(incoming.world)
 
 
-def _decode(incoming: Incoming, chosen: Receiver, folder: Path, first: int) -> dict[str, Any]:
+def _decode(incoming: Incoming, receiver: Receiver, folder: Path, first: int) -> dict[str, Any]:
     """Write the pictures of one file, the first of which has that number; returns what index.json says of it."""
     condition = incoming.condition
-    link.warn_outside(chosen.link, condition)
+    link.warn_outside(receiver.link, condition)
     images, names = [], image_names(first + len(condition))[first:]
     for start in range(0, len(names), BATCH):
         rows = slice(start, start + BATCH)
-        arrived = link.receive(chosen.link, _rows(incoming.received, rows), condition[rows])
+        arrived = link.receive(receiver.link, _rows(incoming.received, rows), condition[rows])
         write_images(folder, names[rows], arrived.image)
         images += _images_json(names[rows], condition[rows], arrived.erased_uses)
     return {
-        "world": chosen.world,
-        "bundles": dict(chosen.link.bundles),
+        "world": receiver.world,
+        "bundles": dict(receiver.link.bundles),
         "channel": incoming.channel,
         "channel_seed": incoming.channel_seed,
         "images": images,
     }
 
 
-def _check_fits(incoming: Incoming, chosen: link.Link) -> None:
+def _check_fits(incoming: Incoming, receiving: link.Link) -> None:
     """InputError if the receiver's codec cannot decode what came."""
     path, condition = incoming.path, incoming.condition
     theirs = None if incoming.bundles is None else incoming.bundles.get("transmission")
-    ours = chosen.bundles.get("transmission")
+    ours = receiving.bundles.get("transmission")
     if theirs is not None and theirs != ours:
         here = "none" if ours is None else ours[:12]
         raise InputError(
             f"{path} was encoded with the transmission update {theirs[:12]}, and here is {here}; use the sender's"
         )
-    codec, longest = chosen.codec, int(condition.payload.max())
+    codec, longest = receiving.codec, int(condition.payload.max())
     if isinstance(codec, TrainableCodec) and longest > codec.max_uses:
         raise InputError(
             f"{path} has images of {longest} symbols, and the codec decodes at most {codec.max_uses}"
@@ -236,8 +236,8 @@ def _received(
         gain = used(condition, symbols.shape[1]).to(symbols.dtype)
         state = ChannelState(gain=gain, noise_power=snr_db_to_noise_power(condition.snr_db))
         return Received(symbols=symbols, state=state)
-    chosen = BlockFading() if channel is None else named_channel(channel).channel
-    return chosen(symbols, condition, rng=torch.Generator().manual_seed(channel_seed))
+    medium = BlockFading() if channel is None else named_channel(channel).channel
+    return medium(symbols, condition, rng=torch.Generator().manual_seed(channel_seed))
 
 
 def _rows(received: Received, rows: slice) -> Received:

@@ -57,10 +57,12 @@ class Diffusion:
         """
         power = self.scheduler.alphas_cumprod[self.timesteps(share)]
         snr = power / (1 - power)
-        own = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
-        least = snr.clamp(max=gamma)
+        by_kind = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+        bounded = snr.clamp(max=gamma)
         # at zero SNR the weight of the noise is 0 / 0, its limit 1
-        return torch.where(snr > 0, least / own[self.scheduler.config.prediction_type].clamp(min=1e-8), 1.0)
+        return torch.where(
+            snr > 0, bounded / by_kind[self.scheduler.config.prediction_type].clamp(min=1e-8), 1.0
+        )
 
 
 @dataclass(frozen=True)
@@ -90,24 +92,26 @@ def noising(scheduler: Any) -> Noising:
 
 def denoising_loss(
     predict: Predict,
-    how: Noising,
+    noise_process: Noising,
     latents: Tensor,
     *,
     rng: torch.Generator,
     emphasis: float = 1.0,
-    least: float | Tensor = 0.0,
+    min_share: float | Tensor = 0.0,
     gamma: float | None = None,
 ) -> Tensor:
     """Mean square error of a denoiser on noised latents; scalar.
 
     `latents` have unit scale, [batch, channels, rows, cols]. The density of timesteps grows as
-    t^(emphasis - 1): 1 is uniform, more dwells on high noise, where the text decides. `least`, a share of the
+    t^(emphasis - 1): 1 is uniform, more dwells on high noise, where the text decides. `min_share`, a share of the
     schedule, one or one for each image, leaves out the timesteps below it. With `gamma`, the loss has min-SNR weights.
     """
     noise = torch.randn(latents.shape, generator=rng, device=rng.device).to(latents)
-    share = least + (1 - least) * torch.rand(len(latents), generator=rng, device=rng.device) ** (1 / emphasis)
-    noised, timesteps, target = how.noised(latents, noise, share)
+    share = min_share + (1 - min_share) * torch.rand(len(latents), generator=rng, device=rng.device) ** (
+        1 / emphasis
+    )
+    noised, timesteps, target = noise_process.noised(latents, noise, share)
     error = (predict(noised, timesteps).float() - target.float()).square()
     if gamma is None:
         return error.mean()
-    return (error.mean((1, 2, 3)) * how.weights(share, gamma).to(error)).mean()
+    return (error.mean((1, 2, 3)) * noise_process.weights(share, gamma).to(error)).mean()

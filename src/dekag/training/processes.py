@@ -121,13 +121,13 @@ def from_main(make: Callable[[], T]) -> T:
             value = make()
         except (InputError, OSError) as error:
             failure = error
-    told: list[Any] = [value, failure and str(failure)]
-    torch.distributed.broadcast_object_list(told, src=0, group=group)
+    message: list[Any] = [value, failure and str(failure)]
+    torch.distributed.broadcast_object_list(message, src=0, group=group)
     if failure is not None:
         raise failure
-    if told[1] is not None:
-        raise InputError(told[1])
-    given: T = told[0]
+    if message[1] is not None:
+        raise InputError(message[1])
+    given: T = message[0]
     return given
 
 

@@ -53,7 +53,7 @@ class Frame:
     world: name of the sender's world. bundles: ids of its updates by kind.
     delivery: its name at the edge, if it has one.
     gain, noise_power: what the receiver knows of the channel, complex64 [batch, uses] and float32 [batch],
-        above 0 or no number; None of symbols as sent. channel_seed: of the channel that was simulated, if one was.
+        above 0 or NaN; None of symbols as sent. channel_seed: of the channel that was simulated, if one was.
     """
 
     symbols: Symbols
@@ -205,7 +205,7 @@ def _check(frame: Frame) -> None:
     if frame.gain is not None and frame.gain.shape != symbols.shape:
         raise InputError(f"the gain must have the symbols' shape, got {list(frame.gain.shape)}")
     if frame.noise_power is not None and bool((frame.noise_power <= 0).any()):
-        raise InputError("the noise power of each image must be above 0, or no number where it is unknown")
+        raise InputError("the noise power of each image must be above 0, or NaN where it is unknown")
 
 
 def _floats(values: Tensor) -> bytes:

@@ -181,7 +181,7 @@ def _modulate(recording: Recording) -> Complex[Tensor, " samples"]:
 def _demodulate(
     samples: Complex[Tensor, " samples"], condition: Condition, columns: int, waveform: Waveform
 ) -> Symbols:
-    """Symbols of a batch from the samples of all images; a sample that is no number spoils its OFDM symbol."""
+    """Symbols of a batch from the samples of all images; a sample that is NaN spoils its OFDM symbol."""
     symbols = torch.zeros(len(condition), columns, dtype=torch.complex64)
     if not waveform.subcarriers:
         symbols[_used(condition, columns)] = samples

@@ -282,13 +282,13 @@ def _method(entry: MethodEntry, where: _Places) -> DrawingMethod:
     return DrawingMethod(bundles=bundles, words=entry.words, few_steps=entry.few_steps)
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     """A small file's bytes. Raises InputError if it is not there or too long."""
     try:
         with path.open("rb") as file:
-            raw = file.read(most + 1)
+            raw = file.read(max_bytes + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if len(raw) > most:
-        raise InputError(f"{path} is longer than {most} bytes, which no file of its kind is")
+    if len(raw) > max_bytes:
+        raise InputError(f"{path} is longer than {max_bytes} bytes, which no file of its kind is")
     return raw

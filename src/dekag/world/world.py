@@ -244,9 +244,9 @@ class World:
         found: dict[str, list[str]] = json.loads(self.prompt_splits.read_text(encoding="utf-8"))
         return found
 
-    def reported_prompts(self, most: int | None = None) -> dict[str, list[str]]:
+    def reported_prompts(self, count: int | None = None) -> dict[str, list[str]]:
         """The first prompts of each reported split."""
-        return {split: self.prompts(split)[:most] for split in self.reported}
+        return {split: self.prompts(split)[:count] for split in self.reported}
 
     def system(self, *, align: bool = True, device: Device = "cpu") -> System:
         """Edge and codec as a link, with the updates that the world has, or with none.

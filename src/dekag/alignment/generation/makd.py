@@ -284,7 +284,7 @@ def _loss(training: _Training, parts: Sequence[_Drawings], *, cached: bool) -> L
             pool.latents[index],
             rng=rng,
             emphasis=config.emphasis,
-            least=min_share,
+            min_share=min_share,
             gamma=config.gamma,
         )
 

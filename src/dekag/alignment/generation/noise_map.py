@@ -38,8 +38,8 @@ def shared_noise_map(
     """
     if cloud is None:
         return None
-    chosen = images[:: max(1, len(images) // IMAGES)]
-    theirs, ours = cloud.encode(chosen), edge.encode(chosen)
+    subset = images[:: max(1, len(images) // IMAGES)]
+    theirs, ours = cloud.encode(subset), edge.encode(subset)
     return fit_noise_map(theirs, ours) if theirs.shape == ours.shape else None
 
 

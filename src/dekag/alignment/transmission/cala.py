@@ -85,11 +85,11 @@ class CalaCodec(AdaptedCodec):
 def _places(codec: AdaptableCodec, ranks: Ranks) -> list[tuple[str, Gated]]:
     """The modules of a codec that may be gated, by name, each with an update that is none yet."""
     modules, name = dict(codec.named_modules()), type(codec).__name__
-    chosen = getattr(codec, "gated_modules", None)
-    for wanted in chosen or ():
+    gated_names = getattr(codec, "gated_modules", None)
+    for wanted in gated_names or ():
         if wanted not in modules or not gateable(modules[wanted]):
             raise InputError(f"gated_modules of {name} has {wanted!r}, which is none of {KINDS}")
-    allowed = {k: m for k, m in modules.items() if gateable(m) and (chosen is None or k in chosen)}
+    allowed = {k: m for k, m in modules.items() if gateable(m) and (gated_names is None or k in gated_names)}
     if not allowed:
         raise InputError(f"{name} has no module that may be gated: none of {KINDS}")
     made = {key: gated(module, ranks) for key, module in allowed.items()}

@@ -100,8 +100,8 @@ class CloudClient:
             raise self._unreachable(error) from None
         if answer.is_error:
             raise InputError(_complaint(answer))
-        told: dict[str, Any] = answer.json()
-        return told
+        body: dict[str, Any] = answer.json()
+        return body
 
     def _unreachable(self, error: Exception) -> InputError:
         return InputError(f"the cloud at {self._http.base_url} cannot be reached: {error}")

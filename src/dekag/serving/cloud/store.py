@@ -75,12 +75,12 @@ class JobStore:
         """The job that has waited longest, now this worker's; None if none waits."""
         first = select(Job.number).where(Job.state == State.QUEUED).order_by(Job.number).limit(1)
         # SQLite lets one writer in at a time and knows no such clause
-        chosen = first.with_for_update(skip_locked=True).scalar_subquery()
+        oldest = first.with_for_update(skip_locked=True).scalar_subquery()
         now = self._now()
         with self._session.begin() as session:
             job = session.scalar(
                 update(Job)
-                .where(Job.number == chosen, Job.state == State.QUEUED)
+                .where(Job.number == oldest, Job.state == State.QUEUED)
                 .values(
                     state=State.RUNNING,
                     worker=worker,
@@ -169,8 +169,8 @@ class JobStore:
     def dead(self, gone: Callable[[str], bool]) -> list[Claim]:
         """Claims whose worker was not heard of for long, or is gone by what the caller knows of it."""
         with self._session() as session:
-            chosen = select(Job).options(defer(Job.spec)).where(Job.state == State.RUNNING)
-            jobs = session.scalars(chosen).all()
+            query = select(Job).options(defer(Job.spec)).where(Job.state == State.RUNNING)
+            jobs = session.scalars(query).all()
         late = self._now() - DEAD_SECONDS
         return [
             Claim(job=job.id, attempt=job.attempt)
@@ -188,13 +188,13 @@ class JobStore:
 
     def page(self, *, limit: int, after: str | None = None, state: State | None = None) -> Sequence[Job]:
         """Jobs without their specs, the newest first, those after a job of an earlier page."""
-        chosen = select(Job).options(defer(Job.spec)).order_by(Job.number.desc()).limit(limit)
+        query = select(Job).options(defer(Job.spec)).order_by(Job.number.desc()).limit(limit)
         if after is not None:
-            chosen = chosen.where(Job.number < self.get(after).number)
+            query = query.where(Job.number < self.get(after).number)
         if state is not None:
-            chosen = chosen.where(Job.state == state)
+            query = query.where(Job.state == state)
         with self._session() as session:
-            return session.scalars(chosen).all()
+            return session.scalars(query).all()
 
     def counts(self) -> dict[State, int]:
         """How many jobs are in each state."""
@@ -205,9 +205,9 @@ class JobStore:
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
         """What happened to a job after the event of that number."""
-        chosen = select(JobEvent).where(JobEvent.job == job_id, JobEvent.number > after)
+        query = select(JobEvent).where(JobEvent.job == job_id, JobEvent.number > after)
         with self._session() as session:
-            return session.scalars(chosen.order_by(JobEvent.number).limit(limit)).all()
+            return session.scalars(query.order_by(JobEvent.number).limit(limit)).all()
 
     def _end(self, claim: Claim, state: State, **values: Any) -> bool:
         with self._session.begin() as session:

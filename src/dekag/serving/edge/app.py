@@ -65,7 +65,7 @@ def create(settings: EdgeSettings, world: World | None = None, *, air: Channel |
         models=service.bundles,
         size=f"{side}x{side}",
         log_prompts=settings.log_prompts,
-        told=_counting(service.traffic),
+        on_answer=_counting(service.traffic),
     )
     page = page_router(_page(settings, world, service.most_uses))
     for router in (images_router(images), deliveries_router(service), bundles_router(service), page):

@@ -105,5 +105,5 @@ class Puller:
             await self._bundles.activate(mine[-1].id)
         except InputError as error:
             self._refused.inc()
-            told = facts(bundle=mine[-1].id, why=str(error), stays=active)
-            log.error("an update failed its test and is not used", extra=told)
+            details = facts(bundle=mine[-1].id, why=str(error), stays=active)
+            log.error("an update failed its test and is not used", extra=details)

@@ -119,8 +119,8 @@ class Observed:
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.observe(method, route, status, seconds)
         level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
-        told = facts(method=method, path=scope["path"][:200], status=status, ms=round(1000 * seconds, 1))
-        log.log(level, "request", extra=told)
+        details = facts(method=method, path=scope["path"][:200], status=status, ms=round(1000 * seconds, 1))
+        log.log(level, "request", extra=details)
 
 
 def _request_id(given: str) -> str:

@@ -110,8 +110,8 @@ def page_router(config: PageConfig) -> APIRouter:
     @router.get("/page/config.json")
     async def settings() -> Response:
         """What the page must know of this edge."""
-        told = asdict(config) | {"cloud": config.cloud and config.cloud.rstrip("/")}
-        return json_response(told, headers={**guards, "cache-control": "no-store"})
+        content = asdict(config) | {"cloud": config.cloud and config.cloud.rstrip("/")}
+        return json_response(content, headers={**guards, "cache-control": "no-store"})
 
     @router.api_route("/page/{name:path}", methods=["GET", "HEAD"])
     async def file(request: Request, name: str) -> Response:

@@ -131,8 +131,8 @@ def _long(outcome: Outcome) -> Iterator[dict[str, Any]]:
         for metric, values in result.values.items():
             for image, value in enumerate(values):
                 split, prompt = outcome.prompts[image]
-                told = {"image": image, "split": split, "prompt": prompt}
-                yield {**named, **told, "metric": metric, "value": value}
+                image_row = {"image": image, "split": split, "prompt": prompt}
+                yield {**named, **image_row, "metric": metric, "value": value}
 
 
 def _write_parquet(outcome: Outcome, path: Path) -> None:

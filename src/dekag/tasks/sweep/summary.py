@@ -217,20 +217,20 @@ def _psnr(result: Result) -> np.ndarray:
 
 
 def _method_json(method: MethodSummary) -> dict[str, Any]:
-    told: dict[str, Any] = {name: mean.to_json() for name, mean in method.metrics.items()}
+    entry: dict[str, Any] = {name: mean.to_json() for name, mean in method.metrics.items()}
     if method.received is not None:
-        told["received"] = dict(zip(("sent", "arrived", "images"), method.received, strict=True))
-        told["silent_cells"] = method.silent
+        entry["received"] = dict(zip(("sent", "arrived", "images"), method.received, strict=True))
+        entry["silent_cells"] = method.silent
     if method.gains is not None:
         gains = method.gains
         groups = {"by_split": gains.by_split, "by_family": gains.by_family, "by_uses": gains.by_uses}
-        told["gain_db"] = gains.overall.to_json()
-        told["gain_db_by"] = {
+        entry["gain_db"] = gains.overall.to_json()
+        entry["gain_db_by"] = {
             group: {name: mean.to_json() for name, mean in means.items()} for group, means in groups.items()
         }
-        told["worst_cell"] = {"cell": gains.worst[0], "gain_db": gains.worst[1]}
-    told["to_bound_db"] = {
+        entry["worst_cell"] = {"cell": gains.worst[0], "gain_db": gains.worst[1]}
+    entry["to_bound_db"] = {
         snr: {"measured": gap.measured_db, "held_out": gap.held_out_db}
         for snr, gap in method.to_bound.items()
     }
-    return told
+    return entry

@@ -78,9 +78,9 @@ def joined(device: str) -> Iterator[Any]:
     """Join the processes that were launched together; yields this one's device. Only the main one reports."""
     from dekag.training import processes
 
-    with processes.joined(device) as own:
+    with processes.joined(device) as resolved:
         console.quiet = not processes.is_main()
-        yield own
+        yield resolved
 
 
 @contextmanager

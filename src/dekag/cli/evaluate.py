@@ -86,8 +86,8 @@ class SweepOptions:
         from dekag.tasks import sweep
         from dekag.training.processes import device_of
 
-        own = [text for text in self.further if "=" not in text]
-        loaded = replace(world, codec=own[-1] if own else None).load()
+        folders = [text for text in self.further if "=" not in text]
+        loaded = replace(world, codec=folders[-1] if folders else None).load()
         grid = self._grid()
         return sweep.SweepConfig(
             world=loaded,

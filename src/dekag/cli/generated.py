@@ -62,12 +62,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(command, eval_str=True)
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, _Group] = {}
-    own: set[str] = set()
+    plain: set[str] = set()
     for name, parameter in signature.parameters.items():
         kind, as_options = _dataclass_of(parameter.annotation)
         if kind is None:
             parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            own.add(name)
+            plain.add(name)
             continue
         described_options = [
             described
@@ -87,7 +87,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         made = {name: group.made(given) for name, group in groups.items()}
-        command(**{name: given[name] for name in own}, **made)
+        command(**{name: given[name] for name in plain}, **made)
 
     run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
     run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]

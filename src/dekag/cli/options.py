@@ -143,11 +143,11 @@ class SamplingOptions:
 
     def put_on(self, world: "World") -> "World":
         """The world whose edge draws so."""
-        model, own = world.edge_model, world.edge_model.sampling
+        model, usual = world.edge_model, world.edge_model.sampling
         sampling = replace(
-            own,
-            steps=own.steps if self.steps is None else self.steps,
-            guidance=own.guidance if self.guidance is None else self.guidance,
+            usual,
+            steps=usual.steps if self.steps is None else self.steps,
+            guidance=usual.guidance if self.guidance is None else self.guidance,
         )
         return replace(world, edge_model=replace(model, sampling=sampling))
 

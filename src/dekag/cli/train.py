@@ -36,12 +36,12 @@ def train_codec(
     from dekag.training.run import Run
 
     loaded = world.load()
-    with joined(device) as own:
+    with joined(device) as resolved:
         with working("train codec") as stage:
-            run = Run(device=own, resume=resume, on_stage=stage)
+            run = Run(device=resolved, resume=resume, on_stage=stage)
             latents = edge_latents(loaded, run, draws=draws, seed=config.seed)
         with progress("train codec") as on_step:
-            run = Run(device=own, resume=resume, on_step=on_step)
+            run = Run(device=resolved, resume=resume, on_step=on_step)
             trained = train_codec(loaded, latents, config, out, run)
         if not console.quiet:
             sizes = trained.codec.config

@@ -203,8 +203,8 @@ class DiffusersGenerator:
     def _mapped(self, seeds: Sequence[int]) -> Latent:
         """The initial noise of each seed, on the CPU."""
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-        own = torch.cat([self.family.noise(self.pipeline, rng, pixels=self.pixels) for rng in rngs])
-        return own if self.noise_map is None else torch.einsum("dc,bcij->bdij", self.noise_map, own)
+        noise = torch.cat([self.family.noise(self.pipeline, rng, pixels=self.pixels) for rng in rngs])
+        return noise if self.noise_map is None else torch.einsum("dc,bcij->bdij", self.noise_map, noise)
 
     @torch.no_grad()
     def _run(self, prompts: list[str], seeds: Sequence[int], **options: Any) -> Tensor:

@@ -316,10 +316,12 @@ def make_adaptable(pipeline: Any) -> None:
     if family is None:
         return
     denoiser = getattr(pipeline, family.denoiser)
-    own = type(denoiser)
-    if not issubclass(own, PeftAdapterMixin):
+    original = type(denoiser)
+    if not issubclass(original, PeftAdapterMixin):
         # of the same name, so that it is saved as what it is
-        denoiser.__class__ = type(own.__name__, (own, PeftAdapterMixin), {"__module__": own.__module__})
+        denoiser.__class__ = type(
+            original.__name__, (original, PeftAdapterMixin), {"__module__": original.__module__}
+        )
 
 
 def _likeliest(encoded: Any) -> Tensor:

@@ -95,11 +95,11 @@ class State:
     def without(self, bundle_ids: set[str]) -> "State":
         """The state without some bundles."""
         gone = bundle_ids | self.bad.keys()
-        kept = {kind: tuple(i for i in ids if i not in gone) for kind, ids in self.history.items()}
+        retained = {kind: tuple(i for i in ids if i not in gone) for kind, ids in self.history.items()}
         return replace(
             self,
             bundles=tuple(entry for entry in self.bundles if entry.id not in bundle_ids),
-            history={kind: ids for kind, ids in kept.items() if ids},
+            history={kind: ids for kind, ids in retained.items() if ids},
         )
 
 
@@ -227,12 +227,12 @@ class Shelf:
             for part in (self.folder / INCOMING).glob("*.part"):
                 if time.time() - part.stat().st_mtime > STALE_S:
                     part.unlink()
-            kept = {i for ids in state.history.values() for i in ids[-2:]}
-            kept |= {entry.id for entry in state.bundles if entry.pinned}
+            retained = {i for ids in state.history.values() for i in ids[-2:]}
+            retained |= {entry.id for entry in state.bundles if entry.pinned}
             for kind in {entry.kind for entry in state.bundles}:
                 recent = [entry.id for entry in state.bundles if entry.kind == kind]
-                kept |= set(recent[max(0, len(recent) - self.keep) :])
-            old = [entry.id for entry in state.bundles if entry.id not in kept]
+                retained |= set(recent[max(0, len(recent) - self.keep) :])
+            old = [entry.id for entry in state.bundles if entry.id not in retained]
             self._drop(state, set(old))
         return old
 

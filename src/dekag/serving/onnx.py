@@ -203,8 +203,10 @@ def export_graph(path: Path, graph: Graph) -> None:
 
 def _export_apart(folder: Path, graphs: list[Graph]) -> None:
     """Write files in a process of its own, as this one may be drawing meanwhile."""
-    own = [type(module) for graph in graphs for module in graph.module.modules()]
-    if inside := [kind.__name__ for kind in own if kind.__module__ == "__main__" or "<" in kind.__qualname__]:
+    kinds = [type(module) for graph in graphs for module in graph.module.modules()]
+    if inside := [
+        kind.__name__ for kind in kinds if kind.__module__ == "__main__" or "<" in kind.__qualname__
+    ]:
         raise InputError(f"{inside[0]} must be defined in a module that can be imported to leave as ONNX")
     if find_spec("onnxscript") is None:
         raise InputError('decoders as ONNX need the exporter: pip install "dekag[serve]"')

@@ -112,6 +112,6 @@ def _noise_map(world: World, edge: DiffusersGenerator, data: Material, run: Run)
     if not data.drawn_by_cloud:
         return None
     images = data.train.images[:: max(1, len(data.train.images) // NOISE_IMAGES)]
-    theirs: Latent = world.cloud(device=run.device).encode(images)
-    ours: Latent = edge.encode(images)
-    return fit_noise_map(theirs, ours) if theirs.shape == ours.shape else None
+    cloud_latents: Latent = world.cloud(device=run.device).encode(images)
+    edge_latents: Latent = edge.encode(images)
+    return fit_noise_map(cloud_latents, edge_latents) if cloud_latents.shape == edge_latents.shape else None

@@ -197,18 +197,18 @@ class Report:
 def scores_json(scores: GenerationScores) -> dict[str, Any]:
     """Scores of one split as JSON values, method by method; what needs a ceiling is absent where there is none."""
     rows: dict[str, Any] = {}
-    for arm, by_judge in scores.consistency.items():
-        rows[arm] = {"consistency": {judge: mean.to_json() for judge, mean in by_judge.items()}}
-        if arm in scores.gain_percent:
-            rows[arm]["gain_percent"] = scores.gain_percent[arm].to_json()
-        if arm in scores.gap_closed:
-            rows[arm] |= {
-                "way_to_ceiling": scores.gap_closed[arm].to_json(),
-                "way_by_judge": {judge: mean.to_json() for judge, mean in scores.by_judge[arm].items()},
-                "way_by_training_seed": scores.by_training_seed[arm],
+    for method, by_judge in scores.consistency.items():
+        rows[method] = {"consistency": {judge: mean.to_json() for judge, mean in by_judge.items()}}
+        if method in scores.gain_percent:
+            rows[method]["gain_percent"] = scores.gain_percent[method].to_json()
+        if method in scores.gap_closed:
+            rows[method] |= {
+                "way_to_ceiling": scores.gap_closed[method].to_json(),
+                "way_by_judge": {judge: mean.to_json() for judge, mean in scores.by_judge[method].items()},
+                "way_by_training_seed": scores.by_training_seed[method],
             }
-        if arm in scores.lead:
-            rows[arm]["makd_is_ahead_by"] = scores.lead[arm].to_json()
+        if method in scores.lead:
+            rows[method]["makd_is_ahead_by"] = scores.lead[method].to_json()
     return rows
 
 

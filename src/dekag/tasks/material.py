@@ -96,8 +96,8 @@ def _material(world: World, source: ImageSource, run: Run) -> Material:
     seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
     run.on_stage(f"cloud draws {len(prompts)} images")
     images = cached(run.resume, "cloud", lambda: fitted(reference.images(prompts, seeds=seeds), world.side))
-    own = isinstance(world.cloud_model, Model)
-    return Material(train=CloudImages(prompts=tuple(prompts), images=images), drawn_by_cloud=own)
+    drawn_here = isinstance(world.cloud_model, Model)
+    return Material(train=CloudImages(prompts=tuple(prompts), images=images), drawn_by_cloud=drawn_here)
 
 
 def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:

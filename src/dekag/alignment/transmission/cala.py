@@ -53,28 +53,28 @@ class CalaCodec(AdaptedCodec):
         if len(condition) != 1:
             raise InputError(f"an update merges for one condition, got {len(condition)}")
         merged = copy.deepcopy(self.codec)
-        parts = self._openings(condition, next(self.parameters()).device)
-        for (name, module), opening in zip(list(_named_gated(merged)), parts, strict=True):
-            merged.set_submodule(name, module.merged(opening[0]))
+        parts = self._gate_values(condition, next(self.parameters()).device)
+        for (name, module), gate_values in zip(list(_named_gated(merged)), parts, strict=True):
+            merged.set_submodule(name, module.merged(gate_values[0]))
         return merged
 
     @contextmanager
     def adapted(self, condition: Condition, device: torch.device) -> Iterator[None]:
         """Within, the codec inside is opened as each image's condition asks for."""
         modules = self._gated()
-        for module, opening in zip(modules, self._openings(condition, device), strict=True):
-            module.opening = opening
+        for module, gate_values in zip(modules, self._gate_values(condition, device), strict=True):
+            module.gate_values = gate_values
         try:
             yield
         finally:
             for module in modules:
-                module.opening = None
+                module.gate_values = None
 
     def size(self) -> dict[str, Setting]:
         """The fields of the config, with 0 and 1 for no and yes."""
         return {k: int(v) if isinstance(v, bool) else v for k, v in asdict(self.cala).items()}
 
-    def _openings(self, condition: Condition, device: torch.device) -> list[Tensor]:
+    def _gate_values(self, condition: Condition, device: torch.device) -> list[Tensor]:
         ranks = [_rank(module) for module in self._gated()]
         return list(self.gate(condition.features().to(device)).split(ranks, dim=1))
 

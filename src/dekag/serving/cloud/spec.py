@@ -97,8 +97,8 @@ class JobFields(BaseModel):
 
     def source(self, prompts_file: Path) -> ImageSource:
         """Where the prompts come from; those of the job itself are in a file."""
-        own = prompts_file if self.prompts is not None else None
-        return ImageSource(prompts_file=own, domain=self.domain, draws=self.draws, seed=self.config().seed)
+        field = prompts_file if self.prompts is not None else None
+        return ImageSource(prompts_file=field, domain=self.domain, draws=self.draws, seed=self.config().seed)
 
     def config(self) -> MakdConfig:
         """The numbers of the training, before the method leaves something out."""
@@ -131,15 +131,15 @@ class JobFields(BaseModel):
 
     def _given(self, fields: Mapping[str, tuple[str, tuple[Any, ...]]]) -> dict[str, Any]:
         """Values of a configuration's fields that a job has."""
-        return {own: getattr(self, name) for name, (own, _) in fields.items()}
+        return {field: getattr(self, name) for name, (field, _) in fields.items()}
 
 
 def _fields(kind: type, fields: Mapping[str, tuple[str, tuple[Any, ...]]]) -> dict[str, Any]:
     """Fields of a model from those of a configuration: type, bounds, help and default."""
     known = {described.name: described for described in described_fields(kind)}
     return {
-        name: (Annotated[(known[own].annotated, *more)], Field(default=known[own].default))
-        for name, (own, more) in fields.items()
+        name: (Annotated[(known[field].annotated, *more)], Field(default=known[field].default))
+        for name, (field, more) in fields.items()
     }
 
 

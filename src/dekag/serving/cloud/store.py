@@ -102,7 +102,7 @@ class JobStore:
     def reach(self, claim: Claim, reached: Reached, *, tell: bool = True) -> bool:
         """Note how far the job is; as `beat`."""
         with self._session.begin() as session:
-            own = self._write(
+            held = self._write(
                 session,
                 claim,
                 heartbeat=self._now(),
@@ -111,10 +111,10 @@ class JobStore:
                 steps=reached.steps,
                 loss=reached.loss,
             )
-            if own and tell:
+            if held and tell:
                 told = {"stage": reached.stage, "step": reached.step, "steps": reached.steps}
                 self._tell(session, claim.job, "progress", **told, loss=reached.loss)
-            return own
+            return held
 
     def finish(self, claim: Claim, bundle: str) -> bool:
         """The job is done; as `beat`."""
@@ -142,10 +142,10 @@ class JobStore:
     def give_back(self, claim: Claim) -> bool:
         """The worker ends for a reason of its own, so the attempt does not count as a failure; as `beat`."""
         with self._session.begin() as session:
-            own = self._write(session, claim, state=State.QUEUED, worker=None, stage="")
-            if own:
+            held = self._write(session, claim, state=State.QUEUED, worker=None, stage="")
+            if held:
                 self._tell(session, claim.job, "queued")
-            return own
+            return held
 
     def cancel(self, job_id: str) -> Job:
         """End a job that is not yet done; its worker ends by itself.
@@ -211,10 +211,10 @@ class JobStore:
 
     def _end(self, claim: Claim, state: State, **values: Any) -> bool:
         with self._session.begin() as session:
-            own = self._write(session, claim, state=state, worker=None, finished=self._now(), **values)
-            if own:
+            held = self._write(session, claim, state=state, worker=None, finished=self._now(), **values)
+            if held:
                 self._tell(session, claim.job, str(state), **values)
-            return own
+            return held
 
     def _write(self, session: Session, claim: Claim, **values: Any) -> bool:
         """Change a job that is still this claim's; whether it is."""

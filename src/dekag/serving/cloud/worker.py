@@ -102,19 +102,19 @@ class Reporter:
     def _tell(self, stage: str, loss: float | None = None) -> None:
         self._stage, self._told = stage, time.monotonic()
         try:
-            own = self._store.reach(self._claim, self._reached(stage, self._step, loss))
+            held = self._store.reach(self._claim, self._reached(stage, self._step, loss))
         except OperationalError as error:
             # the database may be away for a while, and the training need not wait for it
             print(f"step {self._step} was not told: {error.orig}", file=sys.stderr)
         else:
-            self._require(own)
+            self._require(held)
 
     def _reached(self, stage: str, step: int, loss: float | None = None) -> Reached:
         return Reached(stage=stage, step=step, steps=self._steps, loss=loss)
 
     @staticmethod
-    def _require(own: bool) -> None:
-        if not own:
+    def _require(held: bool) -> None:
+        if not held:
             os._exit(TAKEN_AWAY)
 
 
@@ -193,11 +193,11 @@ def _end_with_runner() -> None:
 
 
 def _beat(store: JobStore, claim: Claim) -> None:
-    own = True
-    while own:
+    held = True
+    while held:
         time.sleep(BEAT_SECONDS)
         with suppress(OperationalError):  # the database may be away for a while
-            own = store.beat(claim)
+            held = store.beat(claim)
     os._exit(TAKEN_AWAY)
 
 

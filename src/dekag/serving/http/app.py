@@ -92,15 +92,15 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        own = _request_id(Headers(scope=scope).get("x-request-id", ""))
-        token = request_id.set(own)
+        identity = _request_id(Headers(scope=scope).get("x-request-id", ""))
+        token = request_id.set(identity)
         started, status = time.perf_counter(), 0
 
         async def named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = own
+                MutableHeaders(scope=message)["x-request-id"] = identity
             await send(message)
 
         try:

@@ -130,13 +130,13 @@ def page_files() -> dict[str, PageFile]:
     found = {}
     for name, entry in _walk(files(__package__) / "site"):
         compressed = name.endswith(".gz")
-        own = name.removesuffix(".gz")
-        found[own] = PageFile(
+        unzipped = name.removesuffix(".gz")
+        found[unzipped] = PageFile(
             body=entry.read_bytes(),
-            media_type=MEDIA[f".{own.rpartition('.')[2]}"],
+            media_type=MEDIA[f".{unzipped.rpartition('.')[2]}"],
             compressed=compressed,
             # the address of what others published names its version
-            lasting=own.startswith("vendor/"),
+            lasting=unzipped.startswith("vendor/"),
         )
     return found
 

@@ -44,11 +44,11 @@ class Drawer:
         """Latents of the prompts with one seed each, from the folder where they have been drawn before."""
         parts = []
         for at in range(0, len(prompts), CHUNK):
-            texts, own = prompts[at : at + CHUNK], seeds[at : at + CHUNK]
-            path = self.folder / f"{self._recipe(texts, own)}.safetensors"
+            texts, numbers = prompts[at : at + CHUNK], seeds[at : at + CHUNK]
+            path = self.folder / f"{self._recipe(texts, numbers)}.safetensors"
             if not path.exists():
                 on_stage(f"edge draws latents {at + 1} to {at + len(texts)} of {len(prompts)}")
-                write_tensors(path, {"latents": self.edge(texts, seeds=own).float().cpu()})
+                write_tensors(path, {"latents": self.edge(texts, seeds=numbers).float().cpu()})
             parts.append(read_tensor(path, "latents"))
         return torch.cat(parts)
 

@@ -120,8 +120,8 @@ def _named(cell: Cell) -> dict[str, Any]:
 def _where(point: Point) -> dict[str, Any]:
     physics = point.physics()
     del physics["medium"]
-    own = {"channel": point.channel, "family": point.family, "uses": point.uses, "snr_db": point.snr_db}
-    return {**own, "used": physics["uses"], **{k: v for k, v in physics.items() if k not in own}}
+    place = {"channel": point.channel, "family": point.family, "uses": point.uses, "snr_db": point.snr_db}
+    return {**place, "used": physics["uses"], **{k: v for k, v in physics.items() if k not in place}}
 
 
 def _long(outcome: Outcome) -> Iterator[dict[str, Any]]:

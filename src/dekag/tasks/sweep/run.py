@@ -144,14 +144,14 @@ def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: OnStage) 
     folder, images = plan.work.folder, len(plan.prompts)
     missing = [cell for cell in plan.cells if not path_of(folder, cell).exists()]
     known = {cell.key for cell in missing}
-    kept = [read_result(folder, cell, images=images) for cell in plan.cells if cell.key not in known]
-    on_stage(f"{len(missing)} cells to compute, {len(kept)} are there")
+    cached = [read_result(folder, cell, images=images) for cell in plan.cells if cell.key not in known]
+    on_stage(f"{len(missing)} cells to compute, {len(cached)} are there")
     step = max(1, len(missing) // 20)
     for number, _ in enumerate(engine(plan.work, missing), start=1):
         if number % step == 0 or number == len(missing):
             on_stage(f"{number} of {len(missing)} cells")
     fresh = {cell.key: read_result(folder, cell, images=images) for cell in missing}
-    whole: dict[str, Result] = {**{result.cell.key: result for result in kept}, **fresh}
+    whole: dict[str, Result] = {**{result.cell.key: result for result in cached}, **fresh}
     return Outcome(
         world=config.world.name,
         results=[whole[cell.key] for cell in plan.cells],

@@ -143,11 +143,11 @@ def _over_images(rows: Iterable[np.ndarray]) -> Mean:
 
 def _reference(cells: Cells, by_label: dict[str, Cells]) -> Cells | None:
     """The codec without KA, of the same constellation if there is one."""
-    own = next(iter(cells.values())).cell
-    if own.method == REFERENCE:
+    first = next(iter(cells.values())).cell
+    if first.method == REFERENCE:
         return None
     plain = [c for c in by_label.values() if next(iter(c.values())).cell.method == REFERENCE]
-    same = [c for c in plain if next(iter(c.values())).cell.constellation == own.constellation]
+    same = [c for c in plain if next(iter(c.values())).cell.constellation == first.constellation]
     return next(iter(same or plain), None)
 
 
@@ -166,7 +166,7 @@ def _gains(cells: Cells, reference: Cells | None, splits: list[str]) -> Gains | 
     return Gains(
         overall=_over_images(gain.values()),
         by_split={
-            split: _over_images(row[[own == split for own in splits]] for row in gain.values())
+            split: _over_images(row[[first == split for first in splits]] for row in gain.values())
             for split in dict.fromkeys(splits)
         },
         by_family=by(lambda result: result.cell.point.family),

@@ -50,7 +50,7 @@ def warn(text: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Of all warnings keep our own, one line each."""
+    """Show this package's own warnings alone, one line each."""
 
     def one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if not console.quiet:
@@ -145,7 +145,7 @@ def print_tables(*tables: RenderableType) -> None:
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """For imports and models of a service: they leave no garbage, and looking for it takes a quarter of the time."""
+    """Import and load a service without the garbage collector, which takes a quarter of the time and finds nothing."""
     gc.disable()
     try:
         yield
@@ -156,7 +156,7 @@ def starting() -> Iterator[None]:
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """For imports of what an extra of the package brings; InputError says how to install it."""
+    """Import what an extra of the package brings; InputError says how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -71,7 +71,7 @@ class NamedGridChannel:
 
     @property
     def family(self) -> str:
-        """Of the table."""
+        """The family that the table of channels gives."""
         return NAMED[self.name].family or self.name
 
     @property

@@ -53,12 +53,12 @@ class Site:
 
     @property
     def edge_url(self) -> str:
-        """Of the edge, and of the page."""
+        """Address of the edge, and of the page."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def cloud_url(self) -> str:
-        """Of the cloud, whose registry is below it."""
+        """Address of the cloud, whose registry is below it."""
         return f"http://{HOST}:{self.cloud_port}"
 
     @property
@@ -142,7 +142,7 @@ def until_stopped() -> Iterator[None]:
 
 
 def wait(site: Site, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until somebody interrupts. Raises InputError if a process ends by itself."""
+    """Wait until somebody interrupts. Raises InputError if a process ends by itself."""
     while True:
         for process, name in zip(processes, ("cloud", "edge"), strict=True):
             if process.poll() is not None:
@@ -189,7 +189,7 @@ def _process(
 
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Until the service says that it can work."""
+    """Wait until the service says that it can work."""
     deadline = time.monotonic() + START_SECONDS
     with httpx2.Client(timeout=2.0, trust_env=False) as client:
         while time.monotonic() < deadline:

@@ -124,7 +124,7 @@ def align_transmission(
         TransmissionData(latents=latents, conditions=conditions, batch=task.batch),
         task.size,
         training,
-        checkpoint=run.kept(task.method),
+        checkpoint=run.state_file(task.method),
         on_step=partial(run.on_step, task.method),
     )
     if not isinstance(adapted, AdaptedCodec):

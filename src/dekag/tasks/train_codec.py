@@ -66,7 +66,7 @@ def train_codec(
             seed=config.seed,
             precision=config.precision,
         ),
-        checkpoint=run.kept("codec"),
+        checkpoint=run.state_file("codec"),
         on_step=partial(run.on_step, "codec"),
     )
 

@@ -33,7 +33,7 @@ class Run:
     on_step: OnStep = _quiet
     on_stage: OnStage = _quiet
 
-    def kept(self, name: str) -> Path | None:
+    def state_file(self, name: str) -> Path | None:
         """File for the state of a stage; None if nothing is kept."""
         return None if self.resume is None else self.resume / f"{name}.pt"
 

@@ -140,7 +140,8 @@ def sync(path: Path) -> None:
 def _sync_tree(folder: Path) -> None:
     """Wait until everything below a folder is on the disk."""
     for path in (*folder.rglob("*"), folder):
-        sync(path)
+        if not path.is_symlink():
+            sync(path)
 
 
 def _unwritten(path: Path, error: OSError) -> OSError:

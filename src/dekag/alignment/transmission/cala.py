@@ -27,7 +27,7 @@ LOWEST_SNR_DB, HIGHEST_SNR_DB = -5.0, 20.0
 
 
 def ranks_of(config: CalaConfig) -> Ranks:
-    """By kind of module."""
+    """The rank of each kind of module, as the configuration gives it."""
     return Ranks(weights=config.rank, norms=config.norm_rank, gains=config.gain_rank, biases=config.biases)
 
 

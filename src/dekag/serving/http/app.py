@@ -142,7 +142,7 @@ def _add_probes(app: FastAPI, ready: Callable[[], str | None], metrics: HttpMetr
 
     @app.get("/metrics", tags=["probes"], response_class=Response, include_in_schema=False)
     async def numbers() -> Response:
-        """For Prometheus."""
+        """The metrics as Prometheus reads them."""
         return metrics.response()
 
 

@@ -44,7 +44,7 @@ class Inline:
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """In `workers` processes of this machine, which end with this one."""
+    """Computes the cells in `workers` processes of this machine, which end with this one."""
 
     workers: int
 

@@ -77,7 +77,7 @@ class CodecMethod:
 
     @property
     def digest(self) -> str:
-        """Of the files."""
+        """Digest of the files of codec and bundle."""
         return _codec_digest(self.codec, self.bundle)
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ class LatentDigital:
 
     @property
     def digest(self) -> str:
-        """Of the source code; the scheme is chosen outside."""
+        """Digest of the source code; the scheme is chosen outside."""
         return digest_json(["latent", digest_file(self.source)])
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ class PictureDigital:
 
     @property
     def digest(self) -> str:
-        """Of format and concealment; the scheme is chosen outside."""
+        """Digest of format and concealment; the scheme is chosen outside."""
         return digest_json([self.name, digest_file(self.concealment)])
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
@@ -149,12 +149,12 @@ class RememberedSource:
 
     @property
     def header_bits(self) -> int:
-        """Of the source."""
+        """Bits of the source's header."""
         return self.source.header_bits
 
     @property
     def concealment(self) -> Tensor:
-        """Of the source."""
+        """What the source shows in place of an item that is lost."""
         return self.source.concealment
 
     def encode(self, item: Tensor, budget: int) -> np.ndarray | None:

@@ -91,7 +91,7 @@ class SweepConfig:
 
     @property
     def names(self) -> list[str]:
-        """Of all methods, further codecs last."""
+        """Names of all methods, further codecs last."""
         return [*self.methods, *(text.partition("=")[0] for text in self.codecs)]
 
     @property

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import torch
 
+from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.generation.update import remove_update
-from dekag.alignment.updates import apply_generation
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.world import load_world, locate
 

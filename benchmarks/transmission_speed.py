@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import torch
 
+from dekag.alignment.transmission.bundles import apply_transmission
 from dekag.alignment.transmission.cala import CalaCodec
-from dekag.alignment.updates import apply_transmission
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.types import Codec, Condition, Latent, Received
 from dekag.world import load_world

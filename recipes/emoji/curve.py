@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.generation.update import apply_update, remove_update
-from dekag.alignment.updates import apply_generation
 from dekag.bundle.bundle import load_bundle
 from dekag.evaluation.figures import save_figure
 from dekag.evaluation.generation import EDGE_SEED, Drawn, draw, score_generation

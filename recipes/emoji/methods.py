@@ -20,17 +20,19 @@ from export import TARGET
 from progress import progress_bar
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.generation.bundles import save_generation
 from dekag.alignment.generation.few_steps import distil_few_steps
 from dekag.alignment.generation.makd import distil
 from dekag.alignment.generation.method import DistillationData, OnStep, TrainingRun
 from dekag.alignment.generation.methods import method_config
 from dekag.alignment.generation.noise_map import fit_noise_map
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
-from dekag.alignment.updates import save_generation
-from dekag.bundle.bundle import Quantisation, Setting
+from dekag.bundle.manifest import Quantisation, Setting
 from dekag.bundle.rank import reduce_rank
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.tasks.align_generation import NOISE_IMAGES, Extras, ImageSource, material, tuned, validation
+from dekag.tasks.align_generation import NOISE_IMAGES
+from dekag.tasks.material import ImageSource, material
+from dekag.tasks.validate import Extras, tuned, validation
 from dekag.training.run import ALONE, Run
 from dekag.world import load_world
 

@@ -115,10 +115,18 @@ def _bounds(notes: list[Any]) -> Iterator[Bound]:
 def _complaint(bound: Bound, value: Any) -> str | None:
     """What the value must be and is not; not-a-number is within no bound."""
     match bound:
-        case MinLen(min_length=least):
-            holds, text, value = len(value) >= least, f"have at least {least} characters", len(value)
-        case MaxLen(max_length=most):
-            holds, text, value = len(value) <= most, f"have at most {most} characters", len(value)
+        case MinLen(min_length=minimum_length):
+            holds, text, value = (
+                len(value) >= minimum_length,
+                f"have at least {minimum_length} characters",
+                len(value),
+            )
+        case MaxLen(max_length=maximum_length):
+            holds, text, value = (
+                len(value) <= maximum_length,
+                f"have at most {maximum_length} characters",
+                len(value),
+            )
         case Ge(ge=limit):
             holds, text = value >= limit, f"be at least {limit}"
         case Gt(gt=limit):

@@ -13,5 +13,16 @@ class FieldError(InputError):
         self.fields = fields
 
 
+class StepError(InputError):
+    """Something has to be done first: `step` says what, in words that close the message.
+
+    The command line puts the command of that step in its place.
+    """
+
+    def __init__(self, message: str, step: str) -> None:
+        super().__init__(f"{message}; {step}")
+        self.message, self.step = message, step
+
+
 class ConditionWarning(UserWarning):
     """A condition outside the range that an update was trained for; names each field, its value and the range."""

@@ -240,29 +240,41 @@ class Delivery:
 class Generator(Protocol):
     """Prompts and one seed each to latents; the same call gives the same bytes on one machine."""
 
-    def __call__(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Latent: ...
+    def __call__(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Latent:
+        """Latents of prompts, drawn with one seed each."""
+        ...
 
-    def decode(self, latent: Latent) -> Image: ...
+    def decode(self, latent: Latent) -> Image:
+        """Images of latents."""
+        ...
 
 
 @runtime_checkable
 class Codec(Protocol):
     """Latents to symbols and back; `decode` takes equalised symbols."""
 
-    def encode(self, latent: Latent, condition: Condition) -> Symbols: ...
+    def encode(self, latent: Latent, condition: Condition) -> Symbols:
+        """Symbols of latents under a condition."""
+        ...
 
-    def decode(self, received: Received, condition: Condition) -> Latent: ...
+    def decode(self, received: Received, condition: Condition) -> Latent:
+        """Latents of equalised symbols under the condition that they were sent under."""
+        ...
 
 
 @runtime_checkable
 class Channel(Protocol):
     """Symbols to what is received; all randomness comes from `rng`."""
 
-    def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received: ...
+    def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received:
+        """What is received of symbols that are sent under a condition."""
+        ...
 
 
 @runtime_checkable
 class Metric(Protocol):
     """One value per image."""
 
-    def __call__(self, reference: Image, estimate: Image) -> PerImage: ...
+    def __call__(self, reference: Image, estimate: Image) -> PerImage:
+        """One value for each image."""
+        ...

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dekag.alignment.updates import apply_transmission
+from dekag.alignment.transmission.bundles import apply_transmission
 from dekag.channel import BlockFading
 from dekag.channel.misjudged import MisjudgedSnr
 from dekag.evaluation.metrics import psnr_db

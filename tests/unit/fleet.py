@@ -10,7 +10,7 @@ import httpx2
 from served import Served, serving
 from starlette.testclient import TestClient
 
-from dekag.bundle.bundle import load_bundle, save_bundle
+from dekag.bundle.bundle import Contents, load_bundle, save_bundle
 from dekag.registry import Canary, Repository
 from dekag.serving.edge.app import create
 from dekag.serving.edge.settings import EdgeSettings
@@ -72,15 +72,17 @@ def variant(folder: Path, number: int, *, strength: float = 1.0) -> Path:
     path = folder / f"variant-{number}-{strength:g}"
     save_bundle(
         path,
-        kind=manifest.kind,
-        base_digest=manifest.base_digest,
-        tokenizer_digest=manifest.tokenizer_digest,
-        tensors=tensors,
-        metadata=bundle.metadata,
-        metaword=manifest.metaword,
-        licence=manifest.licence,
-        settings={**manifest.settings, "number": number},
-        training_digest=manifest.training_digest,
+        Contents(
+            kind=manifest.kind,
+            base_digest=manifest.base_digest,
+            tokenizer_digest=manifest.tokenizer_digest,
+            tensors=tensors,
+            metadata=bundle.metadata,
+            metaword=manifest.metaword,
+            licence=manifest.licence,
+            settings={**manifest.settings, "number": number},
+            training_digest=manifest.training_digest,
+        ),
     )
     return path
 

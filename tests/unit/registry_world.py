@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dekag.bundle.bundle import load_bundle, save_bundle
+from dekag.bundle.bundle import Contents, load_bundle, save_bundle
 from dekag.bundle.container import CALA
 from dekag.bundle.digest import digest_json
 from dekag.registry import Canary, RegistryClient, Repository, Shelf
@@ -30,7 +30,7 @@ def make_bundle(folder: Path, *, seed: int = 0, count: int = 64, base: str = BAS
     values = torch.randn(count, generator=torch.Generator().manual_seed(seed))
     tensors = {CALA: {"gate.weight": values}}
     return save_bundle(
-        folder, kind="transmission", base_digest=base, tensors=tensors, licence="Apache-2.0"
+        folder, Contents(kind="transmission", base_digest=base, tensors=tensors, licence="Apache-2.0")
     ).id
 
 

@@ -11,12 +11,12 @@ from diffusers import (
 )
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.generation.bundles import apply_generation, pipeline_digest, save_generation
 from dekag.alignment.generation.few_steps import affine_steps, distil_few_steps
 from dekag.alignment.generation.makd import distil
 from dekag.alignment.generation.method import DistillationData
 from dekag.alignment.generation.noise_map import fit_noise_map, shared_noise_map
 from dekag.alignment.generation.update import apply_update, remove_update
-from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
 from dekag.world import load_world

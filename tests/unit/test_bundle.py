@@ -25,14 +25,7 @@ from jaxtyping import TypeCheckError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dekag.bundle.bundle import (
-    Bundle,
-    Metaword,
-    Metrics,
-    load_bundle,
-    pack,
-    save_bundle,
-)
+from dekag.bundle.bundle import Bundle, Contents, load_bundle, pack, save_bundle
 from dekag.bundle.container import (
     CALA,
     EMBEDDING,
@@ -43,6 +36,7 @@ from dekag.bundle.container import (
     QUANTISED,
 )
 from dekag.bundle.digest import canonical_json, digest_file, digest_json, digest_tensors
+from dekag.bundle.manifest import Metaword, Metrics
 from dekag.bundle.quantise import Bits, dequantise, quantise
 from dekag.types import InputError
 from dekag.world import locate
@@ -115,7 +109,7 @@ def rewrite(folder: Path, file: str, tensors: dict[str, Tensor]) -> None:
 
 
 def save(folder: Path, **changes: Any) -> Bundle:
-    return save_bundle(folder, **{**generation(), **changes})
+    return save_bundle(folder, Contents(**{**generation(), **changes}))
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], object] = lambda fields: None) -> None:
@@ -169,7 +163,7 @@ def members_of(folder: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
 def test_round_trip(tmp_path: Path, arguments: Callable[[], dict[str, Any]], suffix: str) -> None:
     """What is saved, packed and loaded is what was given, tensor for tensor."""
     given, path = arguments(), tmp_path / "update"
-    saved = save_bundle(path, **given)
+    saved = save_bundle(path, Contents(**given))
     if suffix:
         pack(path, tmp_path / f"update{suffix}")
     loaded = load_bundle(tmp_path / f"update{suffix}")
@@ -569,7 +563,7 @@ def test_contents_that_cannot_be_saved(tmp_path: Path, changes: dict[str, Any], 
 
 def test_require_base(tmp_path: Path) -> None:
     other = digest_json("another")
-    drawn, sent = save(tmp_path / "g"), save_bundle(tmp_path / "t", **transmission())
+    drawn, sent = save(tmp_path / "g"), save_bundle(tmp_path / "t", Contents(**transmission()))
     drawn.require_base(BASE, TOKENIZER)
     sent.require_base(BASE)
     for bundle, digests, reason in (
@@ -622,7 +616,7 @@ def test_pack_refuses(tmp_path: Path) -> None:
 
 def save_numbers(folder: Path, count: int) -> Bundle:
     given = {**transmission(), "tensors": {CALA: {"x": torch.ones(count)}}}
-    return save_bundle(folder, **given)
+    return save_bundle(folder, Contents(**given))
 
 
 def write_to_a_full_disk(root: Path, results: Connection) -> None:
@@ -728,16 +722,18 @@ def test_bundles_of_earlier_versions_keep_their_id(tmp_path: Path) -> None:
     steps = torch.arange(12.0).reshape(3, 4) / 8
     bundle = save_bundle(
         tmp_path / "b",
-        kind="generation",
-        base_digest="a" * 64,
-        tokenizer_digest="b" * 64,
-        tensors={
-            LORA: {"unet.a.lora_A.weight": steps.half(), "unet.a.lora_B.weight": steps.T.half()},
-            EMBEDDING: {"<dekag>": steps.half()},
-        },
-        metaword=Metaword(token="<dekag>", vectors=3, position="suffix"),
-        licence="Apache-2.0",
-        settings={"rank": 3},
+        Contents(
+            kind="generation",
+            base_digest="a" * 64,
+            tokenizer_digest="b" * 64,
+            tensors={
+                LORA: {"unet.a.lora_A.weight": steps.half(), "unet.a.lora_B.weight": steps.T.half()},
+                EMBEDDING: {"<dekag>": steps.half()},
+            },
+            metaword=Metaword(token="<dekag>", vectors=3, position="suffix"),
+            licence="Apache-2.0",
+            settings={"rank": 3},
+        ),
     )
     assert bundle.id == "356a843c4a8b2f38e3496da1969ba1a1f0552652fc2c3f38db5c5889ad3ad068"
 
@@ -753,10 +749,12 @@ def test_shipped_bundles_are_what_would_be_written_today(tmp_path: Path, name: s
     }
     again = save_bundle(
         tmp_path / "b",
-        **fields,
-        tensors=bundle.tensors,
-        metadata=bundle.metadata,
-        training_digest=bundle.manifest.training_digest,
+        Contents(
+            **fields,
+            tensors=bundle.tensors,
+            metadata=bundle.metadata,
+            training_digest=bundle.manifest.training_digest,
+        ),
     )
     assert same(again, bundle)
     for file in source.iterdir():
@@ -768,7 +766,7 @@ def test_shipped_bundles_are_what_would_be_written_today(tmp_path: Path, name: s
 def test_callers_do_not_see_the_form(tmp_path: Path, quantisation: str, suffix: str) -> None:
     """Whatever the files hold, the same names and shapes come back in float32, as near as the form allows."""
     given = complete()
-    save_bundle(tmp_path / "b", **given, quantisation=quantisation)
+    save_bundle(tmp_path / "b", Contents(**given, quantisation=quantisation))
     pack(tmp_path / "b", tmp_path / "b.tar.gz")
     bundle = load_bundle(tmp_path / f"b{suffix}")
     assert bundle.manifest.quantisation == quantisation
@@ -793,7 +791,7 @@ def test_callers_do_not_see_the_form(tmp_path: Path, quantisation: str, suffix: 
 def test_quantised_files(tmp_path: Path, quantisation: str) -> None:
     """LoRA goes by its other name, with its metadata, in the form of `quantise`; all else is fp16."""
     given = complete()
-    bundle = save_bundle(tmp_path / "b", **given, quantisation=quantisation)
+    bundle = save_bundle(tmp_path / "b", Contents(**given, quantisation=quantisation))
     assert bundle.tensors.keys() == {CODED, QUANTISED[FEW_STEP], EMBEDDING, NOISE_MAP}
     assert bundle.metadata[CODED] == given["metadata"][LORA]
     assert {t.dtype for f in (EMBEDDING, NOISE_MAP) for t in bundle.tensors[f].values()} == {torch.float16}
@@ -812,12 +810,12 @@ def test_same_contents_same_bytes_in_every_form(tmp_path: Path, quantisation: st
         file: {n: t.mT.contiguous().mT if t.dim() > 1 else t for n, t in reversed(part.items())}
         for file, part in reversed(given["tensors"].items())
     }
-    first = save_bundle(tmp_path / "0", **given, quantisation=quantisation)
-    save_bundle(tmp_path / "1", **{**given, "tensors": other}, quantisation=quantisation)
-    save_bundle(tmp_path / "2", **{**given, "tensors": first.tensors, "metadata": first.metadata})
+    first = save_bundle(tmp_path / "0", Contents(**given, quantisation=quantisation))
+    save_bundle(tmp_path / "1", Contents(**{**given, "tensors": other}, quantisation=quantisation))
+    save_bundle(tmp_path / "2", Contents(**{**given, "tensors": first.tensors, "metadata": first.metadata}))
     decoded = {LORA: first.lora(), FEW_STEP: first.few_step(), EMBEDDING: first.embedding()}
     decoded[NOISE_MAP] = {"noise_map": given["tensors"][NOISE_MAP]["noise_map"]}
-    save_bundle(tmp_path / "3", **{**given, "tensors": decoded}, quantisation=quantisation)
+    save_bundle(tmp_path / "3", Contents(**{**given, "tensors": decoded}, quantisation=quantisation))
     for file in (MANIFEST, *first.tensors):
         assert len({(tmp_path / str(run) / file).read_bytes() for run in range(4)}) == 1
 
@@ -856,7 +854,7 @@ def test_any_part_may_be_left_out(tmp_path: Path, files: tuple[str, ...], quanti
         "metadata": None,
         "metaword": given["metaword"] if EMBEDDING in files else None,
     }
-    save_bundle(tmp_path / "b", **{**given, **changes}, quantisation=quantisation)
+    save_bundle(tmp_path / "b", Contents(**{**given, **changes}, quantisation=quantisation))
     bundle = load_bundle(tmp_path / "b")
     assert bool(bundle.lora()) == (LORA in files)
     assert bool(bundle.few_step()) == (FEW_STEP in files)
@@ -971,7 +969,7 @@ def test_forms_that_cannot_be_saved(tmp_path: Path, changes: dict[str, Any], rea
 def test_an_update_of_a_codec_goes_in_every_form(tmp_path: Path, quantisation: str) -> None:
     """As the low-rank files of a generator do: by its other name in whole numbers, and back."""
     given = transmission()
-    bundle = save_bundle(tmp_path / "t", **given, quantisation=quantisation)
+    bundle = save_bundle(tmp_path / "t", Contents(**given, quantisation=quantisation))
     assert bundle.manifest.quantisation == quantisation
     assert bundle.tensors.keys() == {CALA if quantisation == "fp16" else QUANTISED[CALA]}
     expected = given["tensors"][CALA]
@@ -1024,7 +1022,7 @@ def test_signed_lies_about_quantised_tensors(
     tmp_path: Path, change: Callable[[dict[str, Tensor]], object], reason: str, quantisation: str
 ) -> None:
     """Digests, sizes, shapes and id all agree with the file, and still it is not quantised LoRA."""
-    save_bundle(tmp_path / "b", **complete(), quantisation=quantisation)
+    save_bundle(tmp_path / "b", Contents(**complete(), quantisation=quantisation))
     tensors = load_file(tmp_path / "b" / CODED)
     rewrite(tmp_path / "b", CODED, tensors)
     load_bundle(tmp_path / "b")
@@ -1036,20 +1034,20 @@ def test_signed_lies_about_quantised_tensors(
 def test_signed_lies_about_the_form(tmp_path: Path) -> None:
     """The name of the form, whole numbers in files that hold none, and a number outside four bits' range."""
     folder = tmp_path / "b"
-    save_bundle(folder, **complete(), quantisation="int4")
+    save_bundle(folder, Contents(**complete(), quantisation="int4"))
     for form in ("fp16", "fp32", "int8"):
         forge(folder, lambda fields, form=form: fields.update(quantisation=form))
         refused(folder, f"with quantisation {form}, LoRA is in|its LoRA, or")
     for form in ("int2", "INT4", 4):
         forge(folder, lambda fields, form=form: fields.update(quantisation=form))
         refused(folder, "quantisation: ")
-    save_bundle(folder, **complete(), quantisation="int4")
+    save_bundle(folder, Contents(**complete(), quantisation="int4"))
     tensors = load_file(folder / CODED)
     tensors[MATRIX][0, 0] = 0x88
     rewrite(folder, CODED, tensors)
     refused(folder, "holds -8 elsewhere")
     for file, name in ((EMBEDDING, "<dekag>"), (NOISE_MAP, "noise_map")):
-        save_bundle(folder, **complete(), quantisation="int8")
+        save_bundle(folder, Contents(**complete(), quantisation="int8"))
         rewrite(folder, file, {name: load_file(folder / file)[name].to(torch.int8)})
         refused(folder, "all but the LoRA must be F16 or F32")
 
@@ -1057,7 +1055,7 @@ def test_signed_lies_about_the_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quantisation", ["int8", "int4"])
 def test_every_flipped_bit_of_a_quantised_bundle_is_refused(tmp_path: Path, quantisation: str) -> None:
     """100 positions drawn over all files; nothing but an InputError of one line ever comes of it."""
-    save_bundle(tmp_path / "b", **complete(), quantisation=quantisation)
+    save_bundle(tmp_path / "b", Contents(**complete(), quantisation=quantisation))
     rng = random.Random(1)
     files = sorted((tmp_path / "b").iterdir())
     for _ in range(100):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from dekag.alignment.config import CalaConfig
+from dekag.alignment.transmission.bundles import apply_transmission, save_transmission
 from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.transmission.gated import GatedGain, GatedLinear, GatedNorm
 from dekag.alignment.transmission.methods import adapt
 from dekag.alignment.transmission.train import FAST, ConditionRange, TransmissionData, transmission_loss
-from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec import JsccCodec, JsccConfig
 from dekag.training.loop import TrainConfig

@@ -239,12 +239,12 @@ def test_only_the_registry_is_open_without_a_token(settings: CloudSettings) -> N
 
 def test_a_cloud_without_schema_registry_or_keys_does_not_start(tmp_path: Path) -> None:
     settings = CloudSettings(folder=tmp_path)
-    with pytest.raises(InputError, match="run dekag cloud migrate"):
+    with pytest.raises(InputError, match="migrate it first"):
         create(settings)
     engine = open_database(settings.database_address)
     migrate(engine)
     engine.dispose()
-    with pytest.raises(InputError, match="run dekag registry init"):
+    with pytest.raises(InputError, match="make a registry first"):
         create(settings)
     Repository.init(settings.registry_address, tmp_path / "elsewhere")
     with pytest.raises(InputError, match=r"holds no root\.json"):

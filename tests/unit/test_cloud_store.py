@@ -330,10 +330,10 @@ def test_migrations_make_what_the_models_say(engine: Engine) -> None:
 def test_a_service_refuses_another_schema(address: str) -> None:
     """No tables, an old revision and one of the future: each is one line that says what to do."""
     with opened(address) as engine:
-        with pytest.raises(InputError, match=r"has no tables .* run dekag cloud migrate"):
+        with pytest.raises(InputError, match=r"has no tables .* migrate it first"):
             check_schema(engine)
         migrate(engine, "0001")
-        with pytest.raises(InputError, match=r"at revision 0001 .* run dekag cloud migrate"):
+        with pytest.raises(InputError, match=r"at revision 0001 .* migrate it first"):
             check_schema(engine)
         migrate(engine)
         check_schema(engine)

@@ -11,11 +11,11 @@ from own_codec import ConvCodec
 from own_parts import RANGE, SHAPE, SIZE, USES, base, latents, registered
 
 import dekag
+from dekag.alignment.transmission.bundles import codec_digest
 from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.transmission.methods import adapt
 from dekag.alignment.transmission.train import ConditionRange, TransmissionData
 from dekag.alignment.transmission.update import update_tensors
-from dekag.alignment.updates import codec_digest
 from dekag.codec import (
     Encoded,
     PairDecoder,

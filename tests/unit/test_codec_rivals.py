@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from dekag.alignment.config import CalaConfig
+from dekag.alignment.transmission.bundles import apply_transmission, save_transmission
 from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.transmission.gates import HardGate, OpenGate, SnrGroupGate, SoftGate
 from dekag.alignment.transmission.methods import METHODS, adapted_codec
 from dekag.alignment.transmission.train import FAST, ConditionRange
 from dekag.alignment.transmission.update import load_update, update_size, update_tensors
-from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec import JsccCodec, JsccConfig
 from dekag.tasks.align_transmission import CALA_RANGE, trained_range

@@ -17,21 +17,9 @@ from dekag.data.endpoint import ImageEndpoint
 from dekag.data.folder import CloudImages
 from dekag.evaluation.generation import EDGE_SEED, draw
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
-from dekag.tasks.align_generation import (
-    VALIDATION_SEED,
-    DenoisingValidation,
-    Extras,
-    GenerationTask,
-    ImageSource,
-    Material,
-    Validation,
-    align_generation,
-    held_back,
-    is_held_back,
-    material,
-    train_update,
-    tuned,
-)
+from dekag.tasks.align_generation import GenerationTask, align_generation, train_update
+from dekag.tasks.material import ImageSource, Material, held_back, is_held_back, material
+from dekag.tasks.validate import VALIDATION_SEED, DenoisingValidation, Extras, Validation, tuned
 from dekag.training.run import ALONE, Run, Tracking
 from dekag.types import InputError
 from dekag.wire.png import png_bytes

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from tiny_worlds import miniature
 
 from dekag import cli
-from dekag.training.loop import Progress, train
+from dekag.training.loop import Progress, Validation, train
 from dekag.training.processes import joined
 from dekag.types import InputError
 
@@ -63,8 +63,7 @@ def test_two_processes_take_the_steps_of_one_that_accumulates_two_shares(folder:
         together.loss_of(net),
         replace(together.CONFIG, accumulation=2),
         on_step=reports.append,
-        validate=lambda _: together.scorer(net),
-        validate_every=8,
+        validation=Validation(score=lambda _: together.scorer(net), every=8),
     )
     both = load(folder / "straight-0.pt")
     # halving is exact and a sum of two has one order, so two shares agree to the bit; more would to rounding
@@ -103,8 +102,7 @@ def test_one_process_does_not_go_on_with_the_run_of_two(folder: Path) -> None:
             together.loss_of(net),
             together.CONFIG,
             checkpoint=folder / "state.pt",
-            validate=lambda _: together.scorer(net),
-            validate_every=8,
+            validation=Validation(score=lambda _: together.scorer(net), every=8),
         )
 
 

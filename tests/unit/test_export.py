@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from tiny_pipelines import LAYERS, build, flux2_klein, stable_diffusion, stable_diffusion_xl
 from torch import Tensor, nn
 
+from dekag.alignment.generation.bundles import apply_generation, save_generation
 from dekag.alignment.generation.update import GenerationUpdate, remove_update
-from dekag.alignment.updates import apply_generation, save_generation
-from dekag.bundle.bundle import Bundle, Metaword, save_bundle
+from dekag.bundle.bundle import Bundle, Contents, save_bundle
 from dekag.bundle.container import CALA, EMBEDDING, LORA
 from dekag.bundle.digest import digest_json
 from dekag.bundle.export import export
+from dekag.bundle.manifest import Metaword
 from dekag.generation import families, metaword
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
@@ -87,7 +88,7 @@ def save(folder: Path, tensors: dict[str, dict[str, Tensor]], **changes: Any) ->
         "licence": "Apache-2.0",
         "quantisation": "fp16",
     }
-    return save_bundle(folder, tensors=tensors, **{**usual, **changes})
+    return save_bundle(folder, Contents(tensors=tensors, **{**usual, **changes}))
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,15 @@ from tiny_pipelines import CAPTIONS, CLOUDS, EDGES, LAYERS, PIXELS
 from torch import Tensor
 
 from dekag.alignment.config import MakdConfig
+from dekag.alignment.generation.bundles import (
+    apply_generation,
+    pipeline_digest,
+    save_generation,
+    tokenizer_digest,
+)
 from dekag.alignment.generation.makd import distil
 from dekag.alignment.generation.method import DistillationData
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
-from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation, tokenizer_digest
 from dekag.generation import families
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword

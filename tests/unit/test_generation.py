@@ -9,11 +9,16 @@ import pytest
 import torch
 
 from dekag.alignment.config import MakdConfig
+from dekag.alignment.generation.bundles import (
+    apply_generation,
+    pipeline_digest,
+    save_generation,
+    tokenizer_digest,
+)
 from dekag.alignment.generation.makd import TRAINED, distil
 from dekag.alignment.generation.method import DistillationData, TrainingRun
 from dekag.alignment.generation.methods import METHODS, method_config
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
-from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation, tokenizer_digest
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.prompts import PromptTruncatedWarning
 from dekag.training.run import Tracking

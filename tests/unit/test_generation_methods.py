@@ -11,10 +11,10 @@ import torch
 from pydantic import ConfigDict, ValidationError, create_model
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.generation.bundles import apply_generation, pipeline_digest, save_generation
 from dekag.alignment.generation.method import DistillationData, TrainingRun
 from dekag.alignment.generation.methods import METHODS, find_method, method_config
 from dekag.alignment.generation.update import apply_update, remove_update
-from dekag.alignment.updates import apply_generation, pipeline_digest, save_generation
 from dekag.config import described_fields
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError

@@ -17,11 +17,13 @@ from dekag.training.loop import (
     Progress,
     TrainConfig,
     Trained,
+    Validation,
     checkpoint_gradients,
     step_rng,
     train,
 )
 from dekag.training.schedule import rate_factor, warmup_stable_decay
+from dekag.training.trackers import Tracking
 from dekag.types import InputError
 
 
@@ -198,8 +200,7 @@ def test_validation_leaves_the_run_as_it_is_and_keeps_the_best_average(tmp_path:
             replace(CONFIG, keep=keep),
             checkpoint=tmp_path / "state.pt",
             on_step=on_step,
-            validate=validate,
-            validate_every=5,
+            validation=Validation(score=validate, every=5),
         )
         assert not any(seen)
         return net, trained
@@ -225,7 +226,7 @@ def test_validation_sees_the_average_that_the_run_would_end_with() -> None:
         seen.append(net.weight.detach().clone())
         return 0.0
 
-    trained = train(net, loss_of(net), CONFIG, validate=validate, validate_every=39)
+    trained = train(net, loss_of(net), CONFIG, validation=Validation(score=validate, every=39))
     assert torch.equal(seen[-1], ended.weight)
     # of equal scores the first is the best
     assert trained == Trained(steps=40, best_step=39, best_score=0.0, scores=((39, 0.0), (40, 0.0)))
@@ -245,10 +246,8 @@ def test_tensorboard_holds_what_was_logged(tmp_path: Path) -> None:
         loss_of(net),
         replace(CONFIG, track_every=15, rate_factors=(("bias", 2.0),)),
         on_step=reports.append,
-        validate=scorer(net),
-        validate_every=20,
-        trackers=["tensorboard"],
-        logging_dir=tmp_path,
+        validation=Validation(score=scorer(net), every=20),
+        tracking=Tracking(trackers=("tensorboard",), folder=tmp_path),
     )
     events = EventAccumulator(str(tmp_path / "dekag"))
     events.Reload()
@@ -372,8 +371,6 @@ def test_other_file_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"precision": "fp16"}, "precision must be no or bf16, got fp16"),
-        ({"keep": "first"}, "keep must be last or best, got first"),
         ({"accumulation": 0}, "at least 1"),
     ],
 )
@@ -388,11 +385,14 @@ def test_impossible_numbers_are_refused(change: dict[str, Any], line: str) -> No
         ({"rate_factors": (("lora_B", 4.0),)}, {}, "'lora_B' matches none of the 2 trainable parameters"),
         ({"rate_factors": (("(", 4.0),)}, {}, r"'\(' is no regular expression"),
         ({"rate_factors": (("bias", -1.0),)}, {}, "at least 0, got -1"),
-        ({"keep": "best"}, {}, "give validate"),
-        ({}, {"validate": lambda _: 0.0}, "validate_every must be at least 1"),
-        ({}, {"validate": lambda _: float("nan"), "validate_every": 1}, "finite, got nan at step 1"),
-        ({}, {"trackers": ["tensorflow"]}, "no tracker 'tensorflow'; choose from aim, .*, tensorboard, "),
-        ({}, {"trackers": ["tensorboard"]}, "writes to a folder: give logging_dir"),
+        ({"keep": "best"}, {}, "give a validation"),
+        ({}, {"validation": Validation(score=lambda _: float("nan"), every=1)}, "finite, got nan at step 1"),
+        (
+            {},
+            {"tracking": Tracking(trackers=("tensorflow",))},
+            "no tracker 'tensorflow'; choose from aim, .*, tensorboard, ",
+        ),
+        ({}, {"tracking": Tracking(trackers=("tensorboard",))}, "writes to a folder: give one"),
     ],
 )
 def test_impossible_runs_are_refused(change: dict[str, Any], options: dict[str, Any], line: str) -> None:
@@ -406,7 +406,7 @@ def test_missing_tracker_says_what_to_install(monkeypatch: pytest.MonkeyPatch, t
     net = model()
     for name, package in (("wandb", "wandb"), ("tensorboard", r"dekag\[trackers\]")):
         with pytest.raises(InputError, match=f"missing: pip install '{package}'"):
-            train(net, loss_of(net), CONFIG, trackers=[name], logging_dir=tmp_path)
+            train(net, loss_of(net), CONFIG, tracking=Tracking(trackers=(name,), folder=tmp_path))
 
 
 def test_only_float32_is_trained() -> None:

@@ -146,7 +146,6 @@ def test_more_delay_spread_is_more_diversity() -> None:
     ("wrong", "says"),
     [
         ({"model": "TDL-Z"}, "unknown channel model 'TDL-Z'; known are TDL-A"),
-        ({"estimation": "guess"}, "unknown estimation 'guess'; known are perfect"),
         ({"delay_spread_s": -1e-9}, "delay_spread_s must be a number of seconds of at least 0"),
         ({"delay_spread_s": float("nan")}, "delay_spread_s must be"),
         ({"speed_m_s": -3.0}, "speed_m_s must be"),

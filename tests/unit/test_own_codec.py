@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 import dekag
 from dekag import link, sweep
 from dekag.alignment.transmission.adapted import AdaptedCodec
+from dekag.alignment.transmission.bundles import apply_transmission, save_transmission
 from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.transmission.methods import METHODS, adapt, adapted_codec
 from dekag.alignment.transmission.train import ConditionRange, TransmissionData, fit, transmission_loss
 from dekag.alignment.transmission.update import update_size, update_tensors
-from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.bundle.bundle import pack
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.cli import app

@@ -12,7 +12,7 @@ import torch
 
 from dekag.cli import main
 from dekag.evaluation.metrics import psnr_db
-from dekag.tasks import radio
+from dekag.tasks import papr, receive
 from dekag.wire.png import read_image
 from dekag.wire.sigmf import read_recording, write_recording
 
@@ -122,7 +122,7 @@ def test_clipping_lowers_peaks_and_costs_quality(trip: Path, tmp_path: Path, say
         assert code == 0
         assert json.loads(printed)["clip_db"] == (3.0 if clip else None)
         say("radio", "receive", tmp_path / name, "--out", tmp_path / f"{name}-got")
-    peaks = [radio.papr(tmp_path / name)["highest_db"] for name in ("clipped", "open")]
+    peaks = [papr.papr(tmp_path / name)["highest_db"] for name in ("clipped", "open")]
     assert 3 < peaks[0] < peaks[1] - 1
     drawn = pictures(trip.parent / "drawn")
     quality = [psnr_db(drawn, pictures(tmp_path / f"{name}-got")).mean() for name in ("clipped", "open")]
@@ -266,7 +266,7 @@ def test_many_images_are_decoded_in_parts(
 ) -> None:
     """One image at a time gives the same pictures to a grey level."""
     say("radio", "receive", trip, "--channel-seed", 3, "--out", tmp_path / "together")
-    monkeypatch.setattr(radio, "BATCH", 1)
+    monkeypatch.setattr(receive, "BATCH", 1)
     say("radio", "receive", trip, "--channel-seed", 3, "--out", tmp_path / "apart")
     together, apart = pictures(tmp_path / "together"), pictures(tmp_path / "apart")
     torch.testing.assert_close(together, apart, rtol=0, atol=1.01 / 255)

@@ -21,7 +21,7 @@ import pytest
 from registry_world import BASE, World, before, check_shelf, make_bundle, outside, served
 from tuf.api.metadata import Metadata
 
-from dekag.alignment import bundle as bundles
+from dekag.bundle import bundle as bundles
 from dekag.bundle.bundle import load_bundle
 from dekag.bundle.container import CALA, MANIFEST
 from dekag.bundle.digest import canonical_json, digest_json

@@ -19,8 +19,9 @@ from fleet import FAMILY, Fleet, bundles, new_fleet, other, variant
 from PIL import Image
 from served import Served
 
+from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.generation.update import remove_update
-from dekag.alignment.updates import apply_generation, apply_transmission
+from dekag.alignment.transmission.bundles import apply_transmission
 from dekag.bundle.bundle import load_bundle
 from dekag.codec import load_codec
 from dekag.generation.diffusers import DiffusersGenerator

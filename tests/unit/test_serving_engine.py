@@ -14,7 +14,7 @@ import torch
 from prometheus_client import CollectorRegistry
 from served import Served
 
-from dekag.alignment.updates import apply_generation
+from dekag.alignment.generation.bundles import apply_generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.serving.http.errors import ApiError
 from dekag.serving.images.engine import Drawn, Engine, Model, Order

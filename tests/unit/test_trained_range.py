@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dekag.alignment.config import CalaConfig
+from dekag.alignment.transmission.bundles import apply_transmission, save_transmission, trained_range
 from dekag.alignment.transmission.cala import CalaCodec
-from dekag.alignment.updates import apply_transmission, save_transmission, trained_range
 from dekag.cli import main
 from dekag.codec import TrainedRange, load_codec
 from dekag.types import Condition, ConditionWarning, InputError

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from dekag.training.loop import Loss, Progress, TrainConfig, train
+from dekag.training.loop import Loss, Progress, TrainConfig, Validation, train
 
 CONFIG = TrainConfig(
     steps=24,
@@ -75,8 +75,7 @@ def main() -> None:
             CONFIG,
             checkpoint=checkpoint,
             on_step=reports.append,
-            validate=lambda _: scorer(net),
-            validate_every=8,
+            validation=Validation(score=lambda _: scorer(net), every=8),
         )
         content = {
             "model": net.state_dict(),

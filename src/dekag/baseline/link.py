@@ -128,8 +128,8 @@ def _demodulate(blocks: list[_Block], received: Received, condition: Condition) 
         state = ChannelState(
             gain=received.state.gain[rows, :uses], noise_power=received.state.noise_power[rows]
         )
-        own = Received(symbols=received.symbols[rows, :uses], state=state)
-        decoded, valid = block_code(uses, mcs, "cpu").demodulate(own)
+        of_length = Received(symbols=received.symbols[rows, :uses], state=state)
+        decoded, valid = block_code(uses, mcs, "cpu").demodulate(of_length)
         for row, bits, arrived in zip(rows, decoded.numpy(), valid.tolist(), strict=True):
             payloads[row] = bits if arrived else None
     return payloads

@@ -48,14 +48,22 @@ class Source(Protocol):
     """
 
     @property
-    def header_bits(self) -> int: ...
+    def header_bits(self) -> int:
+        """Bits of one item's header."""
+        ...
 
     @property
-    def concealment(self) -> Tensor: ...
+    def concealment(self) -> Tensor:
+        """What takes the place of an item that is lost."""
+        ...
 
-    def encode(self, item: Tensor, budget: int) -> Bits | None: ...
+    def encode(self, item: Tensor, budget: int) -> Bits | None:
+        """The item in at most `budget` bits, or None if it does not fit."""
+        ...
 
-    def decode(self, bits: Bits) -> Tensor | None: ...
+    def decode(self, bits: Bits) -> Tensor | None:
+        """The item of its bits, or None if they are no item."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from dekag.baseline.code import ITERATIONS
 from dekag.baseline.mcs import BY_NAME, Mcs
 from dekag.types import Condition, InputError
+from dekag.wire.files import write_bytes
 
 TARGET = 1e-2
 """Largest block error rate at which a scheme is used."""
@@ -137,9 +138,7 @@ def write_thresholds(thresholds: Thresholds, path: Path, made_by: str) -> None:
     head = {"made_by": made_by, "row": ["snr_db", "blocks", "errors"]}
     head |= {"target": TARGET, "iterations": ITERATIONS}  # type: ignore[dict-item]
     text = json.dumps(head, indent=1)[:-2] + ',\n "measured": {\n' + lines + "\n }\n}\n"
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
+    write_bytes(path, text.encode())
 
 
 @lru_cache(maxsize=1)

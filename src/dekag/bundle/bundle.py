@@ -22,138 +22,58 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any
 
 import safetensors
 import torch
-from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError, with_config
 from torch import Tensor
 
 from dekag.bundle.container import (
     CALA,
     EMBEDDING,
     FEW_STEP,
-    FILES,
     LORA,
     MANIFEST,
     MAX_BYTES,
     MAX_HEADER_BYTES,
     NOISE_MAP,
     QUANTISED,
-    beside,
     damaged,
+    is_bundle,
     plain_text,
     read_files,
-    write_file,
-    write_folder,
 )
-from dekag.bundle.digest import canonical_json, canonical_safetensors, digest_json
-from dekag.bundle.quantise import Bits, check_quantised, dequantise, quantise, to_fp16
+from dekag.bundle.digest import canonical_safetensors
+from dekag.bundle.manifest import (
+    BITS,
+    CLIPS,
+    CODED,
+    FORMS,
+    LICENCE,
+    PLAIN,
+    FileSpec,
+    Kind,
+    Manifest,
+    Metaword,
+    Metrics,
+    Quantisation,
+    Setting,
+    TensorSpec,
+    check_rules,
+    form_of,
+    parse_manifest,
+    seal,
+    short,
+)
+from dekag.bundle.quantise import check_quantised, dequantise, quantise, to_fp16
 from dekag.types import InputError
-
-SCHEMA_VERSION: Final = 1
-Kind = Literal["generation", "transmission"]
-Quantisation = Literal["fp16", "fp32", "int8", "int4"]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=1)]
-Setting = int | float | str
+from dekag.wire.files import write_bytes, write_folder
 
 _DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
-_PLAIN, _CODED = ("F16", "F32"), ("F16", "I8", "U8")
-_FORMS: dict[Quantisation, set[str]] = {
-    "fp16": {"F16"},
-    "fp32": {"F32"},
-    "int8": {"I8", "F16"},
-    "int4": {"U8", "F16"},
-}
-_BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
-_CLIPS = ("clip_l", "clip_g")
-"""How diffusers and ComfyUI name the vectors of one word, in the order of a pipeline's two text encoders."""
-_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
-
-
-@with_config(_STRICT)
-@dataclass(frozen=True, kw_only=True)
-class Metaword:
-    """The learned word of a generation bundle and how prompts carry it."""
-
-    token: Annotated[str, Field(pattern="^<[a-z0-9_-]{1,62}>$")]
-    """Lower case in angle brackets: tokenizers that lower-case would merge any other spelling's vectors."""
-    vectors: Count
-    position: Literal["prefix", "suffix"]
-
-
-@with_config(_STRICT)
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """Named numbers without the bundle and with it; finite, in the unit that the name says."""
-
-    before: dict[str, float] = field(default_factory=dict)
-    after: dict[str, float] = field(default_factory=dict)
-
-
-@with_config(_STRICT)
-@dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One tensor, with the dtype as safetensors spells it."""
-
-    dtype: Literal["F16", "F32", "I8", "U8"]
-    shape: Annotated[tuple[Count, ...], Field(max_length=8), FailFast()]
-
-
-@with_config(_STRICT)
-@dataclass(frozen=True, kw_only=True)
-class FileSpec:
-    """One tensor file: digest and length of its bytes, and its tensors by name."""
-
-    sha256: Digest
-    bytes: Count
-    tensors: Annotated[dict[str, TensorSpec], Field(min_length=1)]
-
-
-@with_config(_STRICT)
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What bundle.json says.
-
-    id: digest of the canonical JSON of all other fields, hence of every tensor file.
-    base_digest, tokenizer_digest: of the model and of the tokenizer that the bundle was made for; the
-        tokenizer's is null for kind "transmission".
-    licence: an SPDX expression, or a name in printable ASCII.
-    training_digest: of the training configuration, null if unknown.
-    quantisation: of the low-rank files, or of all files if there is none; other files are fp16 or fp32.
-    settings: what the receiver should use (steps, guidance) and what the update is (rank).
-    """
-
-    schema_version: Literal[1] = SCHEMA_VERSION
-    id: Digest = "0" * 64
-    kind: Kind
-    base_digest: Digest
-    tokenizer_digest: Digest | None
-    metaword: Metaword | None
-    licence: Annotated[str, Field(pattern="^[ -~]{1,200}$")]
-    metrics: Metrics
-    training_digest: Digest | None
-    quantisation: Quantisation
-    settings: dict[str, Setting]
-    files: Annotated[dict[str, FileSpec], Field(min_length=1)]
-
-    def content_id(self) -> str:
-        """The id that belongs to the other fields."""
-        return digest_json(_MANIFEST.dump_python(self, mode="json", exclude={"id"}))
-
-    def to_json(self) -> bytes:
-        """The bytes of bundle.json."""
-        return canonical_json(_MANIFEST.dump_python(self, mode="json")) + b"\n"
-
-
-_MANIFEST = TypeAdapter(Manifest)
-_OBJECT = TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -198,7 +118,7 @@ class Bundle:
     def embedding(self) -> dict[str, Tensor]:
         """The metaword's vectors, float32 [vectors, width], by its token or by clip_l, clip_g; or empty."""
         decoded = self._decoded(EMBEDDING)
-        return decoded if decoded.keys() != set(_CLIPS) else {name: decoded[name] for name in _CLIPS}
+        return decoded if decoded.keys() != set(CLIPS) else {name: decoded[name] for name in CLIPS}
 
     def noise_map(self) -> Tensor | None:
         """The map of the initial noise, float32 [channels, channels], if there is one."""
@@ -209,6 +129,13 @@ class Bundle:
         if coded is not None and coded in self.tensors:
             return dequantise(self.tensors[coded])
         return {name: tensor.float() for name, tensor in self.tensors.get(file, {}).items()}
+
+    def require_kind(self, kind: Kind) -> None:
+        """Raise InputError unless the bundle is of this kind."""
+        if self.manifest.kind != kind:
+            raise InputError(
+                f"bundle {short(self.id)} is for {self.manifest.kind}, and one for {kind} is needed here"
+            )
 
     def require_base(self, digest: str, tokenizer_digest: str | None = None) -> None:
         """Raise InputError unless the bundle was made for this base model and this tokenizer.
@@ -222,56 +149,59 @@ class Bundle:
         ):
             if asked != given:
                 raise InputError(
-                    f"bundle {_short(self.id)} was made for {noun} {_short(asked)}, but here it is"
-                    f" {_short(given)}; use that {noun}, or a bundle made for this one"
+                    f"bundle {short(self.id)} was made for {noun} {short(asked)}, but here it is"
+                    f" {short(given)}; use that {noun}, or a bundle made for this one"
                 )
 
 
-def save_bundle(
-    folder: Path | str,
-    *,
-    kind: Kind,
-    base_digest: str,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    licence: str,
-    metadata: Mapping[str, Mapping[str, str]] | None = None,
-    metaword: Metaword | None = None,
-    tokenizer_digest: str | None = None,
-    metrics: Metrics | None = None,
-    settings: Mapping[str, Setting] | None = None,
-    training_digest: str | None = None,
-    quantisation: Quantisation | None = None,
-) -> Bundle:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contents:
+    """What is to be written as a bundle.
+
+    tensors, metadata: by file name. The other fields are those of `Manifest`.
+    quantisation: None for tensors that are stored as they are, which must be a form that a bundle may have. With it
+        they are floating-point tensors under the plain file names: fp16 and fp32 store all of them so, int8 and int4
+        store the low-rank files so and the others in fp16.
+    """
+
+    kind: Kind
+    base_digest: str
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    licence: str = LICENCE
+    metadata: Mapping[str, Mapping[str, str]] | None = None
+    metaword: Metaword | None = None
+    tokenizer_digest: str | None = None
+    metrics: Metrics | None = None
+    settings: Mapping[str, Setting] | None = None
+    training_digest: str | None = None
+    quantisation: Quantisation | None = None
+
+
+def save_bundle(folder: Path | str, contents: Contents) -> Bundle:
     """Write a bundle and return it; the same contents give the same bytes. A bundle in its place is replaced.
 
-    `tensors` and `metadata` are by file name. Without `quantisation` tensors are stored as they are, which must
-    be a form that a bundle may have. With it they are floating-point tensors under the plain file names: fp16
-    and fp32 store all of them so, int8 and int4 store the low-rank files so and the others in fp16. The folder
-    appears whole or not at all. Raises InputError, before anything is written, if `load_bundle` would refuse the
-    contents or the folder holds something else; OSError if the disk refuses.
+    The folder appears whole or not at all. Raises InputError, before anything is written, if `load_bundle` would
+    refuse the contents or the folder holds something else; OSError if the disk refuses.
     """
     where = f"bundle {folder}"
-    _check_choice(tensors.keys(), quantisation)
-    blobs = _serialise(
-        {_stored_name(f, quantisation): _encode(f, part, quantisation) for f, part in tensors.items()},
-        {_stored_name(f, quantisation): texts for f, texts in (metadata or {}).items()},
-    )
+    _check_choice(contents.tensors.keys(), contents.quantisation)
+    blobs = _blobs(contents)
     specs = {name: _file_spec(raw, _views(where, name, raw)) for name, raw in blobs.items()}
     draft = Manifest(
-        kind=kind,
-        base_digest=base_digest,
-        tokenizer_digest=tokenizer_digest,
-        metaword=metaword,
-        licence=licence,
-        metrics=metrics or Metrics(),
-        training_digest=training_digest,
-        quantisation=_quantisation(specs),
-        settings=dict(settings or {}),
+        kind=contents.kind,
+        base_digest=contents.base_digest,
+        tokenizer_digest=contents.tokenizer_digest,
+        metaword=contents.metaword,
+        licence=contents.licence,
+        metrics=contents.metrics or Metrics(),
+        training_digest=contents.training_digest,
+        quantisation=form_of(specs),
+        settings=dict(contents.settings or {}),
         files=specs,
     )
-    files = {MANIFEST: _seal(where, draft).to_json(), **blobs}
+    files = {MANIFEST: seal(where, draft).to_json(), **blobs}
     bundle = _open(where, files)
-    write_folder(Path(folder), files)
+    write_folder(Path(folder), files, ours=is_bundle, noun="a bundle")
     return bundle
 
 
@@ -283,6 +213,13 @@ def load_bundle(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Bundle:
     """
     where = f"bundle {path}"
     return _open(where, read_files(where, Path(path), max_bytes))
+
+
+def describe(path: Path | str) -> dict[str, object]:
+    """The manifest of a sound bundle as JSON values, with its size in bytes. Raises InputError as `load_bundle`."""
+    bundle = load_bundle(path)
+    manifest: dict[str, object] = json.loads(bundle.manifest.to_json())
+    return {**manifest, "size_bytes": bundle.size_bytes}
 
 
 def pack(bundle: Path | str, tar: Path | str) -> None:
@@ -303,21 +240,15 @@ def pack(bundle: Path | str, tar: Path | str) -> None:
             member.size = len(files[name])
             archive.addfile(member, io.BytesIO(files[name]))
     raw = buffer.getvalue()
-    with beside(target) as work:
-        write_file(work / "tar", raw if target.name.endswith(".tar") else gzip.compress(raw, mtime=0))
-        os.replace(work / "tar", target)
-
-
-def _short(digest: str | None) -> str:
-    return "none" if digest is None else digest[:12]
+    write_bytes(target, raw if target.name.endswith(".tar") else gzip.compress(raw, mtime=0))
 
 
 def _check_choice(files: Set[str], quantisation: Quantisation | None) -> None:
     """Raise InputError unless these files can be encoded so."""
     if quantisation is None:
         return
-    if quantisation not in _FORMS:
-        raise InputError(f"quantisation is one of {', '.join(_FORMS)}, got {plain_text(quantisation)}")
+    if quantisation not in FORMS:
+        raise InputError(f"quantisation is one of {', '.join(FORMS)}, got {plain_text(quantisation)}")
     if unfit := sorted(files & {*QUANTISED.values()}):
         raise InputError(
             f"{unfit[0]} cannot be encoded in {quantisation}; int8 and int4 are for floating-point tensors of"
@@ -326,7 +257,7 @@ def _check_choice(files: Set[str], quantisation: Quantisation | None) -> None:
 
 
 def _stored_name(file: str, quantisation: Quantisation | None) -> str:
-    return QUANTISED.get(file, file) if quantisation in _BITS else file
+    return QUANTISED.get(file, file) if quantisation in BITS else file
 
 
 def _encode(
@@ -335,8 +266,8 @@ def _encode(
     """The tensors of one file as they are stored."""
     if quantisation is None:
         return tensors
-    if file in QUANTISED and quantisation in _BITS:
-        return quantise(tensors, bits=_BITS[quantisation])
+    if file in QUANTISED and quantisation in BITS:
+        return quantise(tensors, bits=BITS[quantisation])
     return {name: _cast(name, tensor, quantisation) for name, tensor in tensors.items()}
 
 
@@ -346,21 +277,13 @@ def _cast(name: str, tensor: Tensor, quantisation: Quantisation) -> Tensor:
     return tensor.float() if quantisation == "fp32" else to_fp16(name, tensor)
 
 
-def _quantisation(files: Mapping[str, FileSpec]) -> Quantisation:
-    """The form of the files; fp32 if they are of none, which `_check_rules` then says."""
-    found = _dtypes(_low_rank(files) or files)
-    return next((form for form, dtypes in _FORMS.items() if dtypes == found), "fp32")
-
-
-def _low_rank(files: Mapping[str, FileSpec]) -> dict[str, FileSpec]:
-    return {name: spec for name, spec in files.items() if name in {*QUANTISED, *QUANTISED.values()}}
-
-
-def _serialise(
-    tensors: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Mapping[str, str]]
-) -> dict[str, bytes]:
-    names = sorted({*tensors, *metadata})
-    return {name: canonical_safetensors(tensors.get(name, {}), metadata.get(name, {})) for name in names}
+def _blobs(contents: Contents) -> dict[str, bytes]:
+    """The tensor files as they are stored, by name."""
+    form, metadata = contents.quantisation, contents.metadata or {}
+    tensors = {_stored_name(f, form): _encode(f, part, form) for f, part in contents.tensors.items()}
+    texts = {_stored_name(f, form): text for f, text in metadata.items()}
+    names = sorted({*tensors, *texts})
+    return {name: canonical_safetensors(tensors.get(name, {}), texts.get(name, {})) for name in names}
 
 
 def _views(where: str, name: str, raw: bytes) -> dict[str, dict[str, Any]]:
@@ -373,7 +296,7 @@ def _views(where: str, name: str, raw: bytes) -> dict[str, dict[str, Any]]:
         views = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as err:
         raise damaged(where, name, f"it is no safetensors file ({plain_text(err)})") from err
-    allowed = _CODED if name in QUANTISED.values() else _PLAIN
+    allowed = CODED if name in QUANTISED.values() else PLAIN
     for tensor, view in views.items():
         if view["dtype"] not in allowed:
             raise InputError(
@@ -387,31 +310,12 @@ def _file_spec(raw: bytes, views: Mapping[str, Mapping[str, Any]]) -> FileSpec:
     return FileSpec(sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw), tensors=tensors)
 
 
-def _dtypes(files: Mapping[str, FileSpec]) -> set[str]:
-    return {spec.dtype for file in files.values() for spec in file.tensors.values()}
-
-
-def _seal(where: str, draft: Manifest) -> Manifest:
-    """The manifest with the id of its contents, once its fields are found valid."""
-    try:
-        checked = _MANIFEST.validate_python(draft)
-    except ValidationError as err:
-        raise _refusal(where, err) from err
-    return replace(checked, id=checked.content_id())
-
-
-def _refusal(where: str, err: ValidationError) -> InputError:
-    details = err.errors(include_url=False, include_input=False)[:3]
-    said = "; ".join(f"{'.'.join(map(str, d['loc'])) or 'text'}: {d['msg']}" for d in details)
-    return InputError(f"{where}: {MANIFEST} is refused: {plain_text(said)}")
-
-
 def _open(where: str, files: Mapping[str, bytes]) -> Bundle:
     """Make a bundle of the bytes of its files, by name, or raise InputError."""
     if MANIFEST not in files:
         raise InputError(f"{where}: there is no {MANIFEST}; a bundle is a folder or a tar that holds one")
-    manifest = _parse(where, files[MANIFEST])
-    _check_rules(where, manifest)
+    manifest = parse_manifest(where, files[MANIFEST])
+    check_rules(where, manifest)
     found = files.keys() - {MANIFEST}
     if missing := sorted(manifest.files.keys() - found):
         raise InputError(f"{where}: {missing[0]} is missing; fetch the bundle again")
@@ -422,89 +326,13 @@ def _open(where: str, files: Mapping[str, bytes]) -> Bundle:
     return Bundle(manifest=manifest, tensors=tensors, metadata=metadata)
 
 
-def _parse(where: str, raw: bytes) -> Manifest:
-    try:
-        values = _OBJECT.validate_json(raw)
-        version = values.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise InputError(
-                f"{where}: {MANIFEST} has schema version {plain_text(version)}, this dekag reads {SCHEMA_VERSION};"
-                " use the dekag that wrote it, or a later one"
-            )
-        # each error would hold all values, and a hostile manifest has many of both
-        if wrong := sorted(values.keys() ^ {field.name for field in fields(Manifest)}):
-            text = "Unexpected field" if wrong[0] in values else "Field required"
-            raise InputError(f"{where}: {MANIFEST} is refused: {plain_text(wrong[0])}: {text}")
-        manifest: Manifest = _MANIFEST.validate_json(raw)
-    except ValidationError as err:
-        raise _refusal(where, err) from err
-    if manifest.id != manifest.content_id():
-        text = f"its contents have id {_short(manifest.content_id())}, it says {_short(manifest.id)}"
-        raise damaged(where, MANIFEST, text)
-    # the id sees values, not their spelling: this refuses doubled keys and all other ways to write them
-    if raw != manifest.to_json():
-        raise damaged(where, MANIFEST, "it is not canonical JSON")
-    return manifest
-
-
-def _check_rules(where: str, manifest: Manifest) -> None:
-    """Raise InputError unless the fields of the manifest fit each other."""
-    files, kind, form = manifest.files, manifest.kind, manifest.quantisation
-    low_rank = _low_rank(files)
-    lora_names = tuple(QUANTISED.values() if form in _BITS else QUANTISED)
-    rules = (
-        (files.keys() <= set(FILES[kind]), f"kind {kind} holds no files but {', '.join(FILES[kind])}"),
-        (
-            low_rank.keys() <= set(lora_names),
-            f"with quantisation {form}, LoRA is in {' and '.join(lora_names)}",
-        ),
-        (
-            all(_dtypes({name: file}) == _FORMS[form] for name, file in (low_rank or files).items()),
-            "its LoRA, or without one all else, must be F16 and quantisation fp16, F32 and fp32,"
-            " I8 with F16 scales and int8, or U8 with F16 scales and int4",
-        ),
-        (
-            _dtypes({name: file for name, file in files.items() if name not in low_rank}) <= set(_PLAIN),
-            "all but the LoRA must be F16 or F32",
-        ),
-        (
-            (manifest.tokenizer_digest is None) == (kind == "transmission"),
-            "kind generation has a tokenizer_digest, kind transmission has none",
-        ),
-        (
-            _holds_metaword(files.get(EMBEDDING), manifest.metaword),
-            f"{EMBEDDING} holds the metaword alone, [vectors, width], or clip_l and clip_g of that shape,"
-            " and is left out without one",
-        ),
-        (
-            NOISE_MAP not in files or _holds_noise_map(files[NOISE_MAP]),
-            f"{NOISE_MAP} holds noise_map alone, [channels, channels]",
-        ),
-    )
-    for holds, text in rules:
-        if not holds:
-            raise InputError(f"{where}: {MANIFEST} is refused: {text}")
-
-
-def _holds_metaword(file: FileSpec | None, word: Metaword | None) -> bool:
-    if file is None or word is None:
-        return file is None and word is None
-    fit = all(len(spec.shape) == 2 and spec.shape[0] == word.vectors for spec in file.tensors.values())
-    return fit and file.tensors.keys() in ({word.token}, set(_CLIPS))
-
-
-def _holds_noise_map(file: FileSpec) -> bool:
-    shapes = [spec.shape for spec in file.tensors.values()]
-    return file.tensors.keys() == {"noise_map"} and len(shapes[0]) == 2 and len(set(shapes[0])) == 1
-
-
 def _tensors(where: str, name: str, raw: bytes, spec: FileSpec) -> dict[str, Tensor]:
     """The tensors of one file, once its bytes are those of the manifest and their values are finite."""
     if len(raw) != spec.bytes:
         raise damaged(where, name, f"it has {len(raw)} bytes, {MANIFEST} says {spec.bytes}")
     digest = hashlib.sha256(raw).hexdigest()
     if digest != spec.sha256:
-        raise damaged(where, name, f"sha256 is {_short(digest)}, {MANIFEST} says {_short(spec.sha256)}")
+        raise damaged(where, name, f"sha256 is {short(digest)}, {MANIFEST} says {short(spec.sha256)}")
     views = _views(where, name, raw)
     if _file_spec(raw, views) != spec:
         raise damaged(where, name, f"its tensors have other names, shapes or dtypes than {MANIFEST} says")

@@ -5,10 +5,8 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from dekag.types import InputError
 
@@ -48,6 +46,7 @@ _Entry = tuple[str, bool, int, Callable[[], bytes]]
 
 
 def damaged(where: str, name: str, text: str) -> InputError:
+    """The error for a file of a bundle that is not as it was written."""
     return InputError(f"{where}: {name} is damaged: {text}; fetch the bundle again")
 
 
@@ -103,51 +102,6 @@ def _archive(where: str, path: Path, max_bytes: int) -> Iterator[_Entry]:
             yield member.name, plain, member.size, io.BytesIO(content).read
 
 
-@contextmanager
-def beside(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, gone afterwards whatever happens; an OSError says what was not written."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".dekag-", dir=target.parent, ignore_cleanup_errors=True) as work:
-            yield Path(work)
-    except OSError as err:
-        raise OSError(err.errno, f"{target} was not written and is as it was: {err.strerror}") from err
-
-
-def write_file(path: Path, raw: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def is_bundle(folder: Path) -> bool:
     """Whether a folder holds nothing but what a bundle may hold."""
     return all(name in ALLOWED and plain for name, plain, _, _ in _folder(folder))
-
-
-def write_folder(
-    target: Path,
-    files: Mapping[str, bytes],
-    *,
-    ours: Callable[[Path], bool] = is_bundle,
-    noun: str = "a bundle",
-) -> None:
-    """Put a folder of these files at `target`, where nothing is, or a folder that is `ours`, which `noun` names."""
-    replaceable = target.is_dir() and not target.is_symlink() and ours(target)
-    if os.path.lexists(target) and not replaceable:
-        raise InputError(f"{target} exists and is not {noun}, so it is kept; choose another folder")
-    with beside(target) as work:
-        new, old = work / "new", work / "old"
-        new.mkdir()
-        for name, raw in files.items():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            write_file(new / name, raw)
-        try:
-            if replaceable:
-                target.rename(old)
-            new.rename(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise

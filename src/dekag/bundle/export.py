@@ -23,10 +23,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from dekag.bundle.bundle import Bundle, Manifest
-from dekag.bundle.container import EMBEDDING, FEW_STEP, LORA, plain_text, write_folder
+from dekag.bundle.bundle import Bundle
+from dekag.bundle.container import EMBEDDING, FEW_STEP, LORA, plain_text
 from dekag.bundle.digest import canonical_safetensors
+from dekag.bundle.manifest import Manifest
 from dekag.types import InputError
+from dekag.wire.files import write_folder
 
 README: Final = "README.md"
 

@@ -73,8 +73,8 @@ def _check_limits(energy: float | None, rank: int | None, parameters: int | None
     }
     counts = all(type(v) is int and v >= 1 for n, v in given.items() if n != "energy")
     if len(given) != 1 or not counts or (energy is not None and not 0 < energy <= 1):
-        said = ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
-        raise InputError(f"{_USE}, got {said}")
+        listed = ", ".join(f"{name} {value}" for name, value in given.items()) or "none"
+        raise InputError(f"{_USE}, got {listed}")
 
 
 def _layer_names(lora: Mapping[str, Tensor]) -> list[str]:

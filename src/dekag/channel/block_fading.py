@@ -23,6 +23,7 @@ class BlockFading:
     """
 
     def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received:
+        """Fade and add noise to symbols [batch, uses]; gain and noise power are what the receiver knows."""
         batch, width = symbols.shape
         fitted = fit(condition, symbols)
         gain = block_gains(fitted, width, rng=rng, dtype=symbols.dtype)

@@ -37,10 +37,10 @@ def erase_invalid(received: Received, condition: Condition) -> Erased:
     valid = symbols.isfinite() & level.isfinite() & known[:, None]
     # an infinite power is above the limit as well
     valid &= _power(symbols) <= MOST_POWER * level
-    kept = ChannelState(gain=torch.where(valid, state.gain, 0.0), noise_power=noise_power)
+    valid_state = ChannelState(gain=torch.where(valid, state.gain, 0.0), noise_power=noise_power)
     payload = used(condition.to(symbols.device), symbols.shape[1])
     return Erased(
-        received=replace(received, symbols=torch.where(valid, symbols, 0.0), state=kept),
+        received=replace(received, symbols=torch.where(valid, symbols, 0.0), state=valid_state),
         uses=(~valid & payload).sum(dim=1),
     )
 

@@ -68,8 +68,8 @@ def correlate(white: ComplexRows, condition: Condition) -> ComplexRows:
     # g_0 = w_0, g_j = rho g_{j-1} + sqrt(1 - rho^2) w_j has E[g_j' conj(g_j)] = rho^|j' - j|.
     gain = torch.cat([white[:, :1], (1 - rho.square()).sqrt() * white[:, 1:]], dim=1)
     # With S the delay by one block, sum_n (rho S)^n = prod_k (1 + (rho S)^(2^k)): log2(J) steps instead of J.
-    most, lag = int(num_blocks(condition).max()), 1
-    while lag < most:
+    max_blocks, lag = int(num_blocks(condition).max()), 1
+    while lag < max_blocks:
         gain = torch.cat([gain[:, :lag], gain[:, lag:] + rho**lag * gain[:, :-lag]], dim=1)
         lag *= 2
     block = torch.arange(gain.shape[1], device=gain.device)

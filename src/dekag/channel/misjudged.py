@@ -21,6 +21,7 @@ class MisjudgedSnr:
     channel: Channel = field(default_factory=BlockFading)
 
     def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received:
+        """Send over the other channel at the lower SNR, and leave the noise power at that of the condition."""
         true = replace(condition, snr_db=condition.snr_db - self.overrated_db)
         received = self.channel(symbols, true, rng=rng)
         believed = received.state.noise_power / db_to_linear(torch.tensor(float(self.overrated_db)))

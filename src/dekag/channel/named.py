@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 from dekag.channel.block_fading import BlockFading
-from dekag.channel.ofdm import MODELS, OfdmChannel
+from dekag.channel.ofdm import MODELS, OfdmChannel, estimation_named
 from dekag.types import Channel, Condition, FieldError, InputError
 
 BLOCK_OPTIONS = {
@@ -132,7 +132,7 @@ def _ofdm(settings: ChannelSettings) -> OfdmChannel:
     if settings.delay_spread_ns is not None:
         channel = replace(channel, delay_spread_s=settings.delay_spread_ns * 1e-9)
     if settings.estimation is not None:
-        channel = replace(channel, estimation=settings.estimation)
+        channel = replace(channel, estimation=estimation_named(settings.estimation))
     return channel
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -25,7 +26,8 @@ from dekag.units import snr_db_to_noise_power
 
 MODELS = tuple(f"{kind}-{letter}" for kind in ("TDL", "CDL") for letter in "ABCDE")
 """Profiles of TR 38.901, 7.7.1 and 7.7.2."""
-ESTIMATIONS = ("perfect", "ls", "lmmse")
+Estimation = Literal["perfect", "ls", "lmmse"]
+ESTIMATIONS: tuple[Estimation, ...] = get_args(Estimation)
 MOST_DOPPLER = 0.1
 """Largest Doppler shift over subcarrier spacing at which a path is nearly linear within a symbol."""
 MOST_ECHO = 1e-3
@@ -35,6 +37,14 @@ NOISE_FLOOR = 1e-9
 
 Gain = Complex[Tensor, "batch elements receivers senders"]
 Response = Complex[Tensor, "batch receivers senders symbols tones"]
+
+
+def estimation_named(name: str) -> Estimation:
+    """The estimation of that name; InputError, listing the known ones, if there is none."""
+    for known in ESTIMATIONS:
+        if name == known:
+            return known
+    raise InputError(f"unknown estimation {name!r}; known are {', '.join(ESTIMATIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +75,13 @@ class OfdmChannel:
     speed_m_s: float = 0.0
     rx_antennas: int = 1
     tx_antennas: int = 1
-    estimation: str = "lmmse"
+    estimation: Estimation = "lmmse"
     grid: OfdmGrid = field(default_factory=OfdmGrid)
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise InputError(f"unknown channel model {self.model!r}; known are {', '.join(MODELS)}")
-        if self.estimation not in ESTIMATIONS:
-            raise InputError(f"unknown estimation {self.estimation!r}; known are {', '.join(ESTIMATIONS)}")
+        estimation_named(self.estimation)
         for name, unit in (("delay_spread_s", "seconds"), ("speed_m_s", "metres per second")):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -134,6 +143,7 @@ class OfdmChannel:
         )
 
     def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received:
+        """Modulate, fade and demodulate symbols [batch, uses]; gain and noise power are what the receiver knows."""
         batch, width = symbols.shape
         fitted = fit(condition, symbols)
         elements = (fitted.payload + self.tx_antennas - 1) // self.tx_antennas
@@ -320,8 +330,8 @@ def _estimate(
     if not filters:
         return true, torch.zeros_like(true.real[..., 0, 0])
     heard = [arrived[:, :, layout.pilot_time, layout.pilot_tone + stream] for stream in range(len(filters))]
-    gains = [chosen.weights @ pilots.transpose(1, 2) for chosen, pilots in zip(filters, heard, strict=True)]
-    error = torch.stack([chosen.error for chosen in filters]).mean(dim=0)
+    gains = [filter_.weights @ pilots.transpose(1, 2) for filter_, pilots in zip(filters, heard, strict=True)]
+    error = torch.stack([filter_.error for filter_ in filters]).mean(dim=0)
     gain = torch.where(fades[:, None, None, None], torch.stack(gains, dim=-1), true)
     return gain, torch.where(fades[:, None], error, 0.0)
 

@@ -45,7 +45,7 @@ class OfdmGrid:
 
     subcarriers: of the band that an image is sent in; 72 are six resource blocks.
     spacing_hz, carrier_hz: subcarrier spacing and carrier frequency.
-    pilot_tones, pilot_symbols: a stream has a pilot on every so-manieth subcarrier of every so-manieth symbol.
+    pilot_tones, pilot_symbols: spacing of a stream's pilots, in subcarriers and in symbols.
 
     Raises InputError if a field is out of range.
     """
@@ -84,8 +84,8 @@ class OfdmGrid:
     def symbols_for(self, elements: Int64[Tensor, " batch"], streams: int) -> Int64[Tensor, " batch"]:
         """OFDM symbols that hold so many elements of data beside the pilots of `streams` streams."""
         pilots = self.pilots_per_symbol(streams)
-        most = math.ceil(int(elements.max()) / (self.subcarriers - pilots))
-        time = torch.arange(most, device=elements.device)
+        num_symbols = math.ceil(int(elements.max()) / (self.subcarriers - pilots))
+        time = torch.arange(num_symbols, device=elements.device)
         room = torch.where(time % self.pilot_symbols == 0, self.subcarriers - pilots, self.subcarriers)
         return torch.searchsorted(room.cumsum(0), elements) + 1
 

@@ -48,8 +48,8 @@ def interpolate(layout: Layout, sent: Bool[Tensor, "batch pilots"], noise: Float
         for count in range(1, len(times) + 1)
     ]
     padded = torch.stack([torch.nn.functional.pad(w, (0, sent.shape[1] - w.shape[1])) for w in weights])
-    chosen = padded[sent.sum(dim=1) // len(tones) - 1]
-    return Filter(weights=chosen.to(torch.complex128), error=noise[:, None] * chosen.square().sum(dim=2))
+    selected = padded[sent.sum(dim=1) // len(tones) - 1]
+    return Filter(weights=selected.to(torch.complex128), error=noise[:, None] * selected.square().sum(dim=2))
 
 
 def shrink(plain: Filter) -> Filter:

@@ -59,6 +59,7 @@ class SionnaFlatFading:
     """
 
     def __call__(self, symbols: Symbols, condition: Condition, *, rng: torch.Generator) -> Received:
+        """Fade and add noise to symbols [batch, uses]; gain and noise power are what the receiver knows."""
         batch, width = symbols.shape
         fitted = fit(condition, symbols)
         correlated = (fitted.correlation > 0) & (fitted.blocks > 1)

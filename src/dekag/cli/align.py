@@ -1,17 +1,20 @@
 """`dekag align`: train an update for the edge or for the link."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from annotated_types import Ge
 from typing_extensions import Doc
 
 from dekag.alignment.config import CalaConfig, FewStepConfig, MakdConfig
-from dekag.cli.console import joined, print_bundle, training, working
+from dekag.cli.console import joined, print_bundle, progress, working
 from dekag.cli.generated import Options, with_options
-from dekag.cli.options import Device, Out, Resume, WorldOptions
+from dekag.cli.options import Out, Resume, WorldOptions
+
+if TYPE_CHECKING:
+    from dekag.tasks.material import ImageSource
 
 app = typer.Typer(no_args_is_help=True, help="Train an update and write it as a bundle.")
 
@@ -46,6 +49,23 @@ class DataOptions:
     endpoint_model: Annotated[str, Doc("Model to ask the endpoint for.")] = ""
     endpoint_size: Annotated[str, Doc("Image size to ask for.")] = "512x512"
 
+    def load(self, *, seed: int) -> "ImageSource":
+        """Where prompts and images come from; the seed is that of the cloud's drawings."""
+        from dekag.data.endpoint import ImageEndpoint
+        from dekag.tasks.material import ImageSource
+
+        cloud = None
+        if self.endpoint is not None:
+            cloud = ImageEndpoint(base_url=self.endpoint, model=self.endpoint_model, size=self.endpoint_size)
+        return ImageSource(
+            prompts_file=self.prompts_file,
+            domain=self.domain,
+            draws=self.draws,
+            folder=self.images,
+            endpoint=cloud,
+            seed=seed,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingOptions:
@@ -55,6 +75,16 @@ class TrackingOptions:
         tuple[str, ...], Doc("tensorboard, wandb or any tracker of accelerate; repeatable.")
     ] = ()
     log: Annotated[Path | None, Doc("Folder for trackers and validation pictures.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """Who learns from the images, where, and how the update travels."""
+
+    method: Annotated[str, Doc("makd or one of its rivals: all on the same data.")] = "makd"
+    quantisation: Annotated[Literal["fp32", "fp16", "int8", "int4"], Doc("How the update travels.")] = "int8"
+    resume: Annotated[Path | None, Doc("Folder that keeps the state of an interrupted run.")] = None
+    device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,43 +107,29 @@ def align_generation(
     config: Annotated[MakdConfig, Options(names=MAKD_NAMES)],
     few_steps: FewSteps,
     tracking: TrackingOptions,
-    method: Annotated[str, typer.Option(help="makd or one of its rivals: all on the same data.")] = "makd",
-    quantisation: Form = "int8",
-    resume: Resume = None,
-    device: Device = "auto",
+    training: DistillationOptions,
 ) -> None:
     """Distil the cloud's images into an update for the edge, by MAKD or a rival; write a bundle."""
-    from dekag.data.endpoint import ImageEndpoint
-    from dekag.tasks.align_generation import Extras, GenerationTask, ImageSource, material
+    from dekag.tasks.align_generation import GenerationTask
     from dekag.tasks.align_generation import align_generation as align
+    from dekag.tasks.material import material
+    from dekag.tasks.validate import Extras
     from dekag.training.run import Run, Tracking
 
-    cloud = None
-    if data.endpoint is not None:
-        cloud = ImageEndpoint(base_url=data.endpoint, model=data.endpoint_model, size=data.endpoint_size)
-    source = ImageSource(
-        prompts_file=data.prompts_file,
-        domain=data.domain,
-        draws=data.draws,
-        folder=data.images,
-        endpoint=cloud,
-        seed=config.seed,
-    )
     task = GenerationTask(
-        method=method,
+        method=training.method,
         config=config,
-        extras=Extras(few_steps=few_steps, quantisation=quantisation),
+        extras=Extras(few_steps=few_steps, quantisation=training.quantisation),
         domain=data.domain,
     )
-    chosen = world.load()
+    source, loaded = data.load(seed=config.seed), world.load()
     tracked = Tracking(trackers=tracking.tracker, folder=tracking.log)
-    with joined(device) as own:
-        with working("align generation") as stage:
-            run = Run(device=own, resume=resume, tracking=tracked, on_stage=stage)
-            images = material(chosen, source, run)
-        with training("align generation") as on_step:
-            run = Run(device=own, resume=resume, tracking=tracked, on_step=on_step)
-            bundle = align(chosen, images, task, out, run)
+    with joined(training.device) as device:
+        run = Run(device=device, resume=training.resume, tracking=tracked)
+        with working("align generation") as on_stage:
+            images = material(loaded, source, replace(run, on_stage=on_stage))
+        with progress("align generation") as on_step:
+            bundle = align(loaded, images, task, out, replace(run, on_step=on_step))
         print_bundle(bundle, out)
 
 
@@ -142,13 +158,13 @@ def align_transmission(
     task = TransmissionTask(
         method=method, size=size, training=training_config, batch=config.batch, quantisation=quantisation
     )
-    chosen = world.load()
+    loaded = world.load()
     with joined("cpu"):
         with working("align transmission") as stage:
             run = Run(resume=resume, on_stage=stage)
-            latents = edge_latents(chosen, run, draws=config.draws, seed=config.seed, codec=chosen.codec())
-        with training("align transmission") as on_step:
+            latents = edge_latents(loaded, run, draws=config.draws, seed=config.seed, codec=loaded.codec())
+        with progress("align transmission") as on_step:
             run = Run(resume=resume, on_step=on_step)
-            bundle = align(chosen, latents, task, out, run)
+            bundle = align(loaded, latents, task, out, run)
         if bundle is not None:
             print_bundle(bundle, out)

@@ -16,7 +16,7 @@ BundlePath = Annotated[str, typer.Argument(help="A shipped bundle's name, a dire
 @app.command("inspect")
 def bundle_inspect(path: BundlePath, as_json: Json = False) -> None:
     """Check a bundle and say what is in it."""
-    from dekag.alignment.updates import describe
+    from dekag.bundle.bundle import describe
     from dekag.cli.tables import bundle_table
     from dekag.world import locate
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from dekag.errors import StepError
+
 console = Console(stderr=True)
 
 
@@ -19,9 +21,22 @@ FLAGS = {"delay_spread_ns": "--delay-spread", "speed_m_s": "--speed"}
 """Options whose names are not those of their fields."""
 
 
+COMMANDS = {
+    "migrate it first": "dekag cloud migrate",
+    "make a registry first": "dekag registry init",
+    "train one that has it": "dekag align generation",
+    "train it again": "dekag align transmission",
+    "list what is published": "dekag registry list",
+}
+"""Commands for the steps that a `StepError` asks for."""
+
+
 def complain(error: Exception) -> None:
-    """Say what is wrong in one line on standard error; fields that the message names become options."""
-    text = " ".join(str(error).split())
+    """Say what is wrong in one line on standard error; fields that it names become options, steps commands."""
+    text = str(error)
+    if isinstance(error, StepError) and error.step in COMMANDS:
+        text = f"{error.message}: run {COMMANDS[error.step]}"
+    text = " ".join(text.split())
     for name in getattr(error, "fields", ()):
         flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
         text = re.sub(rf"(?<![\w-]){name}(?!\w)", flag, text)
@@ -35,7 +50,7 @@ def warn(text: str) -> None:
 
 
 def quiet_libraries() -> None:
-    """Of all warnings keep our own, one line each."""
+    """Show this package's own warnings alone, one line each."""
 
     def one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if not console.quiet:
@@ -63,9 +78,9 @@ def joined(device: str) -> Iterator[Any]:
     """Join the processes that were launched together; yields this one's device. Only the main one reports."""
     from dekag.training import processes
 
-    with processes.joined(device) as own:
+    with processes.joined(device) as resolved:
         console.quiet = not processes.is_main()
-        yield own
+        yield resolved
 
 
 @contextmanager
@@ -83,7 +98,7 @@ def working(text: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def training(text: str) -> Iterator[Callable[[str, Any], None]]:
+def progress(text: str) -> Iterator[Callable[[str, Any], None]]:
     """A progress bar with the remaining time; `on_step(stage, progress)` moves it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -131,7 +146,7 @@ def print_tables(*tables: RenderableType) -> None:
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """For imports and models of a service: they leave no garbage, and looking for it takes a quarter of the time."""
+    """Import and load a service without the garbage collector, which takes a quarter of the time and finds nothing."""
     gc.disable()
     try:
         yield
@@ -142,7 +157,7 @@ def starting() -> Iterator[None]:
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """For imports of what an extra of the package brings; InputError says how to install it."""
+    """Import what an extra of the package brings; InputError says how to install it."""
     try:
         yield
     except ModuleNotFoundError as error:

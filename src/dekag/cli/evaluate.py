@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from annotated_types import Ge
@@ -11,6 +11,10 @@ from typing_extensions import Doc
 from dekag.cli.console import print_json, print_tables, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import Count, Device, Json, Seed, WorldOptions
+
+if TYPE_CHECKING:
+    from dekag.evaluation.grid import Grid
+    from dekag.tasks.sweep import Engine
 
 app = typer.Typer(no_args_is_help=True, help="Measure consistency, accuracy or PSNR on held-out prompts.")
 
@@ -77,6 +81,39 @@ class SweepOptions:
     lpips: Annotated[bool, Doc("Measure LPIPS as well.")] = False
     thresholds: Annotated[Path | None, Doc("Block error rates of `python -m dekag.baseline`.")] = None
 
+    def load(self, world: WorldOptions, *, device: str, seed: int) -> Any:
+        """What is measured, a `dekag.tasks.sweep.SweepConfig`; a folder without a name is the world's codec."""
+        from dekag.tasks import sweep
+        from dekag.training.processes import device_of
+
+        folders = [text for text in self.further if "=" not in text]
+        loaded = replace(world, codec=folders[-1] if folders else None).load()
+        grid = self._grid()
+        return sweep.SweepConfig(
+            world=loaded,
+            grid=grid if self.uses else grid.scaled(loaded.codec().max_uses),
+            methods=tuple(self.methods.split(",")) if self.methods else (),
+            codecs=tuple(text for text in self.further if "=" in text),
+            images=self.images,
+            draws=self.draws,
+            seed=seed,
+            lpips=self.lpips,
+            thresholds=self.thresholds,
+            device=str(device_of(device)),
+        )
+
+    def _grid(self) -> "Grid":
+        """The grid of that name, with what the user gave in place of its own."""
+        from dekag.evaluation.grid import read_grid
+
+        return read_grid(
+            self.grid,
+            uses=self.uses,
+            snrs=self.snrs,
+            channels=self.channels,
+            constellations=self.constellations,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
@@ -87,6 +124,19 @@ class EngineOptions:
     ray_address: Annotated[str, Doc("Of a Ray cluster that runs.")] = "auto"
     slurm_partition: Annotated[str | None, Doc("Default: the cluster's.")] = None
     slurm_minutes: Annotated[int, Ge(1), Doc("Limit of a job.")] = 240
+
+    def load(self, folder: Path) -> "Engine":
+        """The engine, which keeps its own files in a folder."""
+        from dekag.tasks import sweep
+
+        return sweep.engine_named(
+            self.engine,
+            workers=self.workers,
+            folder=folder,
+            minutes=self.slurm_minutes,
+            partition=self.slurm_partition,
+            address=self.ray_address,
+        )
 
 
 @app.command("transmission")
@@ -104,39 +154,10 @@ def evaluate_transmission(
     as_json: Json = False,
 ) -> None:
     """Every method over a grid of rates, SNRs and channels: tables, figures, and the values of every image."""
-    from dekag.evaluation.grid import read_grid
     from dekag.tasks import sweep
-    from dekag.training.processes import device_of
 
-    own = [text for text in config.further if "=" not in text]
-    chosen = replace(world, codec=own[-1] if own else None).load()
-    grid = read_grid(
-        config.grid,
-        uses=config.uses,
-        snrs=config.snrs,
-        channels=config.channels,
-        constellations=config.constellations,
-    )
-    measured = sweep.SweepConfig(
-        world=chosen,
-        grid=grid if config.uses else grid.scaled(chosen.codec().max_uses),
-        methods=tuple(config.methods.split(",")) if config.methods else (),
-        codecs=tuple(text for text in config.further if "=" in text),
-        images=config.images,
-        draws=config.draws,
-        seed=seed,
-        lpips=config.lpips,
-        thresholds=config.thresholds,
-        device=str(device_of(device)),
-    )
-    computed_by = sweep.engine_named(
-        engine.engine,
-        workers=engine.workers,
-        folder=out.absolute() / "jobs",
-        minutes=engine.slurm_minutes,
-        partition=engine.slurm_partition,
-        address=engine.ray_address,
-    )
+    measured = config.load(world, device=device, seed=seed)
+    computed_by = engine.load(out.absolute() / "jobs")
     with working("evaluate transmission") as stage:
         outcome = sweep.sweep(measured, out, computed_by, on_stage=stage)
         stage("write")
@@ -164,14 +185,16 @@ def evaluate_accuracy(
     as_json: Json = False,
 ) -> None:
     """Concept accuracy: how often the prompt is the nearest of 100 to the image, under the world's CLIP judge."""
-    from dekag.tasks import deliver as commands
+    from dekag.tasks.evaluate_accuracy import AccuracyTask
+    from dekag.tasks.evaluate_accuracy import evaluate_accuracy as evaluate
+    from dekag.tasks.generate import model_name
     from dekag.training.processes import device_of
 
-    chosen = replace(world, edge=world.edge or model).load()
-    task = commands.AccuracyTask(prompts=prompts, sheet=sheet, seed=seed)
+    loaded = replace(world, edge=world.edge or model).load()
+    task = AccuracyTask(prompts=prompts, sheet=sheet, seed=seed)
     with working("evaluate accuracy") as stage:
-        mean = commands.evaluate_accuracy(chosen, task, device=device_of(device), on_stage=stage)
-    name = commands.model_name(chosen)
+        mean = evaluate(loaded, task, device=device_of(device), on_stage=stage)
+    name = model_name(loaded)
     if as_json:
         print_json({"model": name, "accuracy": mean.to_json()})
         return

@@ -62,29 +62,32 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(command, eval_str=True)
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, _Group] = {}
-    own: set[str] = set()
+    plain: set[str] = set()
     for name, parameter in signature.parameters.items():
-        kind, how = _dataclass_of(parameter.annotation)
+        kind, as_options = _dataclass_of(parameter.annotation)
         if kind is None:
             parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            own.add(name)
+            plain.add(name)
             continue
-        chosen = [
+        described_options = [
             described
             for described in described_fields(kind)
-            if described.name in (how.only or described.name)
+            if described.name in (as_options.only or described.name)
         ]
-        names = {described.name: how.names.get(described.name, described.name) for described in chosen}
-        groups[name] = _Group(kind=kind, options=names, unless=how.unless)
-        for described in chosen:
+        names = {
+            described.name: as_options.names.get(described.name, described.name)
+            for described in described_options
+        }
+        groups[name] = _Group(kind=kind, options=names, unless=as_options.unless)
+        for described in described_options:
             option = names[described.name]
             if option not in parameters:
                 hidden = described.name in getattr(kind, "HIDDEN", ())
-                parameters[option] = _option(described, option, how, hidden=hidden)
+                parameters[option] = _option(described, option, as_options, hidden=hidden)
 
     def run(**given: Any) -> None:
         made = {name: group.made(given) for name, group in groups.items()}
-        command(**{name: given[name] for name in own}, **made)
+        command(**{name: given[name] for name in plain}, **made)
 
     run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
     run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
@@ -96,8 +99,8 @@ def _dataclass_of(annotation: Any) -> tuple[Any, Options]:
     """The dataclass that a parameter is, or None, and how it becomes options."""
     kind, *notes = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     kind = next((part for part in _parts(kind) if is_dataclass(part)), None)
-    how = next((note for note in notes if isinstance(note, Options)), Options())
-    return kind, how
+    as_options = next((note for note in notes if isinstance(note, Options)), Options())
+    return kind, as_options
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
@@ -105,10 +108,10 @@ def _parts(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def _option(described: DescribedField, name: str, how: Options, *, hidden: bool) -> inspect.Parameter:
+def _option(described: DescribedField, name: str, as_options: Options, *, hidden: bool) -> inspect.Parameter:
     """The option of a field."""
-    needed = described.required and described.name != how.unless
-    default = None if described.name == how.unless or described.required else described.default
+    needed = described.required and described.name != as_options.unless
+    default = None if described.name == as_options.unless or described.required else described.default
     shown = f"--{name.replace('_', '-')}"
     kind, listed = _plain(described.type)
     optional = default is None and not needed

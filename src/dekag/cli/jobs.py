@@ -1,12 +1,15 @@
 """`dekag jobs`: alignment jobs of a cloud."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typing_extensions import Doc
 
 from dekag.cli.console import needing, print_json
+from dekag.cli.generated import with_options
 from dekag.cli.options import Json
 
 app = typer.Typer(no_args_is_help=True, help="Have a cloud train and publish updates.")
@@ -19,40 +22,50 @@ JobId = Annotated[str, typer.Argument(help="Id of the job.")]
 LOCAL = "http://127.0.0.1:8001"
 
 
-@app.command()
-def submit(
-    name: Annotated[str, typer.Argument(help="Name of the update in its channel.")],
-    prompts_file: Annotated[
-        Path | None, typer.Option(help="One prompt a line; default: the world's.")
-    ] = None,
-    domain: Annotated[str | None, typer.Option(help="One group of the world's prompts.")] = None,
-    channel: Annotated[str, typer.Option(help="canary or stable.")] = "canary",
-    method: Annotated[str, typer.Option(help="makd, textual_inversion, lora, dreambooth or lokr.")] = "makd",
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What a job is to do."""
+
+    prompts_file: Annotated[Path | None, Doc("One prompt a line; default: the world's.")] = None
+    domain: Annotated[str | None, Doc("One group of the world's prompts.")] = None
+    channel: Annotated[str, Doc("canary or stable.")] = "canary"
+    method: Annotated[str, Doc("makd, textual_inversion, lora, dreambooth or lokr.")] = "makd"
     spec: Annotated[
         Path | None,
-        typer.Option(
-            help='JSON with further numbers of dekag align generation, as {"steps": 200, "rank": 8}.'
-        ),
-    ] = None,
+        Doc('JSON with further numbers of dekag align generation, as {"steps": 200, "rank": 8}.'),
+    ] = None
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the job's specification that are given; the file has the last word."""
+        with needing("serve"):
+            from dekag.serving.cloud.client import read_spec
+        from dekag.data.prompts import read_prompts
+
+        given: dict[str, Any] = {"channel": self.channel, "method": self.method}
+        if self.prompts_file is not None:
+            given["prompts"] = read_prompts(self.prompts_file)
+        if self.domain is not None:
+            given["domain"] = self.domain
+        return given if self.spec is None else given | read_spec(self.spec)
+
+
+@app.command()
+@with_options
+def submit(
+    name: Annotated[str, typer.Argument(help="Name of the update in its channel.")],
+    job: JobOptions,
     url: Url = LOCAL,
     token: Token = None,
     as_json: Json = False,
 ) -> None:
     """Ask for an alignment, which is published when it is done; print the job's id."""
     with needing("serve"):
-        from dekag.serving.cloud.client import CloudClient, read_spec
-    from dekag.data.prompts import read_prompts
+        from dekag.serving.cloud.client import CloudClient
 
-    asked: dict[str, Any] = {"name": name, "channel": channel, "method": method}
-    if prompts_file is not None:
-        asked["prompts"] = read_prompts(prompts_file)
-    if domain is not None:
-        asked["domain"] = domain
-    if spec is not None:
-        asked |= read_spec(spec)
+    asked = {"name": name, **job.fields()}
     with CloudClient(url, token) as cloud:
-        job = cloud.submit(asked)
-    print_json(job) if as_json else print(job["id"])
+        submitted = cloud.submit(asked)
+    print_json(submitted) if as_json else print(submitted["id"])
 
 
 @app.command("list")
@@ -81,8 +94,10 @@ def watch(job_id: JobId, url: Url = LOCAL, token: Token = None) -> None:
         from dekag.serving.cloud.client import CloudClient
     with CloudClient(url, token) as cloud:
         for event in cloud.events(job_id):
-            told = {name: value for name, value in event.data.items() if name != "at" and value is not None}
-            print(event.kind, json.dumps(told) if told else "", flush=True)
+            details = {
+                name: value for name, value in event.data.items() if name != "at" and value is not None
+            }
+            print(event.kind, json.dumps(details) if details else "", flush=True)
         job = cloud.job(job_id)
     print(summary(job))
     raise typer.Exit(0 if job["state"] == "done" else 1)

@@ -14,7 +14,7 @@ from dekag.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dekag.bundle.bundle import Kind
+    from dekag.bundle.manifest import Kind
     from dekag.world import World
 
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on standard output.")]
@@ -29,6 +29,10 @@ Prompts = Annotated[list[str], typer.Argument(help="What to draw and send.")]
 Resume = Annotated[Path | None, typer.Option(help="Folder that keeps the state of an interrupted run.")]
 
 
+DEFAULT_WORLD = "emoji"
+"""As `dekag.world.shipped.DEFAULT_WORLD`, which takes torch to be read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorldOptions:
     """A world and what takes the place of its parts."""
@@ -36,7 +40,7 @@ class WorldOptions:
     HIDDEN: ClassVar[tuple[str, ...]] = ("preset",)
     world: Annotated[
         str, Doc("A world that ships (emoji, paper, permissive) or a folder with a world.json.")
-    ] = "emoji"
+    ] = DEFAULT_WORLD
     edge: Annotated[str | None, Doc("Edge: a diffusers folder, a hub id or a shipped model.")] = None
     cloud: Annotated[str | None, Doc("Cloud: as --edge.")] = None
     codec: Annotated[str | None, Doc("Codec: a folder.")] = None
@@ -139,11 +143,11 @@ class SamplingOptions:
 
     def put_on(self, world: "World") -> "World":
         """The world whose edge draws so."""
-        model, own = world.edge_model, world.edge_model.sampling
+        model, usual = world.edge_model, world.edge_model.sampling
         sampling = replace(
-            own,
-            steps=own.steps if self.steps is None else self.steps,
-            guidance=own.guidance if self.guidance is None else self.guidance,
+            usual,
+            steps=usual.steps if self.steps is None else self.steps,
+            guidance=usual.guidance if self.guidance is None else self.guidance,
         )
         return replace(world, edge_model=replace(model, sampling=sampling))
 
@@ -177,3 +181,14 @@ def chosen_name(world: str | None, preset: str | None) -> str | None:
 def _old_name(name: str) -> str:
     warn("--preset is now called --world; it goes with the next release")
     return name
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of a comma-separated list."""
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"seeds must be whole numbers separated by commas, as 0,1, got {text!r}") from error
+    if min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise InputError(f"seeds must be distinct and not negative, got {text!r}")
+    return seeds

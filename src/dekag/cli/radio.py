@@ -21,20 +21,29 @@ RecordingPath = Annotated[Path, typer.Argument(help="A recording, with or withou
 class RecordingOptions:
     """How what is sent becomes a recording."""
 
+    out: Annotated[Path, Doc("Recording to write: NAME.sigmf-data and NAME.sigmf-meta.")]
     ofdm: Annotated[bool, Doc("Record an OFDM waveform instead of symbols.")] = False
     subcarriers: Annotated[int | None, Ge(2), Doc("Of the OFDM waveform; 72.")] = None
     clip: Annotated[float | None, Doc("Clip peaks at so many dB over the mean power.")] = None
     sample_rate: Annotated[float | None, Doc("Samples per second, for the metadata.")] = None
     drawn: Annotated[Path | None, Doc("Folder for the pictures as they were drawn.")] = None
 
+    def values(self) -> dict[str, Any]:
+        """The fields of `dekag.tasks.send.SendTask` that they are."""
+        from dekag.tasks.send import waveform_of
+
+        return {
+            "waveform": waveform_of(self.ofdm, self.subcarriers),
+            "clip_db": self.clip,
+            "sample_rate_hz": self.sample_rate,
+            "drawn": self.drawn,
+        }
+
 
 @app.command()
 @with_options
 def send(
     prompts: Prompts,
-    out: Annotated[
-        Path, typer.Option("--out", help="Recording to write: NAME.sigmf-data and NAME.sigmf-meta.")
-    ],
     channel: ChannelOptions,
     recording: RecordingOptions,
     world: WorldOptions,
@@ -46,22 +55,20 @@ def send(
 
     The metadata hold all that the receiver must know: condition, order, waveform, world, ids of the updates.
     """
-    from dekag.tasks import radio
+    from dekag.tasks.send import SendTask
+    from dekag.tasks.send import send as carry_out
 
     with working("radio send") as stage:
-        chosen, settings = world.load(), channel.load()
-        task = radio.SendTask(
+        loaded, settings = world.load(), channel.load()
+        task = SendTask(
             prompts=prompts,
-            condition=settings.for_world(chosen).condition,
+            condition=settings.for_world(loaded).condition,
             channel=settings.channel,
             align=ka,
             seed=seed,
-            waveform=radio.waveform_of(recording.ofdm, recording.subcarriers),
-            clip_db=recording.clip,
-            sample_rate_hz=recording.sample_rate,
-            drawn=recording.drawn,
+            **recording.values(),
         )
-        report = radio.send(chosen, task, out, on_stage=stage)
+        report = carry_out(loaded, task, recording.out, on_stage=stage)
     if as_json:
         print_json(report)
         return
@@ -90,10 +97,10 @@ def receive(
     Without --channel-seed the samples are taken as they are, at unit gain and the SNR of the metadata: what
     carrier, timing and gain recovery leave. Samples that are NaN or infinite count as not received.
     """
-    from dekag.tasks import radio
+    from dekag.tasks.receive import receive as carry_out
 
     with working("radio receive") as stage:
-        index = radio.receive(
+        index = carry_out(
             recording,
             out,
             world=world.load(),
@@ -111,9 +118,9 @@ def receive(
 @app.command()
 def papr(recording: RecordingPath, as_json: Json = False) -> None:
     """Say how high the peaks of a recording are."""
-    from dekag.tasks import radio
+    from dekag.tasks.papr import papr as measure
 
-    report = radio.papr(recording)
+    report = measure(recording)
     print_json(report) if as_json else print_papr(report)
 
 

@@ -1,9 +1,12 @@
 """`dekag registry`: publish updates that edges can trust, and carry them where no network reaches."""
 
+from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from annotated_types import Ge, Le
 
 from dekag.cli.console import needing, print_json, working
 from dekag.cli.generated import Options, with_options
@@ -22,26 +25,38 @@ KeysFolder = Annotated[
 ]
 ChannelName = Annotated[str, typer.Option("--channel", help="Channel, as canary or stable.")]
 BundleId = Annotated[str, typer.Argument(help="Id of a published bundle, or how it begins.")]
-Days = Annotated[int, typer.Option(min=1, max=3650)]
+Days = Annotated[int, Ge(1), Le(3650)]
 
 
 @app.callback()
 def needed() -> None:
     """Publish updates, signed, for edges to pull."""
     with needing("serve"):
-        import tuf  # noqa: F401
+        import_module("tuf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LifetimeOptions:
+    """How long the signatures of each role last, in days."""
+
+    root_days: Days = 365
+    targets_days: Days = 90
+    snapshot_days: Days = 14
+    timestamp_days: Days = 7
+
+    def days(self) -> dict[str, int]:
+        """Days by role."""
+        return {field.name.removesuffix("_days"): getattr(self, field.name) for field in fields(self)}
 
 
 @app.command()
+@with_options
 def init(
     registry: RegistryUrl,
     keys: KeysFolder,
+    lifetime: LifetimeOptions,
     threshold: Annotated[int, typer.Option(min=1, help="Root keys that a new root needs.")] = 2,
     root_keys: Annotated[int, typer.Option(min=1, max=16, help="Root keys to make.")] = 3,
-    root_days: Days = 365,
-    targets_days: Days = 90,
-    snapshot_days: Days = 14,
-    timestamp_days: Days = 7,
 ) -> None:
     """Make keys and a registry without bundles. Keys are encrypted if DEKAG_KEY_PASSPHRASE is set.
 
@@ -50,9 +65,7 @@ def init(
     """
     from dekag.registry import Lifetimes, Repository
 
-    lifetimes = Lifetimes(
-        root=root_days, targets=targets_days, snapshot=snapshot_days, timestamp=timestamp_days
-    )
+    lifetimes = Lifetimes(**lifetime.days())
     Repository.init(registry, keys, threshold=threshold, root_keys=root_keys, lifetimes=lifetimes)
     print(f"wrote a registry to {registry} and keys to {keys}; edges need {keys / 'root.json'}")
 
@@ -90,11 +103,12 @@ def make_canary(
     """Draw what every edge must be able to draw again before it uses a bundle."""
     with needing("serve"):
         from dekag.serving.canaries import canary_of
+    from dekag.wire.files import write_bytes
     from dekag.world import locate
 
     with working("registry canary"):
         raw = canary_of(world.load(), locate(bundle, "bundle"), prompts, floor_db=floor_db).to_json()
-    out.write_bytes(raw)
+    write_bytes(out, raw)
     print(f"wrote {out} ({len(raw)} bytes)")
 
 

@@ -1,41 +1,72 @@
 """`dekag serve`: a party as a service."""
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import typer
+from annotated_types import Ge, Le
+from typing_extensions import Doc
 
-from dekag.cli.cloud import Database, Folder
 from dekag.cli.console import needing, quiet_loading, starting
-from dekag.cli.options import chosen_name
+from dekag.cli.generated import Options, with_options
+from dekag.cli.options import DEFAULT_WORLD, chosen_name
 
 app = typer.Typer(no_args_is_help=True, help="Run a party as a service.")
 
-Host = Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1.")]
-TokensFile = Annotated[
-    Path | None, typer.Option(help="File with a bearer token a line; needed beyond loopback.")
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one.")]
-World = Annotated[str | None, typer.Option("--world", help="A shipped world or the folder of one; emoji.")]
-Preset = Annotated[str | None, typer.Option("--preset", hidden=True)]
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """What every service is told; what is None comes from the environment."""
+
+    HIDDEN: ClassVar[tuple[str, ...]] = ("preset",)
+    host: Annotated[str | None, Doc("Address to listen on; 127.0.0.1.")] = None
+    tokens_file: Annotated[str | None, Doc("File with a bearer token a line; needed beyond loopback.")] = None
+    world: Annotated[str | None, Doc(f"A shipped world or the folder of one; {DEFAULT_WORLD}.")] = None
+    preset: Annotated[str | None, Doc("The old name of --world.")] = None
+    device: Annotated[str | None, Doc("cpu, cuda, cuda:1, ...; a GPU if there is one.")] = None
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the service that are given, by name."""
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "preset"}
+        return {**given, "world": chosen_name(self.world, self.preset)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeOptions(ServiceOptions):
+    """What an edge is told."""
+
+    folder: Annotated[Path | None, Doc("What the edge keeps; dekag-edge.")] = None
+    port: Annotated[int | None, Ge(1), Le(65535), Doc("Port to listen on; 8000.")] = None
+    registry: Annotated[str | None, Doc("Address or folder to pull updates from; else the shipped ones.")] = (
+        None
+    )
+    root: Annotated[Path | None, Doc("The registry's root.json; needed once.")] = None
+    channel: Annotated[str | None, Doc("Channel of the registry; stable.")] = None
+    cloud_url: Annotated[str | None, Doc("Address of the cloud, for reports and the page.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloudOptions(ServiceOptions):
+    """What a cloud is told."""
+
+    folder: Annotated[Path | None, Doc("Folder of the cloud; cloud.")] = None
+    port: Annotated[int | None, Ge(1), Le(65535), Doc("Port to listen on; 8001.")] = None
+    database: Annotated[
+        str | None,
+        Doc(
+            "sqlite:///FILE or postgresql://USER@HOST/NAME; FOLDER/cloud.db. With a password in it, better"
+            " DEKAG_CLOUD_DATABASE, which other users do not see."
+        ),
+    ] = None
+    registry: Annotated[str | None, Doc("Folder or URL of the registry; FOLDER/registry.")] = None
+    keys: Annotated[Path | None, Doc("Keys that publish; FOLDER/keys.")] = None
+    job_workers: Annotated[int | None, Ge(0), Doc("Jobs at a time; 1.")] = None
 
 
 @app.command("edge")
-def serve_edge(
-    folder: Annotated[Path | None, typer.Option(help="What the edge keeps; dekag-edge.")] = None,
-    host: Host = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on; 8000.")] = None,
-    tokens_file: TokensFile = None,
-    registry: Annotated[
-        str | None, typer.Option(help="Address or folder to pull updates from; else the shipped ones.")
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="The registry's root.json; needed once.")] = None,
-    channel: Annotated[str | None, typer.Option(help="Channel of the registry; stable.")] = None,
-    cloud: Annotated[str | None, typer.Option(help="Address of the cloud, for reports and the page.")] = None,
-    world: World = None,
-    preset: Preset = None,
-    device: Device = None,
-) -> None:
+@with_options
+def serve_edge(options: Annotated[EdgeOptions, Options(names={"cloud_url": "cloud"})]) -> None:
     """Draw images for the clients of OpenAI and Hugging Face, deliver them over the air, and serve the page.
 
     Every option, and more, can come from the environment: DEKAG_EDGE_PORT and so on.
@@ -45,19 +76,7 @@ def serve_edge(
         from dekag.serving.edge.settings import EdgeSettings
         from dekag.serving.http.server import serve
         from dekag.serving.http.settings import load_settings
-    settings = load_settings(
-        EdgeSettings,
-        folder=folder,
-        host=host,
-        port=port,
-        tokens_file=None if tokens_file is None else str(tokens_file),
-        registry=registry,
-        root=root,
-        channel=channel,
-        cloud_url=cloud,
-        world=chosen_name(world, preset),
-        device=device,
-    )
+    settings = load_settings(EdgeSettings, **options.settings())
     quiet_loading()
     with starting():
         service = create(settings)
@@ -65,21 +84,8 @@ def serve_edge(
 
 
 @app.command("cloud")
-def serve_cloud(
-    folder: Folder = None,
-    host: Host = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on; 8001.")] = None,
-    tokens_file: TokensFile = None,
-    database: Database = None,
-    registry: Annotated[
-        str | None, typer.Option(help="Folder or URL of the registry; FOLDER/registry.")
-    ] = None,
-    keys: Annotated[Path | None, typer.Option(help="Keys that publish; FOLDER/keys.")] = None,
-    world: World = None,
-    preset: Preset = None,
-    device: Device = None,
-    job_workers: Annotated[int | None, typer.Option(min=0, help="Jobs at a time; 1.")] = None,
-) -> None:
+@with_options
+def serve_cloud(options: CloudOptions) -> None:
     """Serve the registry, run alignment jobs, keep the ledger and draw reference images.
 
     Every option, and more, can come from the environment: DEKAG_CLOUD_PORT and so on.
@@ -89,19 +95,7 @@ def serve_cloud(
         from dekag.serving.cloud.settings import CloudSettings
         from dekag.serving.http.server import serve
         from dekag.serving.http.settings import load_settings
-    settings = load_settings(
-        CloudSettings,
-        folder=folder,
-        host=host,
-        port=port,
-        tokens_file=None if tokens_file is None else str(tokens_file),
-        database=database,
-        registry=registry,
-        keys=keys,
-        world=chosen_name(world, preset),
-        device=device,
-        job_workers=job_workers,
-    )
+    settings = load_settings(CloudSettings, **options.settings())
     quiet_loading()
     with starting():
         service = create(settings)

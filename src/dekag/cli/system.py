@@ -12,16 +12,16 @@ from typing_extensions import Doc
 from dekag.cli.console import needing, print_json, print_tables, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
+    DEFAULT_WORLD,
     ChannelOptions,
     Device,
     Json,
-    Ka,
     Out,
     Prompts,
     ReceiverOptions,
     SamplingOptions,
-    Seed,
     WorldOptions,
+    parse_seeds,
 )
 
 app = typer.Typer()
@@ -74,15 +74,22 @@ def demo(
     print(f"wrote {out / 'report.json'} and {out / 'report.png'}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawingOptions:
+    """What is drawn."""
+
+    prompts_file: Annotated[Path, Doc("One prompt a line.")]
+    seeds: Annotated[str, Doc("Seeds of each prompt, separated by commas.")] = "0"
+
+
 @app.command()
 @with_options
 def generate(
-    prompts_file: Annotated[Path, typer.Option(help="One prompt a line.")],
+    drawings: DrawingOptions,
     out: Out,
     world: Annotated[WorldOptions, Options(only=("world", "edge", "bundle", "preset"))],
     sampling: SamplingOptions,
     model: Annotated[str | None, typer.Option(help="As --edge.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of each prompt, separated by commas.")] = "0",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -90,16 +97,25 @@ def generate(
 
     The edge draws without an update unless --bundle names one.
     """
-    from dekag.tasks import deliver as commands
+    from dekag.tasks.generate import GenerateTask
+    from dekag.tasks.generate import generate as draw
     from dekag.training.processes import device_of
 
-    chosen = sampling.put_on(replace(world, edge=world.edge or model).load(("generation",)))
-    task = commands.GenerateTask(
-        prompts_file=prompts_file, seeds=commands.parse_seeds(seeds), align=bool(world.bundle)
-    )
+    loaded = sampling.put_on(replace(world, edge=world.edge or model).load(("generation",)))
+    seeds = parse_seeds(drawings.seeds)
+    task = GenerateTask(prompts_file=drawings.prompts_file, seeds=seeds, align=bool(world.bundle))
     with working("generate") as stage:
-        index = commands.generate(chosen, task, out, device=device_of(device), on_stage=stage)
+        index = draw(loaded, task, out, device=device_of(device), on_stage=stage)
     print_json(index) if as_json else print(f"wrote {len(index['images'])} images and index.json to {out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryOptions:
+    """How the edge draws what it sends."""
+
+    ka: Annotated[bool, Doc("With or without the world's updates.")] = True
+    device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "cpu"
+    seed: Annotated[int, Ge(0), Le(2**31 - 1), Doc("Seed of everything random.")] = 0
 
 
 @app.command()
@@ -109,21 +125,19 @@ def deliver(
     out: Out,
     link: ChannelOptions,
     world: WorldOptions,
-    ka: Ka = True,
-    device: Device = "cpu",
-    seed: Seed = 0,
+    drawing: DeliveryOptions,
     as_json: Json = False,
 ) -> None:
     """Draw prompts at the edge, send them over the air, and write what the user sees and what it cost."""
-    from dekag.tasks import deliver as commands
+    from dekag.tasks.deliver import DeliverTask
+    from dekag.tasks.deliver import deliver as carry_out
     from dekag.training.processes import device_of
 
     with working("deliver") as stage:
-        settings, chosen = link.load(), world.load()
-        task = commands.DeliverTask(
-            prompts=prompts, transmission=settings.for_world(chosen), align=ka, seed=seed
-        )
-        report = commands.deliver(chosen, task, out, device=device_of(device), on_stage=stage)
+        settings, loaded = link.load(), world.load()
+        transmission = settings.for_world(loaded)
+        task = DeliverTask(prompts=prompts, transmission=transmission, align=drawing.ka, seed=drawing.seed)
+        report = carry_out(loaded, task, out, device=device_of(drawing.device), on_stage=stage)
     if as_json:
         print_json(report)
         return
@@ -145,7 +159,7 @@ def up(
     ] = Path("dekag-up"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page and the edge.")] = 8000,
     cloud_port: Annotated[int, typer.Option(min=1, max=65535, help="Of the cloud.")] = 8001,
-    world: Annotated[str, typer.Option(help="A shipped world or the folder of one.")] = "emoji",
+    world: Annotated[str, typer.Option(help="A shipped world or the folder of one.")] = DEFAULT_WORLD,
 ) -> None:
     """Start a cloud, an edge and the page on this machine, with the shipped updates published; Ctrl-C stops them."""
     with needing("serve"):
@@ -182,10 +196,10 @@ def receive(
     Symbols as received are decoded with the gain and noise power that came with them; symbols as sent as they
     are, at unit gain and the SNR of their condition, or after a simulated channel.
     """
-    from dekag.tasks import radio
+    from dekag.tasks.receive import receive_files
 
     with working("receive") as stage:
-        index = radio.receive_files(
+        index = receive_files(
             files, out, world=world.load(), bundles=world.bundle, channel_seed=channel_seed, on_stage=stage
         )
     if as_json:

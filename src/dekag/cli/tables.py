@@ -53,14 +53,14 @@ def generation_table(
     columns = ["", *judges, "gain %", "way to ceiling", *(["bytes"] if update_bytes else [])]
     for column in columns:
         table.add_column(column, justify="left" if column == "" else "right")
-    order = [arm for arm in NAMES if arm in scores.consistency]
-    for arm in order + [arm for arm in scores.consistency if arm not in NAMES]:
-        means = scores.consistency[arm]
-        row = [NAMES.get(arm, arm), *(interval(means[judge]) for judge in judges)]
-        if arm in scores.gain_percent:
-            closed = scores.gap_closed.get(arm)
-            row += [interval(scores.gain_percent[arm], 1), "" if closed is None else interval(closed, 2)]
-            row += [str(update_bytes.get(arm, ""))] if update_bytes else []
+    order = [method for method in NAMES if method in scores.consistency]
+    for method in order + [method for method in scores.consistency if method not in NAMES]:
+        means = scores.consistency[method]
+        row = [NAMES.get(method, method), *(interval(means[judge]) for judge in judges)]
+        if method in scores.gain_percent:
+            closed = scores.gap_closed.get(method)
+            row += [interval(scores.gain_percent[method], 1), "" if closed is None else interval(closed, 2)]
+            row += [str(update_bytes.get(method, ""))] if update_bytes else []
         table.add_row(*row)
     return table
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dekag.cli.console import console, joined, training, working
+from dekag.cli.console import console, joined, progress, working
 from dekag.cli.generated import with_options
 from dekag.cli.options import Device, Out, Resume, WorldOptions
 from dekag.tasks.config import CodecConfig
@@ -35,14 +35,14 @@ def train_codec(
     from dekag.tasks.train_codec import train_codec
     from dekag.training.run import Run
 
-    chosen = world.load()
-    with joined(device) as own:
+    loaded = world.load()
+    with joined(device) as resolved:
         with working("train codec") as stage:
-            run = Run(device=own, resume=resume, on_stage=stage)
-            latents = edge_latents(chosen, run, draws=draws, seed=config.seed)
-        with training("train codec") as on_step:
-            run = Run(device=own, resume=resume, on_step=on_step)
-            trained = train_codec(chosen, latents, config, out, run)
+            run = Run(device=resolved, resume=resume, on_stage=stage)
+            latents = edge_latents(loaded, run, draws=draws, seed=config.seed)
+        with progress("train codec") as on_step:
+            run = Run(device=resolved, resume=resume, on_step=on_step)
+            trained = train_codec(loaded, latents, config, out, run)
         if not console.quiet:
             sizes = trained.codec.config
             shape = f"{sizes.channels} x {sizes.rows} x {sizes.cols}"

@@ -10,7 +10,7 @@ from typing_extensions import Doc
 
 from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
-from dekag.cli.options import Json
+from dekag.cli.options import DEFAULT_WORLD, Json
 
 app = typer.Typer(no_args_is_help=True, help="Make a world of your own models, and look at one.")
 
@@ -73,7 +73,7 @@ def new(
 
 @app.command()
 def show(
-    world: Annotated[str, typer.Argument(help="A shipped world or the folder of one.")] = "emoji",
+    world: Annotated[str, typer.Argument(help="A shipped world or the folder of one.")] = DEFAULT_WORLD,
     as_json: Json = False,
 ) -> None:
     """Say what a world has and lacks, and the command that fills each gap. Nothing is loaded."""
@@ -99,7 +99,7 @@ def remedy(part: str, described: dict[str, Any]) -> str:
     folder = described["folder"]
     if folder is None and part not in ("ceiling", "judges"):
         return "it ships so; make a world of your own with dekag world new"
-    said = {
+    remedies = {
         "cloud": "name a cloud, an endpoint or a folder of images in world.json; without, nothing can be distilled",
         "ceiling": "its pictures are the reference; without a model there is no ceiling and no gap closed",
         "prompts": 'write prompts.json, {"distill": [...], "validation": [...], "heldout": [...]}, and name it',
@@ -109,4 +109,4 @@ def remedy(part: str, described: dict[str, Any]) -> str:
         "generation": f"dekag align generation --world {folder} --out {folder}/generation",
         "transmission": f"dekag align transmission --world {folder} --out {folder}/transmission",
     }
-    return said[part]
+    return remedies[part]

@@ -41,8 +41,8 @@ def check_transmission(codec: object) -> None:
 def _try(codec: TrainableCodec, name: str, device: torch.device) -> None:
     rng = torch.Generator().manual_seed(0)
     latent = torch.randn(2, *codec.latent_shape, generator=rng).to(device)
-    most = codec.max_uses
-    condition = Condition(uses=torch.tensor([most, max(1, most // 2)]), snr_db=10.0)
+    longest = codec.max_uses
+    condition = Condition(uses=torch.tensor([longest, max(1, longest // 2)]), snr_db=10.0)
     encoded = codec.transmit(latent, condition)
     _check_encoded(encoded, condition, name)
     gain = (torch.arange(encoded.symbols.shape[1]) < condition.payload[:, None]).to(encoded.symbols)
@@ -56,10 +56,10 @@ def _try(codec: TrainableCodec, name: str, device: torch.device) -> None:
 def _check_encoded(encoded: object, condition: Condition, name: str) -> None:
     if not isinstance(encoded, Encoded):
         raise InputError(f"transmit of {name} must return Encoded(symbols, commitment), got {type(encoded)}")
-    symbols, commitment, most = encoded.symbols, encoded.commitment, int(condition.payload.max())
-    if not symbols.is_complex() or symbols.dim() != 2 or len(symbols) != 2 or symbols.shape[1] < most:
+    symbols, commitment, longest = encoded.symbols, encoded.commitment, int(condition.payload.max())
+    if not symbols.is_complex() or symbols.dim() != 2 or len(symbols) != 2 or symbols.shape[1] < longest:
         raise InputError(
-            f"transmit of {name} must return complex symbols [2, {most}], got {_described(symbols)}"
+            f"transmit of {name} must return complex symbols [2, {longest}], got {_described(symbols)}"
         )
     if commitment.shape != (2,):
         raise InputError(

@@ -94,8 +94,8 @@ def commitment_loss(
     distance = symbols - quantised.detach()
     if payload is None:
         return (distance.real.square() + distance.imag.square()).mean(dim=1)
-    kept = truncate(distance, payload)
-    return (kept.real.square() + kept.imag.square()).sum(dim=1) / payload
+    sent = truncate(distance, payload)
+    return (sent.real.square() + sent.imag.square()).sum(dim=1) / payload
 
 
 def map_bits(bits: Bits, constellation: Constellation) -> Symbols:

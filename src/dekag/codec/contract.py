@@ -51,10 +51,14 @@ class TrainableCodec(Codec, Protocol):
     """
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]: ...
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the latents."""
+        ...
 
     @property
-    def max_uses(self) -> int: ...
+    def max_uses(self) -> int:
+        """Payload symbols of an image at the highest rate."""
+        ...
 
     def transmit(self, latent: Latent, condition: Condition) -> Encoded:
         """Latents, unit scale, to symbols of which each image has mean power 1, zero beyond its payload."""
@@ -70,34 +74,56 @@ class AdaptableCodec(TrainableCodec, Protocol):
     The first dimension of what its modules are given is the image, as each is gated for its own condition.
     """
 
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """What `from_settings` makes the same codec of, as JSON values."""
+        ...
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> "AdaptableCodec": ...
+    def from_settings(cls, settings: Mapping[str, Any]) -> "AdaptableCodec":
+        """A codec of these sizes with fresh weights."""
+        ...
 
     # what every torch.nn.Module has
-    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """As of `torch.nn.Module`."""
+        ...
 
-    def set_submodule(self, target: str, module: nn.Module) -> None: ...
+    def set_submodule(self, target: str, module: nn.Module) -> None:
+        """As of `torch.nn.Module`."""
+        ...
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of `torch.nn.Module`."""
+        ...
 
-    def requires_grad_(self, requires_grad: bool) -> "AdaptableCodec": ...
+    def requires_grad_(self, requires_grad: bool) -> "AdaptableCodec":
+        """As of `torch.nn.Module`."""
+        ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """As of `torch.nn.Module`."""
+        ...
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """As of `torch.nn.Module`."""
+        ...
 
-    def eval(self) -> "AdaptableCodec": ...
+    def eval(self) -> "AdaptableCodec":
+        """As of `torch.nn.Module`."""
+        ...
 
-    def to(self, device: torch.device | str) -> "AdaptableCodec": ...
+    def to(self, device: torch.device | str) -> "AdaptableCodec":
+        """As of `torch.nn.Module`."""
+        ...
 
 
 @runtime_checkable
 class CodecClass(Protocol):
     """A class of AdaptableCodecs: the class itself, not a codec."""
 
-    def from_settings(self, settings: Mapping[str, Any]) -> AdaptableCodec: ...
+    def from_settings(self, settings: Mapping[str, Any]) -> AdaptableCodec:
+        """As `AdaptableCodec.from_settings`."""
+        ...
 
 
 @runtime_checkable
@@ -120,7 +146,9 @@ class QamCodec(AdaptableCodec, Protocol):
     """An AdaptableCodec that can send the points of more than one constellation."""
 
     @property
-    def constellation(self) -> Constellation: ...
+    def constellation(self) -> Constellation:
+        """The constellation of the symbols."""
+        ...
 
     def with_constellation(self, name: str) -> "QamCodec":
         """A copy that sends another one; raises InputError, listing the known ones, if there is none."""
@@ -185,9 +213,9 @@ def check_latent(codec: TrainableCodec, latent: Latent, condition: Condition) ->
 
 def check_payload(codec: TrainableCodec, condition: Condition) -> None:
     """Raise InputError if a condition has more payload than a codec sends."""
-    most = int(condition.payload.max())
-    if most > codec.max_uses:
-        raise InputError(f"the codec sends at most {codec.max_uses} payload uses an image, got {most}")
+    limit = int(condition.payload.max())
+    if limit > codec.max_uses:
+        raise InputError(f"the codec sends at most {codec.max_uses} payload uses an image, got {limit}")
 
 
 def _require(codec: object, members: Mapping[str, str]) -> None:
@@ -197,13 +225,13 @@ def _require(codec: object, members: Mapping[str, str]) -> None:
     if lacking:
         raise InputError(f"{_name(codec)} is no codec that can be trained: it lacks {', '.join(lacking)}")
     shape: object = codec.latent_shape
-    most: object = codec.max_uses
+    limit: object = codec.max_uses
     if not (
         isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
     ):
         raise InputError(f"latent_shape of {_name(codec)} must be channels, rows and columns, got {shape}")
-    if not (isinstance(most, int) and most > 0):
-        raise InputError(f"max_uses of {_name(codec)} must be a positive whole number, got {most}")
+    if not (isinstance(limit, int) and limit > 0):
+        raise InputError(f"max_uses of {_name(codec)} must be a positive whole number, got {limit}")
 
 
 def _name(codec: object) -> str:

@@ -87,8 +87,8 @@ def _made(config: Path, settings: object, kind: CodecClass | None) -> AdaptableC
     if not isinstance(settings, dict):
         raise InputError(f"{config} must hold a JSON object")
     try:
-        chosen = codec_class(settings) if kind is None else kind
-        made = chosen.from_settings({k: v for k, v in settings.items() if k != "kind"})
+        codec_type = codec_class(settings) if kind is None else kind
+        made = codec_type.from_settings({k: v for k, v in settings.items() if k != "kind"})
     except InputError as error:
         raise InputError(f"{config}: {error}") from error
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -231,11 +231,10 @@ class JsccCodec(nn.Module):
 
     @torch.no_grad()
     def start_from(self, klt: Klt) -> None:
-        """Take mean, weight and bases of a transform of patches (`to_patches`); what is sent is then linear but for the
-        start of the stacks.
+        """Take mean, weight and bases of a transform of patches (`to_patches`).
 
-        Gains are those of Lee and Petersen 1976, amplitudes to the power 1/4 of the variances, which is the best
-        linear code wherever noise is small.
+        What is sent is then linear but for the start of the stacks. Gains are those of Lee and Petersen 1976,
+        amplitudes to the power 1/4 of the variances, which is the best linear code wherever noise is small.
         """
         self.importance.copy_(klt.importance.unflatten(0, (-1, self.config.patch**2)).mean(1))
         self.mean.copy_(klt.mean)
@@ -248,10 +247,10 @@ class JsccCodec(nn.Module):
         for transform in (self.analysis, self.synthesis):
             transform.rows.copy_(klt.row_basis)
             transform.cols.copy_(klt.col_basis)
-        kept = variance[: len(self.order)].clamp(min=variance[0] * 1e-6).unflatten(0, (-1, 2)).mean(1)
-        self.gain.log.copy_(-kept.log() / 4)
+        retained = variance[: len(self.order)].clamp(min=variance[0] * 1e-6).unflatten(0, (-1, 2)).mean(1)
+        self.gain.log.copy_(-retained.log() / 4)
         # undoes the gain, and the power constraint of 1/2 an amplitude on the mean over the symbols
-        self.scale.log.copy_((kept.log() / 2 + (2 * kept.sqrt().mean()).log()) / 2)
+        self.scale.log.copy_((retained.log() / 2 + (2 * retained.sqrt().mean()).log()) / 2)
 
     def encode(self, latent: Latent, condition: Condition) -> Symbols:
         """Latents, unit scale, to unit-power symbols; columns beyond an image's payload are zero."""
@@ -265,8 +264,8 @@ class JsccCodec(nn.Module):
         cells = ((grid - self.mean) * self.weight[:, None, None]).flatten(2).transpose(1, 2)
         components = self.analysis.analyse(self.encoder(cells)).float()
         pairs = components[:, self.order].unflatten(1, (-1, 2)) * self.gain()[..., None]
-        kept = torch.view_as_complex(pairs.contiguous())[:, : int(payload.max())]
-        analogue = spread(kept, payload) if self.config.spread else kept
+        retained = torch.view_as_complex(pairs.contiguous())[:, : int(payload.max())]
+        analogue = spread(retained, payload) if self.config.spread else retained
         sent = self.constellation.load * normalise_power(analogue, payload)
         points = truncate(quantise(sent, self.constellation), payload)
         # the grid as a whole has unit energy, an image's own points have not
@@ -282,8 +281,8 @@ class JsccCodec(nn.Module):
         sent = torch.arange(uses, device=payload.device) < payload[:, None]
         known = received.state.reliability[:, :uses].float() * sent
         overall = known.sum(1, keepdim=True) / payload[:, None]
-        kept = despread(symbols, payload) if self.config.spread else symbols
-        pairs = torch.view_as_real(kept.contiguous())
+        retained = despread(symbols, payload) if self.config.spread else symbols
+        pairs = torch.view_as_real(retained.contiguous())
         return self.reconstruct(pairs, overall if self.config.spread else known, overall)
 
     def decode_pairs(

@@ -31,8 +31,8 @@ def papr(symbols: Symbols, payload: Int64[Tensor, " batch"]) -> PerImage:
 
     NaN for a silent row. Raises InputError if a payload is not between 1 and the number of symbols.
     """
-    kept = truncate(symbols, payload)
-    power = kept.real.square() + kept.imag.square()
+    used = truncate(symbols, payload)
+    power = used.real.square() + used.imag.square()
     return power.amax(dim=1) * payload / power.sum(dim=1)
 
 

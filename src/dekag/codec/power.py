@@ -29,8 +29,8 @@ def normalise_power(symbols: Symbols, payload: Int64[Tensor, " batch"]) -> Symbo
 
     Raises InputError if a payload is not between 1 and the number of symbols.
     """
-    kept = truncate(symbols, payload)
-    power = (kept.real.square() + kept.imag.square()).sum(dim=1) / payload
+    sent = truncate(symbols, payload)
+    power = (sent.real.square() + sent.imag.square()).sum(dim=1) / payload
     # The inner `where` keeps the gradient of a silent image finite.
     scale = torch.where(power > 0, power, 1.0).rsqrt()
-    return scale[:, None] * kept
+    return scale[:, None] * sent

@@ -60,7 +60,7 @@ def _by_payload(rows: Rows, payload: Payload, transform: Callable[..., Tensor]) 
     """Rows of equal payload are transformed together."""
     out = torch.zeros_like(rows)
     for length in payload.unique().tolist():
-        chosen = (payload == length).nonzero().flatten()
-        part = transform(rows[chosen, :length], norm="ortho")
-        out = out.index_put((chosen[:, None], torch.arange(length, device=rows.device)), part)
+        members = (payload == length).nonzero().flatten()
+        part = transform(rows[members, :length], norm="ortho")
+        out = out.index_put((members[:, None], torch.arange(length, device=rows.device)), part)
     return out

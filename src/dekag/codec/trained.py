@@ -43,10 +43,10 @@ class TrainedRange:
                 raise InputError(
                     f"the trained range of {name} must have its least value first, got {low} to {high}"
                 )
-        for name, least in (("uses_min", 1), ("blocks_min", 1), ("correlation_max", 0)):
-            if not getattr(self, name) >= least:
+        for name, minimum in (("uses_min", 1), ("blocks_min", 1), ("correlation_max", 0)):
+            if not getattr(self, name) >= minimum:
                 raise InputError(
-                    f"{name} of a trained range must be at least {least}, got {getattr(self, name)}"
+                    f"{name} of a trained range must be at least {minimum}, got {getattr(self, name)}"
                 )
         if self.correlation_max > 1:
             raise InputError(

@@ -18,7 +18,7 @@ from PIL.Image import Image as Picture
 
 from dekag.data.folder import INDEX, open_picture, picture_tensor, read_folder
 from dekag.types import Image, InputError
-from dekag.wire.files import write_json
+from dekag.wire.files import replacing, write_json
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
@@ -184,17 +184,21 @@ class ImageEndpoint:
         status = error.status_code
         if status in {401, 403}:
             return f"{self.base_url} refused the key with {status}; put a valid one into {self.api_key_env}"
-        said = _plain(error.message.removeprefix(f"Error code: {status}").replace(key, "***"), 200)
-        said = f"{status} {said}".strip()
-        if error.code in _REFUSALS:
-            return f"{self.base_url} refused what it says ({said}); reword it or leave it out"
-        if status == 404:
-            return f"no model {self.model!r} or no images at {self.base_url} ({said}); check both"
-        if status == 429:
-            return f"{self.base_url} is still too busy ({said}); wait, or lower concurrency"
+        message = _plain(error.message.removeprefix(f"Error code: {status}").replace(key, "***"), 200)
+        return self._answer(status, error.code, f"{status} {message}".strip())
+
+    def _answer(self, status: int, code: str | None, message: str) -> str:
+        """What an answer of that status means; the message is the server's."""
+        server = self.base_url
+        if code in _REFUSALS:
+            return f"{server} refused what it says ({message}); reword it or leave it out"
         if status >= 500:
-            return f"{self.base_url} failed in {calls} ({said}); look at the server, then go on"
-        return f"{self.base_url} did not take the request ({said}); change what it names"
+            return f"{server} failed in {self.retries + 1} calls ({message}); look at the server, then go on"
+        meanings = {
+            404: f"no model {self.model!r} or no images at {server} ({message}); check both",
+            429: f"{server} is still too busy ({message}); wait, or lower concurrency",
+        }
+        return meanings.get(status, f"{server} did not take the request ({message}); change what it names")
 
     def _client(self, key: str) -> "OpenAI":
         try:
@@ -243,7 +247,7 @@ def draw_to_folder(
 ) -> int:
     """Draw one image for each prompt and its seed into a folder for `read_folder`; returns the number drawn now.
 
-    index.json is as `dekag generate` writes it, with the model and size of every image, and is written anew
+    index.json is as `dekag.tasks.generate` writes it, with the model and size of every image, and is written anew
     with every image. An image that it records for the same prompt, seed, model and size is not drawn again,
     so after an error or an interruption the same call goes on where the last one ended. Images that are not
     asked for any more stay as files and under "unused". To redraw an image, delete its file.
@@ -263,11 +267,9 @@ def draw_to_folder(
 
     def keep(number: int, picture: Picture) -> None:
         nonlocal done
-        folder.mkdir(parents=True, exist_ok=True)
         name = _file_name(number, orders[number])
-        part = folder / f".{name}.part"
-        picture.save(part, format="PNG", optimize=True)
-        part.replace(folder / name)
+        with replacing(folder / name) as part:
+            picture.save(part, format="PNG", optimize=True)
         files[orders[number]] = name
         _write_index(folder, endpoint, orders, files)
         done += 1
@@ -308,9 +310,7 @@ def _write_index(
         "images": [{"file": files[order], **asdict(order)} for order in asked],
         "unused": [{"file": files[order], **asdict(order)} for order in unused],
     }
-    part = folder / f".{INDEX}.part"
-    write_json(part, index)
-    part.replace(folder / INDEX)
+    write_json(folder / INDEX, index)
 
 
 def _file_name(number: int, order: Order) -> str:

@@ -44,7 +44,7 @@ def read_folder(folder: Path, *, pixels: int | None = None) -> CloudImages:
     """Prompts and images of a folder, all of them in memory; image i belongs to prompt i.
 
     The first of these layouts that the folder has is read:
-    - `index.json`, as `dekag generate` writes it: `{"images": [{"file": ..., "prompt": ...}, ...]}`. It is
+    - `index.json`, as `dekag.tasks.generate` writes it: `{"images": [{"file": ..., "prompt": ...}, ...]}`. It is
       the whole truth: other files are left alone.
     - `metadata.jsonl`, an imagefolder of Hugging Face: `{"file_name": ..., "text": ...}` a line; "caption" or
       "prompt" do as well. Images beside it that it does not name are an error.
@@ -143,10 +143,10 @@ def _indexed(folder: Path) -> _Rows:
         entries = json.loads(_text(where))["images"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f'{where} must be JSON as dekag generate writes it, {{"images": [{{"file": ..., "prompt": ...}}]}}'
+            f'{where} must be JSON of the form {{"images": [{{"file": ..., "prompt": ...}}]}}'
         ) from error
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{where} lists no images; draw them again with dekag generate")
+        raise InputError(f"{where} lists no images; draw them again")
     rows = [
         _row(f"{where}: image {number}", folder, entry, "file", ("prompt",))
         for number, entry in enumerate(entries, 1)

@@ -93,7 +93,7 @@ def _bound_one(
 
 
 def _outage(spectrum: Spectrum, fades: _Fades, distortion: Float[Tensor, " fades"]) -> float:
-    """min over r of P(R(h) >= r) D(r) + P(R(h) < r) D(0), with r among the rates of the fades."""
+    """The minimum over r of P(R(h) >= r) D(r) + P(R(h) < r) D(0), with r among the rates of the fades."""
     reach = fades.weight.flip(0).cumsum(0).flip(0)
     lost = spectrum.double().mean()
     return float((lost + reach * (distortion - lost)).min())

@@ -5,7 +5,6 @@ the same bytes wherever the same versions are installed. All lengths here are in
 """
 
 import contextlib
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from dekag.evaluation.statistics import Mean
 from dekag.types import InputError
+from dekag.wire.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +91,7 @@ def report_figure(
         if len(images) != len(columns):
             raise InputError(f"row {label!r} needs {len(columns)} images, one a column, got {len(images)}")
     side = min(LARGEST, (WIDTH - 2 * MARGIN - LABEL_WIDTH) / len(columns) - GAP)
-    captions = [_wrap(caption, side, SMALL, most=4) for caption in columns]
+    captions = [_wrap(caption, side, SMALL, max_lines=4) for caption in columns]
     top = 2 * MARGIN + max(len(lines) for lines in captions) * SMALL * LINE
     panel = top + len(rows) * (side + GAP) + 3 * MARGIN
     with default_style():
@@ -122,7 +122,7 @@ def contact_sheet(images: Pictures, captions: Sequence[str], columns: int = 8) -
             f" captions in {columns} columns"
         )
     side = (WIDTH - 2 * MARGIN) / columns - 2 * GAP
-    wrapped = [_wrap(caption, side + GAP, SMALL - 1, most=3) for caption in captions]
+    wrapped = [_wrap(caption, side + GAP, SMALL - 1, max_lines=3) for caption in captions]
     pitch = side + 2 * GAP + max(len(lines) for lines in wrapped) * (SMALL - 1) * LINE + MARGIN
     with default_style():
         sheet = blank_sheet(MARGIN + pitch * -(-len(images) // columns))
@@ -142,14 +142,8 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".png":
         raise InputError(f"figures are PNG files, got {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with default_style():
-            figure.savefig(unfinished, format="png", dpi="figure", metadata={"Software": None})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as part, default_style():
+        figure.savefig(part, format="png", dpi="figure", metadata={"Software": None})
 
 
 def _panel(sheet: Sheet, curves: Mapping[str, tuple[Sequence[float], Sequence[Mean]]], top: float) -> None:
@@ -207,7 +201,9 @@ def default_style() -> contextlib.AbstractContextManager[None]:
     return style.context("default")
 
 
-def _wrap(text: str, width: float, size: float, *, most: int | None = None) -> list[str]:
-    """At most `most` lines of about `width` inches; a letter is taken to be 0.55 of the font size wide."""
+def _wrap(text: str, width: float, size: float, *, max_lines: int | None = None) -> list[str]:
+    """At most `max_lines` lines of about `width` inches; a letter is taken to be 0.55 of the font size wide."""
     letters = max(8, int(width * 72 / (0.55 * size)))
-    return textwrap.wrap(text, letters, break_on_hyphens=False, max_lines=most, placeholder=" ...") or [""]
+    return textwrap.wrap(text, letters, break_on_hyphens=False, max_lines=max_lines, placeholder=" ...") or [
+        ""
+    ]

@@ -87,14 +87,14 @@ def score_generation(
     cosines = _Cosines(drawn=drawn, leaders=leaders, seed=seed, values=_judged(drawn, judges))
     return GenerationScores(
         consistency={
-            arm: {name: mean_interval(_mean(v), drawn.prompts) for name, v in by_judge.items()}
-            for arm, by_judge in cosines.values.items()
+            method: {name: mean_interval(_mean(v), drawn.prompts) for name, v in by_judge.items()}
+            for method, by_judge in cosines.values.items()
         },
         gain_percent={
-            arm: paired_relative_gain(
-                cosines.total(BASELINE), cosines.total(arm), clusters=drawn.prompts, seed=seed
+            method: paired_relative_gain(
+                cosines.total(BASELINE), cosines.total(method), clusters=drawn.prompts, seed=seed
             )
-            for arm in cosines.methods
+            for method in cosines.methods
         },
         **({} if drawn.ceiling is None else _gap(cosines)),
     )
@@ -108,11 +108,11 @@ def _judged(drawn: Drawn, judges: Mapping[str, Judge]) -> dict[str, dict[str, li
     # the cosine of `consistency`, with the cloud's images encoded once
     cloud = {name: judge(drawn.cloud) for name, judge in judges.items()}
     return {
-        arm: {
+        method: {
             name: [(cloud[name] * judge(images)).sum(1) for images in drawings]
             for name, judge in judges.items()
         }
-        for arm, drawings in against.items()
+        for method, drawings in against.items()
     }
 
 
@@ -128,22 +128,22 @@ class _Cosines:
     @property
     def methods(self) -> list[str]:
         """The arms that are compared with the baseline."""
-        return [arm for arm in self.drawn.arms if arm != BASELINE]
+        return [method for method in self.drawn.arms if method != BASELINE]
 
-    def total(self, arm: str) -> PerImage:
+    def total(self, method: str) -> PerImage:
         """Sum over the leading judges of an arm's mean over its training seeds."""
-        return _sum([_mean(self.values[arm][name]) for name in self.leaders])
+        return _sum([_mean(self.values[method][name]) for name in self.leaders])
 
-    def of_seed(self, arm: str, number: int) -> PerImage:
+    def of_seed(self, method: str, number: int) -> PerImage:
         """As `total`, for one training seed."""
-        return _sum([self.values[arm][name][number] for name in self.leaders])
+        return _sum([self.values[method][name][number] for name in self.leaders])
 
     def closed(self, before: PerImage, after: PerImage, ceiling: PerImage) -> Mean:
         return gap_closed(before, after, ceiling, clusters=self.drawn.prompts, seed=self.seed)
 
-    def closed_for(self, arm: str, judge: str) -> Mean:
+    def closed_for(self, method: str, judge: str) -> Mean:
         """The gap closed under one judge."""
-        before, after, ceiling = (_mean(self.values[each][judge]) for each in (BASELINE, arm, CEILING))
+        before, after, ceiling = (_mean(self.values[each][judge]) for each in (BASELINE, method, CEILING))
         return self.closed(before, after, ceiling)
 
 
@@ -153,22 +153,23 @@ def _gap(cosines: _Cosines) -> dict[str, Any]:
     room = float((best - plain).mean())
     methods = cosines.methods
     ours = "makd_short" if "makd_short" in methods else "makd"
-    others = [arm for arm in methods if arm not in ("makd", ours)] if ours in methods else []
+    others = [method for method in methods if method not in ("makd", ours)] if ours in methods else []
     return {
-        "gap_closed": {arm: cosines.closed(plain, cosines.total(arm), best) for arm in methods},
+        "gap_closed": {method: cosines.closed(plain, cosines.total(method), best) for method in methods},
         "by_judge": {
-            arm: {judge: cosines.closed_for(arm, judge) for judge in cosines.values[arm]} for arm in methods
+            method: {judge: cosines.closed_for(method, judge) for judge in cosines.values[method]}
+            for method in methods
         },
         "by_training_seed": {
-            arm: [
-                float((cosines.of_seed(arm, number) - plain).mean()) / room
-                for number in range(len(cosines.drawn.arms[arm]))
+            method: [
+                float((cosines.of_seed(method, number) - plain).mean()) / room
+                for number in range(len(cosines.drawn.arms[method]))
             ]
-            for arm in methods
+            for method in methods
         },
         "lead": {
-            arm: mean_interval((cosines.total(ours) - cosines.total(arm)) / room, cosines.drawn.prompts)
-            for arm in others
+            method: mean_interval((cosines.total(ours) - cosines.total(method)) / room, cosines.drawn.prompts)
+            for method in others
         },
     }
 

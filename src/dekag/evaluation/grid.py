@@ -20,15 +20,23 @@ class GridChannel(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What tables and files call the channel."""
+        ...
 
     @property
-    def family(self) -> str: ...
+    def family(self) -> str:
+        """What figures sum the channel up by."""
+        ...
 
     @property
-    def channel(self) -> Channel: ...
+    def channel(self) -> Channel:
+        """The channel itself."""
+        ...
 
-    def condition(self, *, uses: int, snr_db: float) -> Condition: ...
+    def condition(self, *, uses: int, snr_db: float) -> Condition:
+        """The condition of one image at so many uses and an SNR in dB."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,7 @@ class NamedGridChannel:
 
     @property
     def family(self) -> str:
-        """Of the table."""
+        """The family that the table of channels gives."""
         return NAMED[self.name].family or self.name
 
     @property

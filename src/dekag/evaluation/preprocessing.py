@@ -6,7 +6,7 @@ fill fields that the file leaves out by the class that they guess; here the file
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from transformers import ImageProcessingMixin
 
 from dekag.types import Image, InputError
 
-RESAMPLING = {2: "bilinear", 3: "bicubic"}
+Resampling = Literal["bilinear", "bicubic"]
+RESAMPLING: dict[int, Resampling] = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers of the filters that torch has too, antialiased alike."""
 WHOLE = 384
 """Pixels from which on ConvNeXt is shown the whole picture."""
@@ -35,7 +36,7 @@ class Preprocessing:
 
     resize: int | Size
     crop: Size | None = None
-    resample: str = "bicubic"
+    resample: Resampling = "bicubic"
     mean: Colour
     std: Colour
 

@@ -85,8 +85,8 @@ class DiffusersGenerator:
     def at_once(self) -> int:
         """Pictures that are drawn in one call of the pipeline."""
         family = FAMILIES.get(type(self.pipeline).__name__)
-        most = None if family is None else family.at_once
-        return self.sampling.batch if most is None else min(most, self.sampling.batch)
+        limit = None if family is None else family.at_once
+        return self.sampling.batch if limit is None else min(limit, self.sampling.batch)
 
     def __call__(
         self, prompts: Sequence[str], *, seeds: Sequence[int], on_step: OnStep | None = None
@@ -99,12 +99,12 @@ class DiffusersGenerator:
         prompts = _paired(prompts, seeds)
         family = self.family
         with self.active():
-            prompts = self._said(prompts)
+            prompts = self._with_metaword(prompts)
             self._warn_truncated(prompts)
             parts: list[Latent] = []
-            for some, own in self._chunks(prompts, seeds):
-                watched = self._watched(len(some), sum(map(len, parts)), on_step)
-                drawn = self._run(some, own, output_type="latent", **self._noise(own), **watched)
+            for texts, numbers in self._chunks(prompts, seeds):
+                watched = self._watched(len(texts), sum(map(len, parts)), on_step)
+                drawn = self._run(texts, numbers, output_type="latent", **self._noise(numbers), **watched)
                 parts.append(family.from_pipeline(self.pipeline, drawn))
         return torch.cat(parts)
 
@@ -113,15 +113,15 @@ class DiffusersGenerator:
         prompts = _paired(prompts, seeds)
         family, pipeline, parts = self.family, self.pipeline, []
         with self.active():
-            for some, own in self._chunks(self._said(prompts), seeds):
-                states = [self._mapped(own).to(self.denoiser.device)]
+            for texts, numbers in self._chunks(self._with_metaword(prompts), seeds):
+                states = [self._mapped(numbers).to(self.denoiser.device)]
 
                 def keep(_: int, step: int, left: Latent, states: list[Tensor] = states) -> None:
                     states.append(left)
 
                 start = family.to_pipeline(pipeline, states[0]).to(next(self.denoiser.parameters()))
-                watched = self._watched(len(some), 0, keep)
-                self._run(some, own, output_type="latent", latents=start, **watched)
+                watched = self._watched(len(texts), 0, keep)
+                self._run(texts, numbers, output_type="latent", latents=start, **watched)
                 parts.append(torch.stack(states, dim=1))
         return torch.cat(parts)
 
@@ -142,8 +142,8 @@ class DiffusersGenerator:
         prompts = _paired(prompts, seeds)
         with self.active():
             parts = [
-                self._run(some, own, output_type="pt", **self._noise(own))
-                for some, own in self._chunks(self._said(prompts), seeds)
+                self._run(texts, numbers, output_type="pt", **self._noise(numbers))
+                for texts, numbers in self._chunks(self._with_metaword(prompts), seeds)
             ]
         return torch.cat(parts).float().clamp(0, 1).cpu()
 
@@ -169,7 +169,7 @@ class DiffusersGenerator:
                 stack.enter_context(_adapters(self.denoiser, self.adapters))
             yield
 
-    def _said(self, prompts: Sequence[str]) -> tuple[str, ...]:
+    def _with_metaword(self, prompts: Sequence[str]) -> tuple[str, ...]:
         """The prompts as the pipeline is to read them."""
         word = self.metaword
         return tuple(prompts if word is None else (word.word.add_to(prompt) for prompt in prompts))
@@ -187,9 +187,9 @@ class DiffusersGenerator:
             return {}
         like = torch.empty(images, *self.family.shape(self.pipeline, self.pixels), device="meta")
 
-        def ended(_: Any, step: int, timestep: Any, told: dict[str, Tensor]) -> dict[str, Tensor]:
-            on_step(first, step + 1, self.family.from_step(told["latents"], like=like))
-            return told
+        def ended(_: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            on_step(first, step + 1, self.family.from_step(tensors["latents"], like=like))
+            return tensors
 
         return {"callback_on_step_end": ended}
 
@@ -203,8 +203,8 @@ class DiffusersGenerator:
     def _mapped(self, seeds: Sequence[int]) -> Latent:
         """The initial noise of each seed, on the CPU."""
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
-        own = torch.cat([self.family.noise(self.pipeline, rng, pixels=self.pixels) for rng in rngs])
-        return own if self.noise_map is None else torch.einsum("dc,bcij->bdij", self.noise_map, own)
+        noise = torch.cat([self.family.noise(self.pipeline, rng, pixels=self.pixels) for rng in rngs])
+        return noise if self.noise_map is None else torch.einsum("dc,bcij->bdij", self.noise_map, noise)
 
     @torch.no_grad()
     def _run(self, prompts: list[str], seeds: Sequence[int], **options: Any) -> Tensor:
@@ -226,10 +226,10 @@ class DiffusersGenerator:
         name = type(self.pipeline).__name__
         if name in FAMILIES:
             return FAMILIES[name].arguments(self.pipeline, prompts)
-        told = {"prompt": prompts, **OPTIONS.get(name, {})}
-        if "negative_prompt" in told:
-            told["negative_prompt"] = [told["negative_prompt"]] * len(prompts)
-        return told
+        arguments = {"prompt": prompts, **OPTIONS.get(name, {})}
+        if "negative_prompt" in arguments:
+            arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
+        return arguments
 
     def _warn_truncated(self, prompts: Sequence[str]) -> None:
         for tokenizer in self.family.encoders.values():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor
+from typing_extensions import override
 
 from dekag.types import Image, InputError, Latent
 
@@ -40,7 +41,7 @@ class Family(ABC):
         """What the denoiser is told of the prompts; differentiable in the token embeddings."""
 
     @abstractmethod
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The denoiser's output for noised latents at the scheduler's timesteps [batch], in the latents' shape."""
 
     @abstractmethod
@@ -103,6 +104,7 @@ class StableDiffusion(Family):
         r"|to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2)$"
     )
 
+    @override
     def condition(self, pipeline: Any, prompts: Sequence[str]) -> Conditioning:
         device = pipeline.text_encoder.device
         states, _ = pipeline.encode_prompt(
@@ -110,11 +112,13 @@ class StableDiffusion(Family):
         )
         return {"states": states}
 
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    @override
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         unet = pipeline.unet
-        predicted: Tensor = unet(noised.to(unet.dtype), timesteps, told["states"]).sample
+        predicted: Tensor = unet(noised.to(unet.dtype), timesteps, conditioning["states"]).sample
         return predicted
 
+    @override
     def shape(self, pipeline: Any, pixels: int | None) -> tuple[int, int, int]:
         config = pipeline.unet.config
         side = config.sample_size if pixels is None else pixels // pipeline.vae_scale_factor
@@ -127,31 +131,36 @@ class StableDiffusionXL(StableDiffusion):
 
     encoders: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
+    @override
     def condition(self, pipeline: Any, prompts: Sequence[str]) -> Conditioning:
         states, _, pooled, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
         return {"states": states, "pooled": pooled}
 
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    @override
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         unet = pipeline.unet
         rows, cols = (side * pipeline.vae_scale_factor for side in noised.shape[-2:])
         # original size, crop and target size of an uncropped picture
-        sizes = told["pooled"].new_tensor([rows, cols, 0, 0, rows, cols]).expand(len(noised), -1)
+        sizes = conditioning["pooled"].new_tensor([rows, cols, 0, 0, rows, cols]).expand(len(noised), -1)
         predicted: Tensor = unet(
             noised.to(unet.dtype),
             timesteps,
-            told["states"],
-            added_cond_kwargs={"text_embeds": told["pooled"], "time_ids": sizes},
+            conditioning["states"],
+            added_cond_kwargs={"text_embeds": conditioning["pooled"], "time_ids": sizes},
         ).sample
         return predicted
 
+    @override
     def encode(self, pipeline: Any, image: Image) -> Latent:
         with _upcast(pipeline.vae):
             return super().encode(pipeline, image)
 
+    @override
     def decode(self, pipeline: Any, latent: Latent) -> Image:
         with _upcast(pipeline.vae):
             return super().decode(pipeline, latent)
 
+    @override
     def statistics(self, vae: Any) -> tuple[Tensor | float, Tensor | float]:
         mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
         if mean is None or std is None:
@@ -171,16 +180,18 @@ class PRX(Family):
     at_once = 1
     """With guidance, diffusers 0.42 gives the transformer two times however many prompts there are."""
 
+    @override
     def arguments(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Any]:
-        told, empty = self.condition(pipeline, prompts), self.condition(pipeline, [""] * len(prompts))
+        conditioning, empty = self.condition(pipeline, prompts), self.condition(pipeline, [""] * len(prompts))
         return {
-            "prompt_embeds": told["states"],
-            "prompt_attention_mask": told["mask"],
+            "prompt_embeds": conditioning["states"],
+            "prompt_attention_mask": conditioning["mask"],
             "negative_prompt_embeds": empty["states"],
             "negative_prompt_attention_mask": empty["mask"],
             "use_resolution_binning": False,
         }
 
+    @override
     def condition(self, pipeline: Any, prompts: Sequence[str]) -> Conditioning:
         encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
         # the pipeline's own reading has no gradient
@@ -197,16 +208,18 @@ class PRX(Family):
             "mask": mask,
         }
 
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    @override
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         transformer = pipeline.transformer
         predicted: Tensor = transformer(
             hidden_states=noised.to(transformer.dtype),
             timestep=timesteps / pipeline.scheduler.config.num_train_timesteps,
-            encoder_hidden_states=told["states"],
-            attention_mask=told["mask"],
+            encoder_hidden_states=conditioning["states"],
+            attention_mask=conditioning["mask"],
         ).sample
         return predicted
 
+    @override
     def shape(self, pipeline: Any, pixels: int | None) -> tuple[int, int, int]:
         side = (pixels or pipeline.get_default_resolution()) // pipeline.vae_scale_factor
         return pipeline.vae.config.latent_channels, side, side
@@ -214,8 +227,11 @@ class PRX(Family):
 
 @dataclass(frozen=True)
 class Flux2Klein(Family):
-    """FLUX.2 klein (Black Forest Labs 2026): a two-stream transformer told of states of several layers of a
-    Qwen3 language model; rectified flow. Latents are 2 x 2 patches of the autoencoder's, whitened."""
+    """FLUX.2 klein (Black Forest Labs 2026): a two-stream transformer with rectified flow.
+
+    It is conditioned on states of several layers of a Qwen3 language model. Latents are 2 x 2 patches of the
+    autoencoder's, whitened.
+    """
 
     layers: tuple[int, ...] = (9, 18, 27)
     """Layers of the language model whose states are read."""
@@ -224,44 +240,53 @@ class Flux2Klein(Family):
         r"|\.to_qkv_mlp_proj|\.linear_in|\.linear_out)$"
     )
 
+    @override
     def arguments(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Any]:
         return {"prompt": list(prompts), "text_encoder_out_layers": self.layers}
 
+    @override
     def condition(self, pipeline: Any, prompts: Sequence[str]) -> Conditioning:
         states, places = pipeline.encode_prompt(list(prompts), text_encoder_out_layers=self.layers)
         return {"states": states, "places": places}
 
-    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, told: Conditioning) -> Tensor:
+    @override
+    def predict(self, pipeline: Any, noised: Latent, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         transformer = pipeline.transformer
         predicted: Tensor = transformer(
             hidden_states=noised.to(transformer.dtype).flatten(2).mT,
             timestep=timesteps / 1000,
-            encoder_hidden_states=told["states"],
-            txt_ids=told["places"],
+            encoder_hidden_states=conditioning["states"],
+            txt_ids=conditioning["places"],
             img_ids=pipeline._prepare_latent_ids(noised).to(noised.device),
         ).sample
         return predicted.mT.reshape(noised.shape)
 
+    @override
     def shape(self, pipeline: Any, pixels: int | None) -> tuple[int, int, int]:
         scale = pipeline.vae_scale_factor
         side = (pixels or pipeline.default_sample_size * scale) // (2 * scale)
         return pipeline.transformer.config.in_channels, side, side
 
+    @override
     def scaled(self, vae: Any, raw: Tensor) -> Latent:
         return super().scaled(vae, torch.nn.functional.pixel_unshuffle(raw, 2))
 
+    @override
     def unscaled(self, vae: Any, latent: Latent) -> Tensor:
         return torch.nn.functional.pixel_shuffle(super().unscaled(vae, latent), 2)
 
+    @override
     def statistics(self, vae: Any) -> tuple[Tensor | float, Tensor | float]:
         mean, variance = (
             values[:, None, None].float() for values in (vae.bn.running_mean, vae.bn.running_var)
         )
         return mean, (variance + vae.config.batch_norm_eps).rsqrt()
 
+    @override
     def from_pipeline(self, pipeline: Any, latents: Tensor) -> Latent:
         return self.scaled(pipeline.vae, latents.float())
 
+    @override
     def from_step(self, latents: Tensor, *, like: Latent) -> Latent:
         return latents.float().mT.reshape(like.shape)
 
@@ -291,10 +316,12 @@ def make_adaptable(pipeline: Any) -> None:
     if family is None:
         return
     denoiser = getattr(pipeline, family.denoiser)
-    own = type(denoiser)
-    if not issubclass(own, PeftAdapterMixin):
+    original = type(denoiser)
+    if not issubclass(original, PeftAdapterMixin):
         # of the same name, so that it is saved as what it is
-        denoiser.__class__ = type(own.__name__, (own, PeftAdapterMixin), {"__module__": own.__module__})
+        denoiser.__class__ = type(
+            original.__name__, (original, PeftAdapterMixin), {"__module__": original.__module__}
+        )
 
 
 def _likeliest(encoded: Any) -> Tensor:

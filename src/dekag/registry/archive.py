@@ -21,10 +21,9 @@ from typing import Final
 from tuf.api.metadata import Metadata, Timestamp
 
 from dekag.bundle.bundle import load_bundle
-from dekag.bundle.container import MAX_BYTES, beside, plain_text
+from dekag.bundle.container import MAX_BYTES, plain_text
 from dekag.registry.client import TRUSTED_ROOT, RegistryClient
 from dekag.registry.download import Order, download, pull_blob, read_blob
-from dekag.registry.durable import write_whole
 from dekag.registry.faults import RegistryError
 from dekag.registry.listing import Blob, Listing
 from dekag.registry.moment import Moment, channel_names
@@ -32,6 +31,7 @@ from dekag.registry.signed import MAX_METADATA_BYTES, TIMESTAMP, metadata_path, 
 from dekag.registry.source import FolderSource, Stream
 from dekag.registry.storage import FolderStorage
 from dekag.types import InputError
+from dekag.wire.files import beside, put_in_place, write_bytes
 
 _WORK: Final = ".import-"
 _BLOCK: Final = tarfile.BLOCKSIZE
@@ -62,7 +62,7 @@ def export_archive(url: str, out: Path, *, root: bytes, channels: Sequence[str] 
                 _stage_blob(moment, listing.canary, stage)
         _stage_metadata(client, stage)
         _write_tar(stage, work / "tar")
-        os.replace(work / "tar", out)
+        put_in_place(work / "tar", out)
     return listings
 
 
@@ -85,7 +85,7 @@ def import_archive(tar: Path, folder: Path, *, root: bytes | None = None) -> lis
         blobs, listings = _verified(moment, client.metadata, stage)
         signed = _signed(client.metadata)
         _refuse_strays(tar, stage, signed.keys(), {blob.sha256 for blob in blobs})
-        write_whole(anchor, (memory / TRUSTED_ROOT).read_bytes())
+        write_bytes(anchor, (memory / TRUSTED_ROOT).read_bytes())
         for blob in blobs:
             _install(stage / "targets" / blob.sha256, folder / blob.path)
         for name, path in signed.items():
@@ -144,15 +144,12 @@ def _stage_metadata(client: RegistryClient, stage: Path) -> None:
 
 def _write_tar(stage: Path, out: Path) -> None:
     """A tar without times or owners, the same for the same contents."""
-    with out.open("xb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for path in sorted(stage.glob("*/*")):
-                member = tarfile.TarInfo(str(path.relative_to(stage)))
-                member.size = path.stat().st_size
-                with path.open("rb") as content:
-                    archive.addfile(member, content)
-        file.flush()
-        os.fsync(file.fileno())
+    with tarfile.open(out, mode="x", format=tarfile.USTAR_FORMAT) as archive:
+        for path in sorted(stage.glob("*/*")):
+            member = tarfile.TarInfo(str(path.relative_to(stage)))
+            member.size = path.stat().st_size
+            with path.open("rb") as content:
+                archive.addfile(member, content)
 
 
 def _unpack(tar: Path, stage: Path) -> None:
@@ -250,5 +247,4 @@ def _refuse_strays(tar: Path, stage: Path, signed: Set[str], digests: set[str]) 
 
 def _install(path: Path, target: Path) -> None:
     """Copy a file to its place, whole and on the disk; contents may have several places."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, path.read_bytes())
+    write_bytes(target, path.read_bytes())

@@ -94,6 +94,6 @@ def _checked(raw: bytes) -> _File:
         file: _File = _FILE.validate_json(raw)
     except ValidationError as error:
         detail = error.errors(include_url=False, include_input=False)[0]
-        said = f"{'.'.join(map(str, detail['loc'])) or 'text'}: {detail['msg']}"
-        raise InputError(f"the canary is refused: {plain_text(said)}") from error
+        text = f"{'.'.join(map(str, detail['loc'])) or 'text'}: {detail['msg']}"
+        raise InputError(f"the canary is refused: {plain_text(text)}") from error
     return file

@@ -25,14 +25,15 @@ from tuf.ngclient import FetcherInterface, Updater
 
 from dekag.bundle.container import MAX_BYTES, plain_text
 from dekag.registry.download import Order, Patience, download, pull_blob, read_blob
-from dekag.registry.durable import locked, sync_file, sync_folder, write_whole
 from dekag.registry.faults import Fault, RegistryError
 from dekag.registry.listing import Listing, check_channel
+from dekag.registry.lock import locked
 from dekag.registry.moment import Moment
 from dekag.registry.shelf import INCOMING, Shelf
 from dekag.registry.signed import MAX_METADATA_BYTES
 from dekag.registry.source import Source, open_source
 from dekag.types import InputError
+from dekag.wire.files import sync, write_bytes
 
 TRUSTED_ROOT: Final = "trusted_root.json"
 _FAULTS: tuple[tuple[type[Exception], Fault, str], ...] = (
@@ -120,10 +121,10 @@ class RegistryClient:
         except (RepositoryError, DownloadError) as error:
             raise self._refusal(error, fetcher.path) from error
         if not trusted.exists() or trusted.read_bytes() != root:
-            write_whole(trusted, root)
+            write_bytes(trusted, root)
         for path in self.metadata.glob("*.json"):
-            sync_file(path)
-        sync_folder(self.metadata)
+            sync(path)
+        sync(self.metadata)
         return updater
 
     def _refusal(self, error: Exception, path: str) -> RegistryError:

@@ -111,8 +111,8 @@ def _check_total(where: str, order: Order, stream: Stream) -> None:
     """Refuse another length than may be before any byte is taken."""
     total = stream.total
     if total is not None and (total > order.limit or (order.exact and total != order.limit)):
-        least = "" if order.exact else "at most "
-        raise RegistryError("length", f"{where} has {total} bytes, but must have {least}{order.limit}")
+        bound = "" if order.exact else "at most "
+        raise RegistryError("length", f"{where} has {total} bytes, but must have {bound}{order.limit}")
 
 
 def _drain(where: str, order: Order, stream: Stream, sink: BufferedIOBase, deadline: float) -> None:

@@ -24,12 +24,13 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, with_config
 from securesystemslib.signer import CryptoSigner
 
 from dekag.bundle.digest import canonical_json
-from dekag.registry.durable import place, write_whole
+from dekag.registry.stored import read_stored
 from dekag.types import InputError
+from dekag.wire.files import put_in_place, write_bytes
 
 Role = Literal["root", "targets", "snapshot", "timestamp"]
 ROLES: Final[tuple[Role, ...]] = ("root", "targets", "snapshot", "timestamp")
@@ -53,9 +54,6 @@ class Lifetimes:
     def of(self, role: Role) -> timedelta:
         """The lifetime of one role."""
         return timedelta(days=getattr(self, role))
-
-
-_LIFETIMES = TypeAdapter(Lifetimes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ class Keys:
     def generate(self, role: Role) -> CryptoSigner:
         """A new key of a role, written to the folder."""
         signer = CryptoSigner.generate_ed25519()
-        write_whole(self.folder / _name(role, signer.public_key.keyid), _pem(signer), mode=0o600)
+        write_bytes(self.folder / _name(role, signer.public_key.keyid), _pem(signer), mode=0o600)
         return signer
 
     def retire(self, role: Role, key_id: str) -> None:
@@ -91,7 +89,7 @@ class Keys:
         path = self.folder / _name(role, key_id)
         if path.exists():
             (self.folder / "retired").mkdir(mode=0o700, exist_ok=True)
-            place(path, self.folder / "retired" / path.name)
+            put_in_place(path, self.folder / "retired" / path.name)
 
     @property
     def root(self) -> bytes:
@@ -99,27 +97,19 @@ class Keys:
         path = self.folder / ROOT_FILE
         if not path.exists():
             raise InputError(
-                f"{self.folder} holds no {ROOT_FILE}; give the folder that dekag registry init wrote the keys to"
+                f"{self.folder} holds no {ROOT_FILE}; give the folder of the keys that the registry was made with"
             )
         return path.read_bytes()
 
     def trust(self, root: bytes) -> None:
         """Keep a newer root."""
-        write_whole(self.folder / ROOT_FILE, root)
+        write_bytes(self.folder / ROOT_FILE, root)
 
     @property
     def lifetimes(self) -> Lifetimes:
         """How long signatures last; the usual times if registry.json is not there."""
-        path = self.folder / SETTINGS_FILE
-        if not path.exists():
-            return Lifetimes()
-        try:
-            read: Lifetimes = _LIFETIMES.validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise InputError(
-                f'{path} holds the days that signatures of roles last, as {{"root":365}}'
-            ) from error
-        return read
+        right = 'holds the days that signatures of roles last, as {"root":365}'
+        return read_stored(self.folder / SETTINGS_FILE, Lifetimes, default=Lifetimes(), right=right)
 
 
 @contextmanager
@@ -134,9 +124,9 @@ def new_keys(folder: Path, lifetimes: Lifetimes) -> Iterator[Keys]:
     with tempfile.TemporaryDirectory(prefix=".keys-", dir=folder.parent, ignore_cleanup_errors=True) as stage:
         keys = Keys(folder=Path(stage) / "keys")
         keys.folder.mkdir(mode=0o700)
-        write_whole(keys.folder / SETTINGS_FILE, canonical_json(asdict(lifetimes)) + b"\n")
+        write_bytes(keys.folder / SETTINGS_FILE, canonical_json(asdict(lifetimes)) + b"\n")
         yield keys
-        place(keys.folder, folder)
+        put_in_place(keys.folder, folder)
 
 
 def _name(role: Role, key_id: str) -> str:

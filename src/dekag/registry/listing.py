@@ -6,9 +6,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
-from dekag.bundle.bundle import Digest, Kind
 from dekag.bundle.container import plain_text
 from dekag.bundle.digest import canonical_json
+from dekag.bundle.manifest import Digest, Kind
 from dekag.registry.faults import RegistryError
 from dekag.types import InputError
 
@@ -79,8 +79,8 @@ class Channel:
             read: Channel = _CHANNEL.validate_json(raw)
         except ValidationError as error:
             detail = error.errors(include_url=False, include_input=False)[0]
-            said = f"{'.'.join(map(str, detail['loc'])) or 'text'}: {detail['msg']}"
-            raise RegistryError("damaged", f"channel {channel} is refused: {plain_text(said)}") from error
+            text = f"{'.'.join(map(str, detail['loc'])) or 'text'}: {detail['msg']}"
+            raise RegistryError("damaged", f"channel {channel} is refused: {plain_text(text)}") from error
         if read.channel != channel or len({listed.slot for listed in read.bundles}) != len(read.bundles):
             raise RegistryError(
                 "damaged", f"channel {channel} is refused: it is another's, or lists a slot twice"

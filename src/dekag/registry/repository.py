@@ -18,6 +18,7 @@ from tuf.api.metadata import Metadata, TargetFile
 
 from dekag.bundle.bundle import load_bundle, pack
 from dekag.bundle.container import MAX_BYTES, plain_text
+from dekag.errors import StepError
 from dekag.registry.canary import Canary
 from dekag.registry.faults import RegistryError
 from dekag.registry.keys import ROLES, Keys, Lifetimes, Role, new_keys
@@ -218,9 +219,7 @@ def _published(signing: Signing, prefix: str) -> Listed:
     targets = signing.targets.signed.targets
     found = [name for name in targets if name.endswith(".tar") and name.startswith(prefix)]
     if len(found) != 1:
-        raise InputError(
-            f"{len(found)} published bundles begin with {prefix}; dekag registry list says what there is"
-        )
+        raise StepError(f"{len(found)} published bundles begin with {prefix}", "list what is published")
     custom = targets[found[0]].custom
     return Listed(
         id=found[0].removesuffix(".tar"),

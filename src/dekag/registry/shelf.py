@@ -13,13 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
-from dekag.bundle.bundle import Digest, Kind, load_bundle
+from dekag.bundle.bundle import load_bundle
 from dekag.bundle.digest import canonical_json
+from dekag.bundle.manifest import Digest, Kind
 from dekag.registry.canary import Canary
-from dekag.registry.durable import locked, place, sweep, sync_file, write_whole
+from dekag.registry.lock import locked, remove_unfinished
+from dekag.registry.stored import read_stored
 from dekag.types import InputError
+from dekag.wire.files import put_in_place, sync, write_bytes
 
 STATE = "state.json"
 LOCK = ".lock"
@@ -92,11 +95,11 @@ class State:
     def without(self, bundle_ids: set[str]) -> "State":
         """The state without some bundles."""
         gone = bundle_ids | self.bad.keys()
-        kept = {kind: tuple(i for i in ids if i not in gone) for kind, ids in self.history.items()}
+        retained = {kind: tuple(i for i in ids if i not in gone) for kind, ids in self.history.items()}
         return replace(
             self,
             bundles=tuple(entry for entry in self.bundles if entry.id not in bundle_ids),
-            history={kind: ids for kind, ids in kept.items() if ids},
+            history={kind: ids for kind, ids in retained.items() if ids},
         )
 
 
@@ -158,7 +161,7 @@ class Shelf:
             )
         if canary is not None:
             Canary.from_json(canary)
-        sync_file(tar)
+        sync(tar)
         entry = Entry(
             id=bundle.id,
             kind=bundle.manifest.kind,
@@ -168,8 +171,8 @@ class Shelf:
         )
         with self._changing() as state:
             if canary is not None:
-                write_whole(self._canary(entry.id), canary)
-            place(tar, self._tar(entry.id))
+                write_bytes(self._canary(entry.id), canary)
+            put_in_place(tar, self._tar(entry.id))
             pinned = any(e.pinned for e in state.bundles if e.id == entry.id)
             self._write(state.with_entry(replace(entry, pinned=pinned)))
         return entry.id
@@ -224,12 +227,12 @@ class Shelf:
             for part in (self.folder / INCOMING).glob("*.part"):
                 if time.time() - part.stat().st_mtime > STALE_S:
                     part.unlink()
-            kept = {i for ids in state.history.values() for i in ids[-2:]}
-            kept |= {entry.id for entry in state.bundles if entry.pinned}
+            retained = {i for ids in state.history.values() for i in ids[-2:]}
+            retained |= {entry.id for entry in state.bundles if entry.pinned}
             for kind in {entry.kind for entry in state.bundles}:
                 recent = [entry.id for entry in state.bundles if entry.kind == kind]
-                kept |= set(recent[max(0, len(recent) - self.keep) :])
-            old = [entry.id for entry in state.bundles if entry.id not in kept]
+                retained |= set(recent[max(0, len(recent) - self.keep) :])
+            old = [entry.id for entry in state.bundles if entry.id not in retained]
             self._drop(state, set(old))
         return old
 
@@ -255,7 +258,7 @@ class Shelf:
     def _changing(self) -> Iterator[State]:
         """The state under the lock, after what a kill left behind is put right."""
         with locked(self.folder / LOCK):
-            sweep(self.folder)
+            remove_unfinished(self.folder)
             yield self._recovered(self._read())
 
     def _recovered(self, state: State) -> State:
@@ -292,20 +295,12 @@ class Shelf:
         )
 
     def _read(self) -> State:
-        path = self.folder / STATE
-        if not path.exists():
-            return State()
-        try:
-            state: State = _STATE.validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise InputError(
-                f"{path} is damaged; delete it, and the shelf starts anew with the bundles beside it"
-            ) from error
-        return state
+        right = "is damaged; delete it, and the shelf starts anew with the bundles beside it"
+        return read_stored(self.folder / STATE, State, default=State(), right=right)
 
     def _write(self, state: State) -> None:
         fields = _STATE.dump_python(state, mode="json")
-        write_whole(self.folder / STATE, canonical_json(fields) + b"\n")
+        write_bytes(self.folder / STATE, canonical_json(fields) + b"\n")
 
     def _tar(self, bundle_id: str) -> Path:
         return self.folder / f"{bundle_id}.tar"

@@ -200,7 +200,7 @@ def _verified(
 ) -> Metadata[Any]:
     raw = storage.read(path, max_bytes=MAX_METADATA_BYTES)
     if raw is None:
-        raise RegistryError("missing", f"the registry has no {path}; begin with dekag registry init")
+        raise RegistryError("missing", f"the registry has no {path}; make a registry first")
     metadata = parse_signed(kind, path, raw)
     try:
         if link is not None:

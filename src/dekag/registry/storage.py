@@ -7,8 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
-from dekag.registry.durable import locked, sweep, write_whole
+from dekag.registry.lock import locked, remove_unfinished
 from dekag.types import InputError
+from dekag.wire.files import write_bytes
 
 LOCK = ".lock"
 
@@ -46,17 +47,15 @@ class FolderStorage:
 
     def write(self, path: str, raw: bytes) -> None:
         """As `Storage.write`."""
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, raw)
+        write_bytes(self.folder / path, raw)
 
     @contextmanager
     def alone(self, keys: Path) -> Iterator[None]:
         """As `Storage.alone`: the lock lies in the folder, and what killed publishers left is swept away."""
         with locked(self.folder / LOCK):
             for folder in ("metadata", "targets", "targets/channels"):
-                sweep(self.folder / folder)
-            sweep(keys)
+                remove_unfinished(self.folder / folder)
+            remove_unfinished(keys)
             yield
 
 
@@ -88,7 +87,7 @@ class RemoteStorage:
     def alone(self, keys: Path) -> Iterator[None]:
         """As `Storage.alone`: the lock lies beside the keys, since object stores have none that a kill frees."""
         with locked(keys / LOCK):
-            sweep(keys)
+            remove_unfinished(keys)
             yield
 
     def _address(self, path: str) -> str:

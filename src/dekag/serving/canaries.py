@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from dekag.alignment.updates import apply_generation, apply_transmission
+from dekag.alignment.generation.bundles import apply_generation
+from dekag.alignment.transmission.bundles import apply_transmission
 from dekag.bundle.bundle import load_bundle
 from dekag.registry import Canary
 from dekag.serving.edge.selftest import FLOOR_DB, make_canary

@@ -29,7 +29,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dekag.alignment.transmission.adapted import AdaptedCodec
-from dekag.bundle.container import beside
 from dekag.bundle.digest import digest_json, digest_tensors
 from dekag.channel.erasure import MOST_POWER
 from dekag.codec import AdaptableCodec, PairDecoder, Pairs, TrainableCodec
@@ -37,6 +36,7 @@ from dekag.generation.diffusers import DiffusersGenerator
 from dekag.link import Link
 from dekag.types import Codec, Condition, Image, InputError, Latent
 from dekag.version import __version__
+from dekag.wire.files import beside, put_in_place
 
 OPSET = 18
 GRAPHS = 2
@@ -138,7 +138,7 @@ def export_decoders(folder: Path, link: Link) -> Decoders:
         with beside(folder / "any") as work:
             _export_apart(work, missing)
             for graph in missing:
-                (work / graph.file).replace(folder / graph.file)
+                put_in_place(work / graph.file, folder / graph.file)
     made = [_described(folder / graph.file) for graph in graphs]
     return Decoders(codec=made[0], image=made[1])
 
@@ -203,8 +203,10 @@ def export_graph(path: Path, graph: Graph) -> None:
 
 def _export_apart(folder: Path, graphs: list[Graph]) -> None:
     """Write files in a process of its own, as this one may be drawing meanwhile."""
-    own = [type(module) for graph in graphs for module in graph.module.modules()]
-    if inside := [kind.__name__ for kind in own if kind.__module__ == "__main__" or "<" in kind.__qualname__]:
+    kinds = [type(module) for graph in graphs for module in graph.module.modules()]
+    if inside := [
+        kind.__name__ for kind in kinds if kind.__module__ == "__main__" or "<" in kind.__qualname__
+    ]:
         raise InputError(f"{inside[0]} must be defined in a module that can be imported to leave as ONNX")
     if find_spec("onnxscript") is None:
         raise InputError('decoders as ONNX need the exporter: pip install "dekag[serve]"')
@@ -217,8 +219,8 @@ def _export_apart(folder: Path, graphs: list[Graph]) -> None:
         check=False,
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RuntimeError(f"decoders could not be made: {said[-1] if said else done.returncode}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RuntimeError(f"decoders could not be made: {lines[-1] if lines else done.returncode}")
 
 
 def _sizes(codec: Codec) -> TrainableCodec:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,16 @@ from dekag.registry.repository import Repository
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
+from dekag.training.run import OnStage
 from dekag.types import InputError
 from dekag.world import UPDATE_NAMES, load_world
+from dekag.world.shipped import DEFAULT_WORLD
 
 HOST = "127.0.0.1"
 CHANNEL = "stable"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 CANARY_PROMPTS = 2
-
-Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Site:
     folder: Path
     port: int = 8000
     cloud_port: int = 8001
-    world: str = "emoji"
+    world: str = DEFAULT_WORLD
     """A shipped world or the folder of one, as the services are told it."""
 
     def __post_init__(self) -> None:
@@ -53,12 +53,12 @@ class Site:
 
     @property
     def edge_url(self) -> str:
-        """Of the edge, and of the page."""
+        """Address of the edge, and of the page."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def cloud_url(self) -> str:
-        """Of the cloud, whose registry is below it."""
+        """Address of the cloud, whose registry is below it."""
         return f"http://{HOST}:{self.cloud_port}"
 
     @property
@@ -73,7 +73,7 @@ class Site:
         return self.cloud.keys_folder / "root.json"
 
 
-def prepare(site: Site, *, on_stage: Stage = lambda _: None) -> None:
+def prepare(site: Site, *, on_stage: OnStage = lambda _: None) -> None:
     """Make registry and database where there are none, and publish the world's updates where they are not.
 
     Raises InputError if the world has no update of a kind, or a port is taken.
@@ -101,7 +101,7 @@ def prepare(site: Site, *, on_stage: Stage = lambda _: None) -> None:
 
 
 @contextmanager
-def running(site: Site, *, on_stage: Stage = lambda _: None) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
+def running(site: Site, *, on_stage: OnStage = lambda _: None) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
     """The cloud and the edge, each in a process of its own and ready; both are stopped afterwards.
 
     Raises InputError with what it said last if one of them does not start.
@@ -142,7 +142,7 @@ def until_stopped() -> Iterator[None]:
 
 
 def wait(site: Site, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until somebody interrupts. Raises InputError if a process ends by itself."""
+    """Wait until somebody interrupts. Raises InputError if a process ends by itself."""
     while True:
         for process, name in zip(processes, ("cloud", "edge"), strict=True):
             if process.poll() is not None:
@@ -189,7 +189,7 @@ def _process(
 
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Until the service says that it can work."""
+    """Wait until the service says that it can work."""
     deadline = time.monotonic() + START_SECONDS
     with httpx2.Client(timeout=2.0, trust_env=False) as client:
         while time.monotonic() < deadline:

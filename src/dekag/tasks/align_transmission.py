@@ -3,15 +3,18 @@
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from dekag.alignment.config import CalaConfig
+from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.transmission.adapted import AdaptedCodec
+from dekag.alignment.transmission.bundles import save_transmission
 from dekag.alignment.transmission.methods import adapt
 from dekag.alignment.transmission.train import FAST, ConditionRange, TransmissionData
-from dekag.alignment.updates import apply_generation, save_transmission
-from dekag.bundle.bundle import Bundle, Quantisation, Setting
+from dekag.bundle.bundle import Bundle
+from dekag.bundle.manifest import Quantisation, Setting
 from dekag.codec import TrainableCodec, TrainedRange, save_codec
-from dekag.tasks.align_generation import DISTIL_SEEDS, kept
+from dekag.tasks.material import DISTIL_SEEDS, cached
 from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
 from dekag.training.run import ALONE, Run
@@ -54,7 +57,7 @@ def edge_latents(
         return edge(prompts * draws, seeds=seeds).half().cpu()
 
     run.on_stage(f"edge draws {draws * len(prompts)} latents")
-    return from_main(lambda: kept(run.resume, "edge", draw_all))
+    return from_main(lambda: cached(run.resume, "edge", draw_all))
 
 
 def conditions_of(max_uses: int) -> ConditionRange:
@@ -63,7 +66,9 @@ def conditions_of(max_uses: int) -> ConditionRange:
     return replace(CALA_RANGE, uses=tuple(uses))
 
 
-def transmission_training(method: str, steps: int, seed: int, *, precision: str = "no") -> TrainConfig:
+def transmission_training(
+    method: str, steps: int, seed: int, *, precision: Literal["no", "bf16"] = "no"
+) -> TrainConfig:
     """How CALA and every rival of it are trained; all weights of a codec take a third of the learning rate."""
     return TrainConfig(
         steps=steps,
@@ -122,7 +127,7 @@ def align_transmission(
         TransmissionData(latents=latents, conditions=conditions, batch=task.batch),
         task.size,
         training,
-        checkpoint=run.kept(task.method),
+        checkpoint=run.state_file(task.method),
         on_step=partial(run.on_step, task.method),
     )
     if not isinstance(adapted, AdaptedCodec):

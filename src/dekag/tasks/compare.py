@@ -1,6 +1,6 @@
 """Methods compared on held-out prompts: who draws, and what each of them drew."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.generation.update import remove_update
-from dekag.alignment.updates import apply_generation
 from dekag.bundle.bundle import load_bundle
 from dekag.data.pictures import PictureSet
 from dekag.evaluation.generation import (
@@ -20,12 +20,12 @@ from dekag.evaluation.generation import (
     score_generation,
 )
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.training.run import OnStage
 from dekag.types import Image, InputError
 from dekag.world import Cloud, DrawingMethod, World, locate
 
 Noise = Literal["own", "shared"]
 """Whether the edge draws from noise of its own or from the cloud's, mapped to its latents."""
-OnStage = Callable[[str], None]
 NO_KA = "no_ka"
 """The edge as it is."""
 _PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -197,18 +197,18 @@ class Report:
 def scores_json(scores: GenerationScores) -> dict[str, Any]:
     """Scores of one split as JSON values, method by method; what needs a ceiling is absent where there is none."""
     rows: dict[str, Any] = {}
-    for arm, by_judge in scores.consistency.items():
-        rows[arm] = {"consistency": {judge: mean.to_json() for judge, mean in by_judge.items()}}
-        if arm in scores.gain_percent:
-            rows[arm]["gain_percent"] = scores.gain_percent[arm].to_json()
-        if arm in scores.gap_closed:
-            rows[arm] |= {
-                "way_to_ceiling": scores.gap_closed[arm].to_json(),
-                "way_by_judge": {judge: mean.to_json() for judge, mean in scores.by_judge[arm].items()},
-                "way_by_training_seed": scores.by_training_seed[arm],
+    for method, by_judge in scores.consistency.items():
+        rows[method] = {"consistency": {judge: mean.to_json() for judge, mean in by_judge.items()}}
+        if method in scores.gain_percent:
+            rows[method]["gain_percent"] = scores.gain_percent[method].to_json()
+        if method in scores.gap_closed:
+            rows[method] |= {
+                "way_to_ceiling": scores.gap_closed[method].to_json(),
+                "way_by_judge": {judge: mean.to_json() for judge, mean in scores.by_judge[method].items()},
+                "way_by_training_seed": scores.by_training_seed[method],
             }
-        if arm in scores.lead:
-            rows[arm]["makd_is_ahead_by"] = scores.lead[arm].to_json()
+        if method in scores.lead:
+            rows[method]["makd_is_ahead_by"] = scores.lead[method].to_json()
     return rows
 
 

@@ -1,94 +1,20 @@
-"""What the commands of the command line do; each takes a world and plain values and returns numbers or a bundle."""
+"""A delivery from prompts to the pictures that a user sees, with a report of what it cost."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dekag.bundle.bundle import Quantisation
 from dekag.channel import ChannelSettings, named_channel
-from dekag.data.prompts import read_prompts
-from dekag.evaluation.accuracy import score_accuracy
-from dekag.evaluation.figures import contact_sheet, save_figure
-from dekag.evaluation.generation import EDGE_SEED, draw
-from dekag.evaluation.judges import ClipJudge
 from dekag.evaluation.metrics import psnr_db
-from dekag.evaluation.statistics import Mean
-from dekag.generation.diffusers import DiffusersGenerator
+from dekag.training.run import OnStage
 from dekag.types import Channel, Condition, Delivery, InputError
 from dekag.units import cbr_to_uses
 from dekag.wire.files import staged, write_images, write_json
 from dekag.world import World
-from dekag.world.shipped import shown
-
-Stage = Callable[[str], None]
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds of a comma-separated list."""
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"seeds must be whole numbers separated by commas, as 0,1, got {text!r}") from error
-    if min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise InputError(f"seeds must be distinct and not negative, got {text!r}")
-    return seeds
-
-
-def parse_quantisation(text: str) -> Quantisation:
-    """How an update travels, by name."""
-    names: dict[str, Quantisation] = {"fp32": "fp32", "fp16": "fp16", "int8": "int8", "int4": "int4"}
-    if text not in names:
-        raise InputError(f"quantisation must be {', '.join(names)}, got {text!r}")
-    return names[text]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateTask:
-    """Every prompt of a file with every seed, with the world's update or without."""
-
-    prompts_file: Path
-    seeds: Sequence[int]
-    align: bool
-
-
-def generate(
-    world: World, task: GenerateTask, out: Path, *, device: str | torch.device, on_stage: Stage
-) -> dict[str, Any]:
-    """Draw prompts at the world's edge into a folder; returns what index.json says."""
-    prompts, seeds = read_prompts(task.prompts_file), task.seeds
-    on_stage("load")
-    bundle_id = None
-    if task.align:
-        generator, bundle = world.aligned_edge(device=device)
-        bundle_id = bundle.id
-    else:
-        generator = world.edge(device=device)
-    names = [f"{line:04d}_seed{seed}.png" for line in range(len(prompts)) for seed in seeds]
-    index = {
-        "world": world.name,
-        "model": model_name(world),
-        "bundle": bundle_id,
-        "sampling": {k: v for k, v in asdict(generator.sampling).items() if k != "batch"},
-        "images": [
-            {"file": name, "prompt": prompts[i // len(seeds)], "seed": seeds[i % len(seeds)]}
-            for i, name in enumerate(names)
-        ],
-    }
-    with staged(out) as folder:
-        on_stage("draw")
-        write_images(folder, names, draw(generator, prompts, seeds))
-        write_json(folder / "index.json", index)
-    return index
-
-
-def model_name(world: World) -> str:
-    """The world's edge as an index tells it."""
-    source = world.edge_model.source
-    return "a pipeline in memory" if isinstance(source, DiffusersGenerator) else shown(source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +63,7 @@ class DeliverTask:
 
 
 def deliver(
-    world: World, task: DeliverTask, out: Path, *, device: str | torch.device = "cpu", on_stage: Stage
+    world: World, task: DeliverTask, out: Path, *, device: str | torch.device = "cpu", on_stage: OnStage
 ) -> dict[str, Any]:
     """Deliver prompts, write the received images and report.json; returns the report."""
     on_stage("load")
@@ -174,31 +100,3 @@ def delivery_json(delivery: Delivery, names: Sequence[str]) -> dict[str, Any]:
             "channel_uses": ledger.payload_uses + ledger.pilot_uses + ledger.side_uses,
         },
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccuracyTask:
-    """So many prompts of the world's split `accuracy`, and a contact sheet to write, if any."""
-
-    prompts: int = 113
-    sheet: Path | None = None
-    seed: int = 0
-
-
-def evaluate_accuracy(
-    world: World, task: AccuracyTask, *, device: str | torch.device, on_stage: Stage
-) -> Mean:
-    """Concept accuracy of a world's edge on training concepts with new seeds, under its judge that reads."""
-    texts = world.prompts("accuracy")[: task.prompts]
-    if len(texts) < task.prompts:
-        raise InputError(
-            f"the world {world.name} has {len(texts)} prompts for accuracy, {task.prompts} were asked for"
-        )
-    readers = [judge for judge in world.judges(device=device).values() if isinstance(judge, ClipJudge)]
-    if not readers:
-        raise InputError(f"accuracy needs a judge that reads, as CLIP; the world {world.name} has none")
-    on_stage("draw")
-    images = draw(world.edge(device=device), texts, [EDGE_SEED + task.seed])
-    if task.sheet is not None:
-        save_figure(contact_sheet(images[:64], texts[:64]), task.sheet)
-    return score_accuracy(readers[0], images, texts, seeds=1, seed=task.seed)

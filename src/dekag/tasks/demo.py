@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dekag.alignment.updates import apply_transmission
+from dekag.alignment.transmission.bundles import apply_transmission
 from dekag.bundle.bundle import Bundle, load_bundle
 from dekag.channel import BlockFading
 from dekag.evaluation.generation import Drawn, GenerationScores, score_generation
@@ -188,9 +188,9 @@ def _picture(
     """Rows of the report's picture: the first four prompts of each split."""
 
     def pick(images: dict[str, Tensor]) -> Tensor:
-        return torch.cat([own[: 4 * config.seeds : config.seeds] for own in images.values()])
+        return torch.cat([part[: 4 * config.seeds : config.seeds] for part in images.values()])
 
-    sent = torch.cat([own[:4] for own in latents.values()])
+    sent = torch.cat([part[:4] for part in latents.values()])
 
     def received(codec: Codec) -> Tensor:
         rng = torch.Generator().manual_seed(config.seed)

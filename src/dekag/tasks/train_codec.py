@@ -66,7 +66,7 @@ def train_codec(
             seed=config.seed,
             precision=config.precision,
         ),
-        checkpoint=run.kept("codec"),
+        checkpoint=run.state_file("codec"),
         on_step=partial(run.on_step, "codec"),
     )
 
@@ -114,6 +114,6 @@ def measured_importance(edge: DiffusersGenerator, latents: Latent, seed: int) ->
         if edge.side > PROBE_SIDE
         else PROBES
     )
-    some = latents[:: max(1, len(latents) // many)].float()
+    probes = latents[:: max(1, len(latents) // many)].float()
     rng = torch.Generator().manual_seed(seed)
-    return channel_importance(lambda latent: edge.decode(latent).cpu(), some, rng=rng)
+    return channel_importance(lambda latent: edge.decode(latent).cpu(), probes, rng=rng)

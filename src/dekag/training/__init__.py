@@ -1,0 +1,1 @@
+"""Training loops, their processes and what watches them."""

@@ -7,26 +7,31 @@ of one process that accumulates two shares.
 
 With several processes (`accelerate launch` on GPUs, `torchrun` on CPUs) each holds the whole model. The loss
 closes over the model's parts, so there is no forward pass for DDP to wrap; the loop averages the gradients
-itself, in one exchange a step.
+itself, in one exchange a step. The frozen parameters are the caller's to load alike, everything else is made alike
+here; a parameter without a gradient counts as one with a zero gradient. Only the main process reports, validates and
+writes files; every process must see the checkpoint.
+
+Dropout draws from torch's global generator, which is seeded for every share and is afterwards as it was.
 """
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from dekag.config import check_bounds
 from dekag.training.processes import from_main, mean_over_processes, processes_on, take_from_main
 from dekag.training.schedule import check_rate_factors, rate_factor, warmup_stable_decay
-from dekag.training.trackers import tracking
+from dekag.training.state import TrainingState, copy_values, swapped
+from dekag.training.trackers import UNTRACKED, Log, Tracking, tracked
 from dekag.types import InputError
 
 GOLDEN = 2654435769
@@ -37,8 +42,20 @@ SILVER = 1779033703
 Loss = Callable[[torch.Generator], Tensor]
 """Draws a batch from the generator it is given and returns a scalar loss."""
 
-Validate = Callable[[int], float]
-"""Takes the step and returns a score of the model as it is; higher is better."""
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """A score of the model as it is, given the step; higher is better. It is asked every so many steps and at the end.
+
+    Raises InputError if it is to be asked every 0 steps.
+    """
+
+    score: Callable[[int], float]
+    every: int
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise InputError(f"a validation is made every so many steps, at least 1, got {self.every}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +76,17 @@ class TrainConfig:
     """Pairs of a regular expression on the parameter's name and a factor on its learning rate; the first that
     matches counts. `((r"lora_B", 16.0),)` is LoRA+ (Hayou et al. 2024)."""
     ema_decay: float = 0.999
-    keep: str = "last"
+    keep: Literal["last", "best"] = "last"
     """The average that the model ends with: `last`, or `best`, the one of the highest validation score."""
     max_grad_norm: float = 1.0
     """Bound on the norm of the whole step's gradient."""
     accumulation: int = 1
     """Shares of the batch, one call of the loss each, that a process adds up in a step."""
     seed: int = 0
-    precision: str = "no"
-    """`no` (fp32) or `bf16`; bf16 pays only on processors with matrix units for it (AMX, CUDA)."""
+    precision: Literal["no", "bf16"] = "no"
+    """`no` (fp32) or `bf16`: fp16 would need its loss scaled.
+
+    bf16 pays only on processors with matrix units for it (AMX, CUDA)."""
     checkpoint_every: int = 500
     track_every: int = 10
     """Steps between the values sent to the trackers; each waits for the device."""
@@ -75,12 +94,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 0 or min(self.accumulation, self.checkpoint_every, self.track_every) < 1:
             raise InputError("steps must be at least 0; accumulation and what ends in _every at least 1")
-        if self.precision not in ("no", "bf16"):
-            raise InputError(
-                f"precision must be no or bf16, got {self.precision}; fp16 would need its loss scaled"
-            )
-        if self.keep not in ("last", "best"):
-            raise InputError(f"keep must be last or best, got {self.keep}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,104 +133,39 @@ def train(
     *,
     checkpoint: Path | None = None,
     on_step: Callable[[Progress], None] | None = None,
-    validate: Validate | None = None,
-    validate_every: int = 0,
-    trackers: Sequence[str] = (),
-    logging_dir: Path | None = None,
+    validation: Validation | None = None,
+    tracking: Tracking = UNTRACKED,
 ) -> Trained:
     """Train the parameters of `model` that require a gradient; it ends holding their moving average.
 
     With `checkpoint`, the state is written there every `checkpoint_every` steps and read back if it exists.
-    `validate` is called every `validate_every` steps and after the last one, without gradients, in evaluation
-    mode and with the moving average in place of the parameters. `trackers` are names of accelerate's trackers
-    (tensorboard, wandb, ...) and log loss, learning rate, gradient norm, speed and score; those that write
-    files write below `logging_dir`.
-
-    With several processes, the frozen parameters are the caller's to load alike and everything else is made
-    alike here; a parameter without a gradient counts as one with a zero gradient. Only the main process calls
-    `on_step` and `validate` and writes files; every process must see `checkpoint`.
-
-    Dropout draws from torch's global generator, which is seeded for every share and is afterwards as it was.
+    `validation` is asked without gradients, in evaluation mode and with the moving average in place of the
+    parameters. `tracking` logs loss, learning rate, gradient norm, speed and score.
 
     Raises InputError if a trainable parameter is not float32, or if the checkpoint cannot be read or is that
     of a run with another number of processes, accumulation, seed, rate factors or trainable parameters.
     """
-    if validate is not None and validate_every < 1:
-        raise InputError(f"validate_every must be at least 1 with validate, got {validate_every}")
-    if validate is None and config.keep == "best":
-        raise InputError("keep is best, but nothing tells what is best: give validate")
-    state, processes = _start(model, config)
-    parameters, optimizer = state.parameters, state.optimizer
-    if checkpoint is not None and checkpoint.exists():
-        state.load(checkpoint)
-    if len(set(gather_object([state.step]))) > 1:
-        raise InputError(f"not every process sees {checkpoint}; put it on a file system that they share")
-    device = next(iter(parameters.values())).device
-    autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-    cuda = [device] if device.type == "cuda" else []
-    model.train()
-    started, first = time.monotonic(), state.step
-    with (
-        tracking(trackers, logging_dir, asdict(config), main=processes.is_main_process) as log,
-        torch.random.fork_rng(cuda),
-    ):
+    loop = _start(model, loss, config, checkpoint, validation)
+    state = loop.state
+    with loop.running(tracking) as log:
+        report = _Report(loop=loop, on_step=on_step, log=log if tracking.trackers else None)
         while state.step < config.steps:
             # 1. learning rate of this step
-            rate = config.learning_rate * warmup_stable_decay(
-                state.step, config.steps, config.warmup_steps, config.decay_fraction
-            )
-            for group, factor in zip(optimizer.param_groups, state.factors, strict=True):
-                group["lr"] = rate * factor
+            rate = loop.set_rate()
             # 2. loss and gradient of this process's shares
-            value = torch.zeros((), device=device)
-            for micro in range(config.accumulation):
-                rng = step_rng(config.seed, state.step, processes.process_index * config.accumulation + micro)
-                _seed_dropout(rng, device)
-                with autocast:
-                    part = loss(rng) / config.accumulation
-                part.backward()
-                value = value + part.detach()
+            value = loop.accumulate_gradient()
             # 3. gradient of the whole step
-            if processes.num_processes > 1:
-                value = mean_over_processes(parameters.values(), value)
-            norm = nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm)
+            value, norm = loop.reduce_gradient(value)
             # 4. step and average
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            state.step += 1
-            state.update_average(min(config.ema_decay, state.step / (state.step + 10)))
-            if processes.num_processes > 1:
-                take_from_main(list(model.buffers()))
-            last = state.step == config.steps
+            loop.update()
             # 5. validation
-            if validate is not None and (state.step % validate_every == 0 or last):
-                score = _score(state, validate)
-                state.add_score(score)
-                log({"score": score}, state.step)
+            if validation is not None and loop.is_due(validation.every):
+                log({"score": loop.score(validation)}, state.step)
             # 6. checkpoint and reports
-            if checkpoint is not None and (state.step % config.checkpoint_every == 0 or last):
+            if checkpoint is not None and loop.is_due(config.checkpoint_every):
                 from_main(partial(state.save, checkpoint))
-            speed = (state.step - first) / (time.monotonic() - started)
-            if trackers and (state.step % config.track_every == 0 or last):
-                log(
-                    {
-                        "loss": value.item(),
-                        "learning_rate": rate,
-                        "gradient_norm": norm.item(),
-                        "steps_per_second": speed,
-                    },
-                    state.step,
-                )
-            if on_step is not None and processes.is_main_process:
-                on_step(
-                    Progress(step=state.step, steps=config.steps, loss=value.item(), steps_per_second=speed)
-                )
-    if config.keep == "best" and state.best is None:
-        raise InputError("keep is best, but the run ended without a validation; start it anew to have one")
-    _copy(parameters, state.average if config.keep == "last" or state.best is None else state.best)
-    model.eval()
-    best_step, best_score = state.top or (None, None)
-    return Trained(steps=state.step, best_step=best_step, best_score=best_score, scores=tuple(state.scores))
+            report(rate, value, norm)
+    return _finish(state, config)
 
 
 def checkpoint_gradients(model: nn.Module) -> None:
@@ -232,105 +181,129 @@ def checkpoint_gradients(model: nn.Module) -> None:
         turn_on()
 
 
-@dataclass(kw_only=True)
-class _State:
-    """All that a checkpoint holds."""
+@dataclass(frozen=True, kw_only=True)
+class _Loop:
+    """The steps of one training run on this process; `processes` is accelerate's view of all of them."""
 
-    run: dict[str, object]
-    """What must not change when the run is resumed."""
-    model: nn.Module
-    parameters: dict[str, nn.Parameter]
-    average: dict[str, Tensor]
-    optimizer: torch.optim.Optimizer
-    factors: tuple[float, ...]
-    """Factor on the learning rate of each of the optimiser's groups."""
-    step: int = 0
-    scores: list[tuple[int, float]] = field(default_factory=list)
-    best: dict[str, Tensor] | None = None
-    """The average of the highest score so far."""
+    state: TrainingState
+    loss: Loss
+    config: TrainConfig
+    processes: Any
 
     @property
-    def top(self) -> tuple[int, float] | None:
-        """Step and score of the best validation, the first of equals."""
-        return max(self.scores, key=lambda score: score[1], default=None)
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.state.parameters.values())).device
 
-    @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        torch._foreach_lerp_(
-            list(self.average.values()), [p.data for p in self.parameters.values()], weight=1.0 - decay
+    @contextmanager
+    def running(self, tracking: Tracking) -> Iterator[Log]:
+        """The model in training mode, its trackers, and torch's global generators as they were afterwards."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        self.state.model.train()
+        with (
+            tracked(tracking, asdict(self.config), main=self.processes.is_main_process) as log,
+            torch.random.fork_rng(cuda),
+        ):
+            yield log
+
+    def is_due(self, every: int) -> bool:
+        """Whether what happens every so many steps, and after the last one, happens now."""
+        step = self.state.step
+        return step % every == 0 or step == self.config.steps
+
+    def set_rate(self) -> float:
+        """Give the optimiser the learning rate of this step, and return it."""
+        config, state = self.config, self.state
+        rate = config.learning_rate * warmup_stable_decay(
+            state.step, config.steps, config.warmup_steps, config.decay_fraction
         )
+        for group, factor in zip(state.optimizer.param_groups, state.factors, strict=True):
+            group["lr"] = rate * factor
+        return rate
 
-    def add_score(self, score: float) -> None:
-        """Note the score of the average as it is now, and keep the average if it is the best."""
-        if self.top is None or score > self.top[1]:
-            self.best = {name: mean.clone() for name, mean in self.average.items()}
-        self.scores.append((self.step, score))
+    def accumulate_gradient(self) -> Tensor:
+        """Add up the gradients of this process's shares; returns their mean loss."""
+        config, device = self.config, self.device
+        bf16 = config.precision == "bf16"
+        autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+        value = torch.zeros((), device=device)
+        for micro in range(config.accumulation):
+            share = self.processes.process_index * config.accumulation + micro
+            rng = step_rng(config.seed, self.state.step, share)
+            _seed_dropout(rng, device)
+            with autocast:
+                part = self.loss(rng) / config.accumulation
+            part.backward()
+            value = value + part.detach()
+        return value
 
-    def save(self, path: Path) -> None:
-        """Write the checkpoint; until it is whole, the one before stays."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "run": self.run,
-            "scores": self.scores,
-            "best": self.best,
-        }
-        part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+    def reduce_gradient(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Average gradients and loss over the processes and bound the gradient; returns the loss and the norm."""
+        parameters = self.state.parameters.values()
+        if self.processes.num_processes > 1:
+            value = mean_over_processes(parameters, value)
+        return value, nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
 
-    def load(self, path: Path) -> None:
-        """Take everything from a checkpoint of the same run; raises InputError before anything changed."""
-        content = _read(path)
-        self._check(path, content)
-        self.model.load_state_dict(content["model"])
-        for name, value in self.average.items():
-            value.copy_(content["average"][name])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.step = int(content["step"])
-        self.scores = [(int(step), float(score)) for step, score in content.get("scores", ())]
-        best = content.get("best")
-        self.best = best and {name: best[name].to(mean.device) for name, mean in self.average.items()}
+    def update(self) -> None:
+        """Take the optimiser's step and move the average."""
+        state = self.state
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.update_average(min(self.config.ema_decay, state.step / (state.step + 10)))
+        if self.processes.num_processes > 1:
+            take_from_main(list(state.model.buffers()))
 
-    def _check(self, path: Path, content: dict[str, Any]) -> None:
-        # files of the first format do not tell: then there was one process and no accumulation
-        was = content.get("run", {**self.run, "processes": 1, "accumulation": 1, "rate_factors": ()})
-        for name, value in self.run.items():
-            if was[name] != value:
-                raise InputError(
-                    f"{path} is of a run with {name} {was[name]}, this one has {value}: resume it as it was or "
-                    "choose another checkpoint"
-                )
-        changed = content["average"].keys() ^ self.parameters.keys()
-        if changed or list(content["average"]) != list(self.parameters):
-            which = f"do not both train {min(changed)}" if changed else "order their parameters differently"
-            raise InputError(f"{path} does not fit the model: they {which}")
-        shapes = {name: value.shape for name, value in self.model.state_dict().items()}
-        wrong = shapes.items() ^ {(name, value.shape) for name, value in content["model"].items()}
-        if wrong:
-            raise InputError(f"{path} does not fit the model: they differ in {min(wrong)[0]}")
+    def score(self, validation: Validation) -> float:
+        """Note the main process's score of the moving average, and return it; the others wait for it."""
+        state = self.state
+
+        def value() -> float:
+            with swapped(state.parameters, state.average), torch.no_grad():
+                state.model.eval()
+                score = float(validation.score(state.step))
+                state.model.train()
+            if not math.isfinite(score):
+                raise InputError(f"the validation score must be finite, got {score} at step {state.step}")
+            return score
+
+        state.add_score(from_main(value))
+        return state.scores[-1][1]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # whatever an unpickler makes of damaged bytes
-        raise InputError(
-            f"{path} cannot be read as a checkpoint ({type(err).__name__}): delete it to start anew"
-        ) from err
-    if not isinstance(content, dict) or not {"step", "model", "average", "optimizer"} <= content.keys():
-        raise InputError(f"{path} is not a checkpoint of a training run; choose another name")
-    return content
+@dataclass(kw_only=True)
+class _Report:
+    """What trackers and the caller are told after each step; the speed is that since the report was made."""
+
+    loop: _Loop
+    on_step: Callable[[Progress], None] | None
+    log: Log | None
+
+    def __post_init__(self) -> None:
+        self._started, self._first = time.monotonic(), self.loop.state.step
+
+    def __call__(self, rate: float, value: Tensor, norm: Tensor) -> None:
+        """Tell learning rate, loss and norm of the gradient; each number that is read waits for the device."""
+        loop, step = self.loop, self.loop.state.step
+        speed = (step - self._first) / (time.monotonic() - self._started)
+        if self.log is not None and loop.is_due(loop.config.track_every):
+            numbers = {"loss": value.item(), "learning_rate": rate, "gradient_norm": norm.item()}
+            self.log({**numbers, "steps_per_second": speed}, step)
+        if self.on_step is not None and loop.processes.is_main_process:
+            steps = loop.config.steps
+            self.on_step(Progress(step=step, steps=steps, loss=value.item(), steps_per_second=speed))
 
 
-def _start(model: nn.Module, config: TrainConfig) -> tuple[_State, Any]:
-    """The state before the first step, alike on all processes, and accelerate's view of these."""
+def _start(
+    model: nn.Module,
+    loss: Loss,
+    config: TrainConfig,
+    checkpoint: Path | None,
+    validation: Validation | None,
+) -> _Loop:
+    """The loop before its first step, alike on all processes, or where the checkpoint left it."""
+    if validation is None and config.keep == "best":
+        raise InputError("keep is best, but nothing tells what is best: give a validation")
     parameters = _trainable(model)
     processes = processes_on(next(iter(parameters.values())).device)
     if processes.num_processes > 1:
@@ -342,7 +315,7 @@ def _start(model: nn.Module, config: TrainConfig) -> tuple[_State, Any]:
         betas=config.betas,
         weight_decay=config.weight_decay,
     )
-    state = _State(
+    state = TrainingState(
         run={
             "processes": processes.num_processes,
             "accumulation": config.accumulation,
@@ -355,7 +328,23 @@ def _start(model: nn.Module, config: TrainConfig) -> tuple[_State, Any]:
         optimizer=optimizer,
         factors=tuple(groups),
     )
-    return state, processes
+    if checkpoint is not None and checkpoint.exists():
+        state.load(checkpoint)
+    if len(set(gather_object([state.step]))) > 1:
+        raise InputError(f"not every process sees {checkpoint}; put it on a file system that they share")
+    return _Loop(state=state, loss=loss, config=config, processes=processes)
+
+
+def _finish(state: TrainingState, config: TrainConfig) -> Trained:
+    """Leave the model with the average that was asked for, in evaluation mode."""
+    if config.keep == "best" and state.best is None:
+        raise InputError("keep is best, but the run ended without a validation; start it anew to have one")
+    copy_values(
+        state.parameters, state.average if config.keep == "last" or state.best is None else state.best
+    )
+    state.model.eval()
+    best_step, best_score = state.top or (None, None)
+    return Trained(steps=state.step, best_step=best_step, best_score=best_score, scores=tuple(state.scores))
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -388,34 +377,3 @@ def _seed_dropout(rng: torch.Generator, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
-
-
-def _score(state: _State, validate: Validate) -> float:
-    """The main process's score of the moving average; the others wait for it."""
-
-    def value() -> float:
-        with _swapped(state.parameters, state.average), torch.no_grad():
-            state.model.eval()
-            score = float(validate(state.step))
-            state.model.train()
-        if not math.isfinite(score):
-            raise InputError(f"the validation score must be finite, got {score} at step {state.step}")
-        return score
-
-    return from_main(value)
-
-
-@contextmanager
-def _swapped(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> Iterator[None]:
-    """Let the parameters hold other values, and exactly their own again afterwards."""
-    own = {name: p.detach().clone() for name, p in parameters.items()}
-    _copy(parameters, values)
-    try:
-        yield
-    finally:
-        _copy(parameters, own)
-
-
-@torch.no_grad()
-def _copy(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    torch._foreach_copy_([p.data for p in parameters.values()], [values[name] for name in parameters])

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, get_int_from_env, reduce
 from torch import Tensor, nn
 
-from dekag.types import InputError
+from dekag.types import FieldError, InputError
 
 WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 """Where launchers (torchrun, accelerate, mpirun) put the number of processes."""
@@ -64,7 +64,7 @@ def joined(name: str) -> Iterator[torch.device]:
 def _own_gpu(device: torch.device) -> torch.device:
     """The GPU of this process among those of its node."""
     if device.index is not None:
-        raise InputError(f"each process takes a GPU of its own: give --device cuda, not {device}")
+        raise FieldError(f"each process takes a GPU of its own: device must be cuda, got {device}", "device")
     here, found = get_int_from_env(["LOCAL_WORLD_SIZE"], 1), torch.cuda.device_count()
     if here > found:
         raise InputError(
@@ -121,13 +121,13 @@ def from_main(make: Callable[[], T]) -> T:
             value = make()
         except (InputError, OSError) as error:
             failure = error
-    told: list[Any] = [value, failure and str(failure)]
-    torch.distributed.broadcast_object_list(told, src=0, group=group)
+    message: list[Any] = [value, failure and str(failure)]
+    torch.distributed.broadcast_object_list(message, src=0, group=group)
     if failure is not None:
         raise failure
-    if told[1] is not None:
-        raise InputError(told[1])
-    given: T = told[0]
+    if message[1] is not None:
+        raise InputError(message[1])
+    given: T = message[0]
     return given
 
 

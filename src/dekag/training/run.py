@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from dekag.training.loop import Progress
+from dekag.training.trackers import UNTRACKED as UNTRACKED
+from dekag.training.trackers import Tracking as Tracking
 
 OnStep = Callable[[str, Progress], None]
 """Called with the stage and its progress after each step."""
@@ -16,17 +18,6 @@ OnStage = Callable[[str], None]
 
 def _quiet(*_: object) -> None:
     """Tell nobody."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tracking:
-    """Names of accelerate's trackers, and the folder for those that write files."""
-
-    trackers: tuple[str, ...] = ()
-    folder: Path | None = None
-
-
-UNTRACKED = Tracking()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +33,7 @@ class Run:
     on_step: OnStep = _quiet
     on_stage: OnStage = _quiet
 
-    def kept(self, name: str) -> Path | None:
+    def state_file(self, name: str) -> Path | None:
         """File for the state of a stage; None if nothing is kept."""
         return None if self.resume is None else self.resume / f"{name}.pt"
 

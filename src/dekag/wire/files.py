@@ -1,15 +1,58 @@
-"""Folders that appear whole or not at all, and the files that go into them."""
+"""The one way to write: a file or a folder appears whole or not at all, and outlives a power cut."""
 
 import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dekag.types import Image, InputError
 from dekag.wire.png import png_bytes
+
+TEMPORARY = ".part-"
+"""Beginning of the names of files that are being written; a killed writer leaves one."""
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """An empty file beside `path` to write to, which takes its place once the block ends; its folder is made.
+
+    mode: permissions of the file, from the first byte on.
+    After an error or a kill `path` is as it was. Raises OSError that says so if the disk refuses.
+    """
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    part = path.with_name(f"{TEMPORARY}{writer}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode))
+        yield part
+        put_in_place(part, path)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, raw: bytes, *, mode: int = 0o644) -> None:
+    """Write a file as `replacing` does."""
+    with replacing(path, mode=mode) as part:
+        part.write_bytes(raw)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON with a line end as `replacing` does; NaN is an error."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_images(folder: Path, names: Sequence[str], images: Image) -> None:
+    """Write one PNG file for each name, to a folder that is staged."""
+    for name, data in zip(names, png_bytes(images), strict=True):
+        (folder / name).write_bytes(data)
 
 
 @contextmanager
@@ -25,22 +68,82 @@ def staged(out: Path) -> Iterator[Path]:
     stage = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         yield stage
+        _sync_tree(stage)
         if not out.exists():
             stage.chmod(0o755)
             stage.rename(out)
         else:
             for path in sorted(stage.iterdir()):
                 os.replace(path, out / path.name)
+            sync(out)
+        sync(out.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Indented JSON with a line end; NaN is an error."""
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+@contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A folder beside `target`, gone afterwards whatever happens; an OSError says what was not written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=".dekag-", dir=target.parent, ignore_cleanup_errors=True
+        ) as work:
+            yield Path(work)
+    except OSError as error:
+        raise _unwritten(target, error) from error
 
 
-def write_images(folder: Path, names: Sequence[str], images: Image) -> None:
-    """One PNG file for each name."""
-    for name, data in zip(names, png_bytes(images), strict=True):
-        (folder / name).write_bytes(data)
+def write_folder(
+    target: Path, files: Mapping[str, bytes], *, ours: Callable[[Path], bool], noun: str
+) -> None:
+    """Put a folder of these files at `target`, where nothing is, or a folder that is `ours`, which `noun` names.
+
+    Raises InputError if something else is there; OSError if the disk refuses.
+    """
+    replaceable = target.is_dir() and not target.is_symlink() and ours(target)
+    if os.path.lexists(target) and not replaceable:
+        raise InputError(f"{target} exists and is not {noun}, so it is kept; choose another folder")
+    with beside(target) as work:
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        for name, raw in files.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            (new / name).write_bytes(raw)
+        _sync_tree(new)
+        try:
+            if replaceable:
+                target.rename(old)
+            put_in_place(new, target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Move a file or a folder on the same disk to its name, once its bytes are on the disk; the name follows."""
+    sync(part)
+    os.replace(part, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Wait until everything below a folder is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            sync(path)
+
+
+def _unwritten(path: Path, error: OSError) -> OSError:
+    """The error of a disk that refused, in the user's words."""
+    return OSError(error.errno, f"{path} was not written and is as it was: {error.strerror or error}")

@@ -18,16 +18,17 @@ finds accidents; it keeps nobody out. A radio takes `dekag.wire.sigmf`.
 import json
 import struct
 import zlib
-from dataclasses import dataclass, fields
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Complex, Float
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
 from dekag.types import Condition, InputError, Symbols
+from dekag.wire.condition import ConditionModel
 
 MAGIC = b"\x89DKG\r\n\x1a\n"
 VERSION = 1
@@ -40,11 +41,6 @@ MAX_IMAGES = 1024
 _PREFIX = struct.Struct("<8sII")
 _CHECKSUM = struct.Struct("<I")
 
-_Count = Annotated[int, Field(ge=0, lt=2**31)]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-_Counts = Annotated[list[_Count], Field(min_length=1, max_length=MAX_IMAGES)]
-_Numbers = Annotated[list[_Number], Field(min_length=1, max_length=MAX_IMAGES)]
-_Bools = Annotated[list[bool], Field(min_length=1, max_length=MAX_IMAGES)]
 _Text = Annotated[str, Field(pattern="^[ -~]{1,200}$")]
 
 
@@ -57,7 +53,7 @@ class Frame:
     world: name of the sender's world. bundles: ids of its updates by kind.
     delivery: its name at the edge, if it has one.
     gain, noise_power: what the receiver knows of the channel, complex64 [batch, uses] and float32 [batch],
-        above 0 or no number; None of symbols as sent. channel_seed: of the channel that was simulated, if one was.
+        above 0 or NaN; None of symbols as sent. channel_seed: of the channel that was simulated, if one was.
     """
 
     symbols: Symbols
@@ -71,25 +67,22 @@ class Frame:
     channel_seed: int | None = None
 
 
-class _Condition(BaseModel):
-    """The fields of `Condition`, one value an image."""
+class _Columns(ConditionModel):
+    """The condition of the images that a frame may hold."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    uses: _Counts
-    snr_db: _Numbers
-    rayleigh: _Bools
-    blocks: _Counts
-    correlation: _Numbers
-    phase: _Numbers
-    pilots: _Counts
+    @field_validator("*")
+    @classmethod
+    def _bounded(cls, column: list[Any]) -> list[Any]:
+        if len(column) > MAX_IMAGES:
+            raise ValueError(f"at most {MAX_IMAGES} images, got {len(column)}")
+        return column
 
 
 class _Header(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     columns: Annotated[int, Field(ge=1, le=MAX_FRAME_BYTES // 8)]
-    condition: _Condition
+    condition: _Columns
     received: bool
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     preset: _Text
@@ -117,9 +110,7 @@ def read_frame(raw: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> Frame:
     Raises InputError, one line, if the bytes are too many, damaged, truncated or no frame.
     """
     header, start = _read_header(raw, max_bytes)
-    condition = Condition(
-        **{f.name: torch.tensor(getattr(header.condition, f.name)) for f in fields(Condition)}
-    )
+    condition = header.condition.condition()
     shape = (len(condition), header.columns)
     numbers = 2 * shape[0] * shape[1]
     total = 2 * numbers + shape[0] if header.received else numbers
@@ -148,11 +139,10 @@ def read_frame(raw: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> Frame:
 
 
 def _header(frame: Frame) -> bytes:
-    condition = frame.condition
     try:
         header = _Header(
             columns=frame.symbols.shape[1],
-            condition=_Condition(**{f.name: getattr(condition, f.name).tolist() for f in fields(Condition)}),
+            condition=_Columns.of(frame.condition),
             received=frame.gain is not None,
             seed=frame.seed,
             preset=frame.world,
@@ -215,7 +205,7 @@ def _check(frame: Frame) -> None:
     if frame.gain is not None and frame.gain.shape != symbols.shape:
         raise InputError(f"the gain must have the symbols' shape, got {list(frame.gain.shape)}")
     if frame.noise_power is not None and bool((frame.noise_power <= 0).any()):
-        raise InputError("the noise power of each image must be above 0, or no number where it is unknown")
+        raise InputError("the noise power of each image must be above 0, or NaN where it is unknown")
 
 
 def _floats(values: Tensor) -> bytes:

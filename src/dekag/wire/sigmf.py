@@ -8,7 +8,7 @@ its world, the ids of its updates and the channel that it reckons with.
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +24,7 @@ from dekag.channel import ChannelSettings
 from dekag.codec.papr import SINGLE_CARRIER, Waveform
 from dekag.types import Condition, InputError, Symbols
 from dekag.version import __version__
+from dekag.wire.condition import ConditionModel
 from dekag.wire.files import staged
 
 NAMESPACE = "dekag"
@@ -37,9 +38,6 @@ MAX_SYMBOLS = 2**28
 
 _Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
-_Ints = Annotated[list[_Int], Field(min_length=1)]
-_Numbers = Annotated[list[_Number], Field(min_length=1)]
-_Bools = Annotated[list[bool], Field(min_length=1)]
 _Text = Annotated[str, Field(pattern="^[ -~]{1,200}$")]
 
 
@@ -89,20 +87,16 @@ class _Channel(BaseModel):
     estimation: _Text | None = None
 
 
-class _Extension(BaseModel):
-    """The fields of the namespace: `Condition`'s, one value an image, and those of the batch."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
+class _Batch(BaseModel):
+    """The fields of the namespace that describe the whole batch and come first."""
 
     seed: _Int
     columns: Annotated[int, Field(ge=1, le=MAX_SYMBOLS)]
-    uses: _Ints
-    snr_db: _Numbers
-    rayleigh: _Bools
-    blocks: _Ints
-    correlation: _Numbers
-    phase: _Numbers
-    pilots: _Ints
+
+
+class _Extension(ConditionModel, _Batch):
+    """The fields of the namespace: `Condition`'s, one value an image, and those of the batch."""
+
     order: Literal["images, symbols", "images, OFDM symbols, samples"] | None = None
     waveform: _Waveform | None = None
     clip_db: _Number | None = None
@@ -148,7 +142,7 @@ def read_recording(path: Path) -> Recording:
     sigmf, (meta, data) = _library(), recording_files(path)
     metadata = _metadata(sigmf, meta)
     extension = _extension(meta, metadata["global"])
-    condition = Condition(**{f.name: torch.tensor(getattr(extension, f.name)) for f in fields(Condition)})
+    condition = extension.condition()
     columns, payload = extension.columns, condition.payload
     if not int(payload.max()) <= columns <= MAX_SYMBOLS // len(condition):
         raise InputError(
@@ -187,7 +181,7 @@ def _modulate(recording: Recording) -> Complex[Tensor, " samples"]:
 def _demodulate(
     samples: Complex[Tensor, " samples"], condition: Condition, columns: int, waveform: Waveform
 ) -> Symbols:
-    """Symbols of a batch from the samples of all images; a sample that is no number spoils its OFDM symbol."""
+    """Symbols of a batch from the samples of all images; a sample that is NaN spoils its OFDM symbol."""
     symbols = torch.zeros(len(condition), columns, dtype=torch.complex64)
     if not waveform.subcarriers:
         symbols[_used(condition, columns)] = samples
@@ -244,10 +238,10 @@ def _check(recording: Recording) -> None:
 
 def _global_info(recording: Recording) -> dict[str, Any]:
     condition, waveform = recording.condition, recording.waveform
-    extension = _Extension(
+    extension = _Extension.of(
+        condition,
         seed=recording.seed,
         columns=recording.symbols.shape[1],
-        **{f.name: getattr(condition, f.name).tolist() for f in fields(Condition)},
         order="images, OFDM symbols, samples" if waveform.subcarriers else "images, symbols",
         waveform=_Waveform(**asdict(waveform)),
         clip_db=recording.clip_db,

@@ -23,6 +23,7 @@ from dekag.data.endpoint import ImageEndpoint
 from dekag.evaluation.judges import NAMED_JUDGES
 from dekag.generation.diffusers import Sampling
 from dekag.types import Condition, InputError
+from dekag.wire.files import write_bytes
 from dekag.world.shipped import KIND_FILES, WEIGHTS, WORLD_FILE, Kind, is_hub_id, kind_of, shipped_worlds
 from dekag.world.world import UPDATE_NAMES, DrawingMethod, Model, System, World
 
@@ -138,7 +139,7 @@ def write_entry(folder: Path, entry: WorldEntry) -> None:
     """Write the world.json of a folder, without what is left at its default."""
     content = entry.model_dump(mode="json", exclude_defaults=True)
     text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False) + "\n"
-    (folder / WORLD_FILE).write_text(text, encoding="utf-8")
+    write_bytes(folder / WORLD_FILE, text.encode())
 
 
 def _world(entry: WorldEntry, folder: Path) -> World:
@@ -281,13 +282,13 @@ def _method(entry: MethodEntry, where: _Places) -> DrawingMethod:
     return DrawingMethod(bundles=bundles, words=entry.words, few_steps=entry.few_steps)
 
 
-def _read(path: Path, most: int) -> bytes:
+def _read(path: Path, max_bytes: int) -> bytes:
     """A small file's bytes. Raises InputError if it is not there or too long."""
     try:
         with path.open("rb") as file:
-            raw = file.read(most + 1)
+            raw = file.read(max_bytes + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if len(raw) > most:
-        raise InputError(f"{path} is longer than {most} bytes, which no file of its kind is")
+    if len(raw) > max_bytes:
+        raise InputError(f"{path} is longer than {max_bytes} bytes, which no file of its kind is")
     return raw

@@ -74,7 +74,7 @@ def new_world(out: Path, made_of: NewWorld) -> World:
     prompts = [prompt for _, prompt in rows] or read_prompts(made_of.prompts_file or Path())
     splits = split_prompts(prompts)
     edge = Model(source=made_of.edge, sampling=made_of.sampling, pixels=made_of.pixels).load()
-    edge.family  # noqa: B018 - raises InputError for a pipeline that no update can be trained for
+    _ = edge.family  # raises InputError for a pipeline that no update can be trained for
     with staged(out) as folder:
         entry = WorldEntry(
             format=1,

@@ -9,6 +9,8 @@ from dekag.errors import InputError
 Kind = Literal["pipeline", "bundle", "judge", "codec"]
 WEIGHTS = Path(__file__).parent / "weights"
 WORLD_FILE = "world.json"
+DEFAULT_WORLD = "emoji"
+"""The world where none is named."""
 KIND_FILES: dict[Kind, str] = {
     "pipeline": "model_index.json",
     "bundle": "bundle.json",

@@ -12,9 +12,11 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from dekag.alignment.updates import apply_generation, apply_transmission, trained_range
-from dekag.bundle.bundle import Bundle, Kind, load_bundle
+from dekag.alignment.generation.bundles import apply_generation
+from dekag.alignment.transmission.bundles import apply_transmission, trained_range
+from dekag.bundle.bundle import Bundle, load_bundle
 from dekag.bundle.digest import digest_folder
+from dekag.bundle.manifest import Kind
 from dekag.codec import AdaptableCodec, TrainableCodec, TrainedRange, load_codec, require_adaptable
 from dekag.data.endpoint import EndpointCloud, ImageEndpoint
 from dekag.data.pictures import PictureSet
@@ -37,7 +39,9 @@ NOMINAL = Condition(uses=512, snr_db=10.0)
 class Cloud(Protocol):
     """What draws the reference: a model, an endpoint, or pictures that were drawn once."""
 
-    def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image: ...
+    def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
+        """One image for each prompt and its seed."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +244,9 @@ class World:
         found: dict[str, list[str]] = json.loads(self.prompt_splits.read_text(encoding="utf-8"))
         return found
 
-    def reported_prompts(self, most: int | None = None) -> dict[str, list[str]]:
+    def reported_prompts(self, count: int | None = None) -> dict[str, list[str]]:
         """The first prompts of each reported split."""
-        return {split: self.prompts(split)[:most] for split in self.reported}
+        return {split: self.prompts(split)[:count] for split in self.reported}
 
     def system(self, *, align: bool = True, device: Device = "cpu") -> System:
         """Edge and codec as a link, with the updates that the world has, or with none.

@@ -72,13 +72,13 @@ def merged_forward(denoiser: Any, name: str) -> Iterator[None]:
     wider than WIDE keep it, as theirs is less arithmetic.
     """
     layers: list[Any] = [m for m in denoiser.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
-    chosen = [layer for layer in layers if layer.get_base_layer().weight.shape[0] <= WIDE]
-    for layer in chosen:
+    narrow = [layer for layer in layers if layer.get_base_layer().weight.shape[0] <= WIDE]
+    for layer in narrow:
         layer.forward = partial(_merged, layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name])
     try:
         yield
     finally:
-        for layer in chosen:
+        for layer in narrow:
             del layer.forward
 
 

@@ -93,8 +93,10 @@ def _loss(
         index = torch.randint(len(states), (config.batch,), generator=rng)
         step = torch.randint(config.steps, (config.batch,), generator=rng)
         start, end = states[index, step], states[index, step + 1]
-        chosen = {name: values[index.to(values.device)] for name, values in conditioning.items()}
-        predicted = aligned.family.predict(aligned.pipeline, start, timesteps[step].to(start.device), chosen)
+        of_batch = {name: values[index.to(values.device)] for name, values in conditioning.items()}
+        predicted = aligned.family.predict(
+            aligned.pipeline, start, timesteps[step].to(start.device), of_batch
+        )
         landed = old[step].to(start) * start + new[step].to(start) * predicted.float()
         error: Tensor = (landed - end).square().mean()
         return error

@@ -29,7 +29,7 @@ from dekag.generation.diffusers import DiffusersGenerator
 from dekag.generation.families import Conditioning
 from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword, refuse_known
 from dekag.training.diffusion import denoising_loss, noising
-from dekag.training.loop import Loss, TrainConfig, checkpoint_gradients, train
+from dekag.training.loop import Loss, TrainConfig, Validation, checkpoint_gradients, train
 from dekag.types import Latent
 
 __all__ = ["TRAINED", "Stage", "checkpointed", "distil", "stages"]
@@ -191,7 +191,7 @@ def _run_stage(training: _Training, parts: Sequence[_Drawings], stage: Stage, *,
     trains_word = config.train_metaword and stage.name != "frozen"
     for row in rows.values():
         row.requires_grad_(trains_word)
-    validated = last and run.validate is not None
+    validation = _validation(training, stage) if last and run.validate is not None else None
     named = {f"metaword.{name}": row for name, row in rows.items()}
     train(
         trainable(named | dict(training.generator.denoiser.named_parameters())),
@@ -202,18 +202,21 @@ def _run_stage(training: _Training, parts: Sequence[_Drawings], stage: Stage, *,
             ema_decay=config.ema_decay,
             accumulation=config.accumulation,
             rate_factors=((r"lora_B", config.lora_plus),) if config.lora_plus != 1 else (),
-            keep="best" if validated else "last",
+            keep="last" if validation is None else "best",
             precision=config.precision,
             seed=config.seed,
             checkpoint_every=CHECKPOINT_STEPS,
         ),
         checkpoint=run.state_file(stage.name),
         on_step=run.hook(stage.name),
-        validate=_score(training, stage.name) if validated else None,
-        trackers=run.tracking.trackers,
-        logging_dir=run.log_folder(stage.name),
-        validate_every=(config.validate_every or stage.steps) if validated else 0,
+        validation=validation,
+        tracking=run.tracking_of(stage.name),
     )
+
+
+def _validation(training: _Training, stage: Stage) -> Validation:
+    """The user's score of the last stage, as often as the configuration says, and at its end."""
+    return Validation(score=_score(training, stage.name), every=training.config.validate_every or stage.steps)
 
 
 def _score(training: _Training, stage: str) -> Callable[[int], float]:
@@ -281,7 +284,7 @@ def _loss(training: _Training, parts: Sequence[_Drawings], *, cached: bool) -> L
             pool.latents[index],
             rng=rng,
             emphasis=config.emphasis,
-            least=min_share,
+            min_share=min_share,
             gamma=config.gamma,
         )
 

@@ -6,7 +6,7 @@ which adds it to that dictionary.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -63,9 +63,10 @@ class TrainingRun:
         """Where the state of a stage is kept, if it is."""
         return None if self.checkpoint is None else self.checkpoint / f"{stage.replace(' ', '_')}.pt"
 
-    def log_folder(self, stage: str) -> Path | None:
-        """Where trackers write about a stage, if they do."""
-        return None if self.tracking.folder is None else self.tracking.folder / stage
+    def tracking_of(self, stage: str) -> Tracking:
+        """The trackers of a stage, which write to a folder of their own if they do."""
+        folder = None if self.tracking.folder is None else self.tracking.folder / stage
+        return replace(self.tracking, folder=folder)
 
     def hook(self, stage: str) -> Callable[[Progress], None] | None:
         """What the training loop calls after each step of a stage."""
@@ -88,7 +89,9 @@ class GenerationMethod(Protocol[Config]):
     bundled: bool = True
 
     @property
-    def config_type(self) -> type[Config]: ...
+    def config_type(self) -> type[Config]:
+        """The dataclass of the method's numbers."""
+        ...
 
     def train(
         self,

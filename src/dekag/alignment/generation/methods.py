@@ -34,8 +34,10 @@ def lora(config: MakdConfig) -> MakdConfig:
 
 
 def dreambooth(config: MakdConfig) -> MakdConfig:
-    """A rare word that is not trained, low-rank matrices, and as much of the edge's own drawings, without the
-    word and at every noise, as of the cloud's (Ruiz et al. 2023)."""
+    """A rare word that is not trained, low-rank matrices and prior preservation (Ruiz et al. 2023).
+
+    As much is learned from the edge's own drawings, without the word and at every noise, as from the cloud's.
+    """
     steps = config.metaword_steps + config.joint_steps
     return replace(
         config,

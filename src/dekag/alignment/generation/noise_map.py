@@ -23,7 +23,9 @@ IMAGES = 64
 class Encoder(Protocol):
     """Images in [0, 1] to latents, unit scale."""
 
-    def encode(self, image: Image) -> Latents: ...
+    def encode(self, image: Image) -> Latents:
+        """Latents of images with values in [0, 1]."""
+        ...
 
 
 def shared_noise_map(
@@ -36,9 +38,9 @@ def shared_noise_map(
     """
     if cloud is None:
         return None
-    chosen = images[:: max(1, len(images) // IMAGES)]
-    theirs, ours = cloud.encode(chosen), edge.encode(chosen)
-    return fit_noise_map(theirs, ours) if theirs.shape == ours.shape else None
+    subset = images[:: max(1, len(images) // IMAGES)]
+    cloud_latents, edge_latents = cloud.encode(subset), edge.encode(subset)
+    return fit_noise_map(cloud_latents, edge_latents) if cloud_latents.shape == edge_latents.shape else None
 
 
 def fit_noise_map(cloud: Latents, edge: Latents) -> Float[Tensor, "channels channels"]:
@@ -53,8 +55,8 @@ def fit_noise_map(cloud: Latents, edge: Latents) -> Float[Tensor, "channels chan
             f"shared noise needs latents of one shape, the cloud's are {tuple(cloud.shape[1:])} and the edge's"
             f" {tuple(edge.shape[1:])}"
         )
-    ours, theirs = (z.double().transpose(0, 1).flatten(1) for z in (edge, cloud))
-    ours, theirs = (z - z.mean(1, keepdim=True) for z in (ours, theirs))
-    left, _, right = torch.linalg.svd(ours @ theirs.T)
+    edge_latents, cloud_latents = (z.double().transpose(0, 1).flatten(1) for z in (edge, cloud))
+    edge_latents, cloud_latents = (z - z.mean(1, keepdim=True) for z in (edge_latents, cloud_latents))
+    left, _, right = torch.linalg.svd(edge_latents @ cloud_latents.T)
     mapped: Tensor = (left @ right).float()
     return mapped

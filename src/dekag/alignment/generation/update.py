@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dekag.alignment.generation import adapters
+from dekag.errors import StepError
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.generation.metaword import Metaword, prepare_metaword
 from dekag.types import InputError
@@ -52,9 +53,9 @@ def apply_update(
     Raises InputError if the update is for another base, the metaword is a word already, or it lacks what is asked for.
     """
     if few_steps and not update.few_step:
-        raise InputError("the update has nothing for fewer steps; make one with dekag align generation")
+        raise StepError("the update has nothing for fewer steps", "train one that has it")
     if shared_noise and update.noise_map is None:
-        raise InputError("the update has no noise map; make one with dekag align generation")
+        raise StepError("the update has no noise map", "train one that has it")
     metaword = None
     if update.metaword is not None:
         metaword = prepare_metaword(generator.pipeline, update.metaword, generator.family.encoders)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dekag.bundle.bundle import Setting
+from dekag.bundle.manifest import Setting
 from dekag.codec import (
     AdaptableCodec,
     Encoded,
@@ -42,17 +42,17 @@ class AdaptedCodec(nn.Module, ABC):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Of the codec."""
+        """Channels, rows and columns of the codec's latents."""
         return self.codec.latent_shape
 
     @property
     def max_uses(self) -> int:
-        """Of the codec."""
+        """Payload symbols of an image at the codec's highest rate."""
         return self.codec.max_uses
 
     @property
     def importance(self) -> Float[Tensor, " channels"]:
-        """Of the codec."""
+        """Importance of the latent channels to the codec."""
         return importance_of(self.codec)
 
     def encode(self, latent: Latent, condition: Condition) -> Symbols:

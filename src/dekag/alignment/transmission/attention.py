@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dekag.alignment.transmission.adapted import AdaptedCodec
-from dekag.bundle.bundle import Setting
+from dekag.bundle.manifest import Setting
 from dekag.codec import AdaptableCodec
 from dekag.types import Condition, InputError
 

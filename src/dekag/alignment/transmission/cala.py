@@ -18,7 +18,7 @@ from dekag.alignment.config import CalaConfig
 from dekag.alignment.transmission.adapted import AdaptedCodec
 from dekag.alignment.transmission.gated import KINDS, Gated, Ranks, gateable, gated
 from dekag.alignment.transmission.gates import HardGate, OpenGate, SnrGroupGate, SoftGate
-from dekag.bundle.bundle import Setting
+from dekag.bundle.manifest import Setting
 from dekag.codec import AdaptableCodec
 from dekag.types import Condition, InputError
 
@@ -27,7 +27,7 @@ LOWEST_SNR_DB, HIGHEST_SNR_DB = -5.0, 20.0
 
 
 def ranks_of(config: CalaConfig) -> Ranks:
-    """By kind of module."""
+    """The rank of each kind of module, as the configuration gives it."""
     return Ranks(weights=config.rank, norms=config.norm_rank, gains=config.gain_rank, biases=config.biases)
 
 
@@ -53,28 +53,28 @@ class CalaCodec(AdaptedCodec):
         if len(condition) != 1:
             raise InputError(f"an update merges for one condition, got {len(condition)}")
         merged = copy.deepcopy(self.codec)
-        parts = self._openings(condition, next(self.parameters()).device)
-        for (name, module), opening in zip(list(_named_gated(merged)), parts, strict=True):
-            merged.set_submodule(name, module.merged(opening[0]))
+        parts = self._gate_values(condition, next(self.parameters()).device)
+        for (name, module), gate_values in zip(list(_named_gated(merged)), parts, strict=True):
+            merged.set_submodule(name, module.merged(gate_values[0]))
         return merged
 
     @contextmanager
     def adapted(self, condition: Condition, device: torch.device) -> Iterator[None]:
         """Within, the codec inside is opened as each image's condition asks for."""
         modules = self._gated()
-        for module, opening in zip(modules, self._openings(condition, device), strict=True):
-            module.opening = opening
+        for module, gate_values in zip(modules, self._gate_values(condition, device), strict=True):
+            module.gate_values = gate_values
         try:
             yield
         finally:
             for module in modules:
-                module.opening = None
+                module.gate_values = None
 
     def size(self) -> dict[str, Setting]:
         """The fields of the config, with 0 and 1 for no and yes."""
         return {k: int(v) if isinstance(v, bool) else v for k, v in asdict(self.cala).items()}
 
-    def _openings(self, condition: Condition, device: torch.device) -> list[Tensor]:
+    def _gate_values(self, condition: Condition, device: torch.device) -> list[Tensor]:
         ranks = [_rank(module) for module in self._gated()]
         return list(self.gate(condition.features().to(device)).split(ranks, dim=1))
 
@@ -85,11 +85,11 @@ class CalaCodec(AdaptedCodec):
 def _places(codec: AdaptableCodec, ranks: Ranks) -> list[tuple[str, Gated]]:
     """The modules of a codec that may be gated, by name, each with an update that is none yet."""
     modules, name = dict(codec.named_modules()), type(codec).__name__
-    chosen = getattr(codec, "gated_modules", None)
-    for wanted in chosen or ():
+    gated_names = getattr(codec, "gated_modules", None)
+    for wanted in gated_names or ():
         if wanted not in modules or not gateable(modules[wanted]):
             raise InputError(f"gated_modules of {name} has {wanted!r}, which is none of {KINDS}")
-    allowed = {k: m for k, m in modules.items() if gateable(m) and (chosen is None or k in chosen)}
+    allowed = {k: m for k, m in modules.items() if gateable(m) and (gated_names is None or k in gated_names)}
     if not allowed:
         raise InputError(f"{name} has no module that may be gated: none of {KINDS}")
     made = {key: gated(module, ranks) for key, module in allowed.items()}

@@ -1,7 +1,7 @@
 """The modules of a codec with a gated low-rank update beside their frozen parameters.
 
-`opening` [batch, rank] is set before each pass; None leaves the module as it was. `merged` gives the plain
-module for one opening [rank]. The first dimension of what goes through a module is the image.
+`gate_values` [batch, rank] is set before each pass; None leaves the module as it was. `merged` gives the plain
+module for the values of one gate [rank]. The first dimension of what goes through a module is the image.
 """
 
 import copy
@@ -24,78 +24,82 @@ class GatedLinear(nn.Module):
         self.lora_A = nn.Linear(base.in_features, rank, bias=bias and base.bias is not None)
         self.lora_B = _closed(rank, base.out_features)
         nn.init.normal_(self.lora_A.weight, std=base.in_features**-0.5)
-        self.opening: Tensor | None = None
+        self.gate_values: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, ..., inputs] to [batch, ..., outputs]."""
         out: Tensor = self.base(x)
-        if self.opening is None:
+        if self.gate_values is None:
             return out
-        low = (self.lora_A(x) * _last(self.opening, x)).flatten(0, -2).to(out.dtype)
+        low = (self.lora_A(x) * _last(self.gate_values, x)).flatten(0, -2).to(out.dtype)
         # added in place, within the product: a pass over the outputs costs as much as the product itself
         out.view(-1, out.shape[-1]).addmm_(low, self.lora_B.weight.T.to(out.dtype))
         return out
 
-    def merged(self, opening: Tensor) -> nn.Linear:
-        """The linear layer for that opening."""
+    def merged(self, gate_values: Tensor) -> nn.Linear:
+        """The linear layer for those values of the gate."""
         layer = copy.deepcopy(self.base)
-        layer.weight.add_(self.lora_B.weight * opening @ self.lora_A.weight)
+        layer.weight.add_(self.lora_B.weight * gate_values @ self.lora_A.weight)
         if self.lora_A.bias is not None:
-            layer.bias.add_(self.lora_B.weight @ (opening * self.lora_A.bias))
+            layer.bias.add_(self.lora_B.weight @ (gate_values * self.lora_A.bias))
         return layer
 
 
-class GatedConv(nn.Module):
+class _GatedKernels(nn.Module):
+    """What both kinds of convolution have: A of `inputs` numbers a kernel, and a row of B for each output."""
+
+    def __init__(self, base: nn.Conv2d | nn.ConvTranspose2d, inputs: int, rank: int, *, bias: bool) -> None:
+        super().__init__()
+        self.base = base
+        self.lora_A = nn.Linear(inputs, rank, bias=bias and base.bias is not None)
+        self.lora_B = _closed(rank, base.out_channels)
+        nn.init.normal_(self.lora_A.weight, std=inputs**-0.5)
+        self.gate_values: Tensor | None = None
+
+
+class GatedConv(_GatedKernels):
     """As GatedLinear, of a convolution: A has the kernel's shape and `rank` outputs, B mixes them at each place.
 
     The rows of A are kernels laid flat, the same for every group of channels; each output has a row of B.
     """
 
+    base: nn.Conv2d
+
     def __init__(self, base: nn.Conv2d, rank: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.base = base
-        inputs = base.weight[0].numel()
-        self.lora_A = nn.Linear(inputs, rank, bias=bias and base.bias is not None)
-        self.lora_B = _closed(rank, base.out_channels)
-        nn.init.normal_(self.lora_A.weight, std=inputs**-0.5)
-        self.opening: Tensor | None = None
+        super().__init__(base, base.weight[0].numel(), rank, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, inputs, rows, cols] to [batch, outputs, ...]."""
         out: Tensor = self.base(x)
-        if self.opening is None:
+        if self.gate_values is None:
             return out
         groups = self.base.groups
         kernels = self.lora_A.weight.unflatten(1, self.base.weight.shape[1:]).repeat(groups, 1, 1, 1)
         bias = None if self.lora_A.bias is None else self.lora_A.bias.repeat(groups)
         low: Tensor = self.base._conv_forward(x, kernels, bias)
-        return out + _mixed(low, self.opening, self.lora_B.weight, groups)
+        return out + _mixed(low, self.gate_values, self.lora_B.weight, groups)
 
-    def merged(self, opening: Tensor) -> nn.Conv2d:
-        """The convolution for that opening."""
+    def merged(self, gate_values: Tensor) -> nn.Conv2d:
+        """The convolution for those values of the gate."""
         layer = copy.deepcopy(self.base)
-        layer.weight.add_((self.lora_B.weight * opening @ self.lora_A.weight).view_as(layer.weight))
+        layer.weight.add_((self.lora_B.weight * gate_values @ self.lora_A.weight).view_as(layer.weight))
         if layer.bias is not None and self.lora_A.bias is not None:
-            layer.bias.add_(self.lora_B.weight @ (opening * self.lora_A.bias))
+            layer.bias.add_(self.lora_B.weight @ (gate_values * self.lora_A.bias))
         return layer
 
 
-class GatedConvTranspose(nn.Module):
+class GatedConvTranspose(_GatedKernels):
     """As GatedConv, of a transposed convolution, called without an output size."""
 
+    base: nn.ConvTranspose2d
+
     def __init__(self, base: nn.ConvTranspose2d, rank: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.base = base
-        inputs = base.weight[:, 0].numel()
-        self.lora_A = nn.Linear(inputs, rank, bias=bias and base.bias is not None)
-        self.lora_B = _closed(rank, base.out_channels)
-        nn.init.normal_(self.lora_A.weight, std=inputs**-0.5)
-        self.opening: Tensor | None = None
+        super().__init__(base, base.weight[:, 0].numel(), rank, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, inputs, rows, cols] to [batch, outputs, ...]."""
         out: Tensor = self.base(x)
-        if self.opening is None:
+        if self.gate_values is None:
             return out
         base, bias = self.base, self.lora_A.bias
         assert not isinstance(base.padding, str)  # of convolutions alone
@@ -109,16 +113,16 @@ class GatedConvTranspose(nn.Module):
             groups=base.groups,
             dilation=base.dilation,
         )
-        return out + _mixed(low, self.opening, self.lora_B.weight, base.groups)
+        return out + _mixed(low, self.gate_values, self.lora_B.weight, base.groups)
 
-    def merged(self, opening: Tensor) -> nn.ConvTranspose2d:
-        """The transposed convolution for that opening."""
+    def merged(self, gate_values: Tensor) -> nn.ConvTranspose2d:
+        """The transposed convolution for those values of the gate."""
         layer = copy.deepcopy(self.base)
-        outputs = (self.lora_B.weight * opening).unflatten(0, (layer.groups, -1))
+        outputs = (self.lora_B.weight * gate_values).unflatten(0, (layer.groups, -1))
         inputs = self._kernels().unflatten(0, (layer.groups, -1))
         layer.weight.add_(torch.einsum("gor,girhw->giohw", outputs, inputs).flatten(0, 1))
         if layer.bias is not None and self.lora_A.bias is not None:
-            layer.bias.add_(self.lora_B.weight @ (opening * self.lora_A.bias))
+            layer.bias.add_(self.lora_B.weight @ (gate_values * self.lora_A.bias))
         return layer
 
     def _kernels(self) -> Tensor:
@@ -134,20 +138,20 @@ class GatedNorm(nn.Module):
         super().__init__()
         self.base = base
         self.lora_B = _closed(rank, len(base.weight))
-        self.opening: Tensor | None = None
+        self.gate_values: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, ..., width] to the same; of groups [batch, width, ...]."""
         out: Tensor = self.base(x)
-        if self.opening is None:
+        if self.gate_values is None:
             return out
-        factor: Tensor = 1 + self.lora_B(self.opening)
+        factor: Tensor = 1 + self.lora_B(self.gate_values)
         out.mul_(_last(factor, x) if isinstance(self.base, nn.LayerNorm) else _second(factor, x))
         return out
 
-    def merged(self, opening: Tensor) -> nn.LayerNorm | nn.GroupNorm:
-        """The norm for that opening."""
-        norm, factor = copy.deepcopy(self.base), 1 + self.lora_B(opening)
+    def merged(self, gate_values: Tensor) -> nn.LayerNorm | nn.GroupNorm:
+        """The norm for those values of the gate."""
+        norm, factor = copy.deepcopy(self.base), 1 + self.lora_B(gate_values)
         norm.weight.mul_(factor)
         if norm.bias is not None:
             norm.bias.mul_(factor)
@@ -161,20 +165,20 @@ class GatedGain(nn.Module):
         super().__init__()
         self.base = base
         self.lora_B = _closed(rank, len(base.log))
-        self.opening: Tensor | None = None
+        self.gate_values: Tensor | None = None
 
     def forward(self) -> Tensor:
         """The factors, [batch, amplitudes]."""
-        if self.opening is None:
+        if self.gate_values is None:
             factors: Tensor = self.base()
             return factors
-        moved: Tensor = self.base.log + self.lora_B(self.opening)
+        moved: Tensor = self.base.log + self.lora_B(self.gate_values)
         return moved.exp()
 
-    def merged(self, opening: Tensor) -> Gain:
-        """The gains for that opening."""
+    def merged(self, gate_values: Tensor) -> Gain:
+        """The gains for those values of the gate."""
         gain = copy.deepcopy(self.base)
-        gain.log.add_(self.lora_B(opening))
+        gain.log.add_(self.lora_B(gate_values))
         return gain
 
 
@@ -239,9 +243,9 @@ def _second(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(len(values), -1, *[1] * (x.dim() - 2))
 
 
-def _mixed(low: Tensor, opening: Tensor, weight: Tensor, groups: int) -> Tensor:
+def _mixed(low: Tensor, gate_values: Tensor, weight: Tensor, groups: int) -> Tensor:
     """B diag(g) of the outputs of A, [batch, groups * rank, rows, cols], at each place."""
-    opened = low * _second(opening.repeat(1, groups), low)
+    opened = low * _second(gate_values.repeat(1, groups), low)
     return F.conv2d(opened, weight[:, :, None, None], groups=groups)
 
 

@@ -118,9 +118,9 @@ def fit(
     importance = importance.to(data.latents.device)
 
     def loss(rng: torch.Generator) -> Tensor:
-        chosen = data.latents[torch.randint(len(data.latents), (data.batch,), generator=rng)].float()
+        drawn = data.latents[torch.randint(len(data.latents), (data.batch,), generator=rng)].float()
         condition = data.conditions.draw(data.batch, rng)
-        return transmission_loss(trained, data.channel, chosen, condition, importance, rng=rng)
+        return transmission_loss(trained, data.channel, drawn, condition, importance, rng=rng)
 
     train(codec, loss, training, checkpoint=checkpoint, on_step=on_step)
 

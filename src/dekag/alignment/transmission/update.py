@@ -19,11 +19,11 @@ def update_size(adapted: nn.Module) -> int:
 @torch.no_grad()
 def load_update(adapted: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Take the tensors of an update; InputError if names or shapes are not those of this codec."""
-    own = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-    if own.keys() != tensors.keys():
-        odd = sorted(own.keys() ^ tensors.keys())[0]
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    if trained.keys() != tensors.keys():
+        odd = sorted(trained.keys() ^ tensors.keys())[0]
         raise InputError(f"the update does not fit the codec: {odd} is in one and not in the other")
-    for name, parameter in own.items():
+    for name, parameter in trained.items():
         if parameter.shape != tensors[name].shape:
             shapes = f"{list(tensors[name].shape)}, the codec needs {list(parameter.shape)}"
             raise InputError(f"the update does not fit the codec: {name} is {shapes}")

@@ -1,7 +1,7 @@
 """Jobs and the ledger over HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -140,20 +140,30 @@ def jobs_router(store: JobStore, world: World, *, most_queued: int) -> APIRouter
         after: Number = 0,
         last_event_id: Annotated[Number | None, Header()] = None,
     ) -> AsyncIterator[ServerSentEvent]:
-        """What happened to a job and what happens next, until it ends or the cloud is stopped. A client whose
-        connection ends before goes on where it was."""
+        """What happened to a job and what happens next, until it ends or the cloud is stopped.
+
+        A client whose connection ends before goes on where it was.
+        """
         last = after if last_event_id is None else last_event_id
-        while not request.app.state.stopping:
-            found = await asyncio.to_thread(store.events, job.id, after=last)
-            for event in found:
-                last = event.number
-                yield ServerSentEvent(id=str(last), event=event.kind, data={"at": event.at, **event.data})
-                if event.kind in FINAL:
-                    return
-            if not found:
-                await asyncio.sleep(LOOK_SECONDS)
+        async for event in _events(store, job.id, last, lambda: bool(request.app.state.stopping)):
+            yield event
 
     return router
+
+
+async def _events(
+    store: JobStore, job_id: str, last: int, stopping: Callable[[], bool]
+) -> AsyncIterator[ServerSentEvent]:
+    """The events of a job after one of them, as they happen, up to its last."""
+    while not stopping():
+        found = await asyncio.to_thread(store.events, job_id, after=last)
+        for event in found:
+            last = event.number
+            yield ServerSentEvent(id=str(last), event=event.kind, data={"at": event.at, **event.data})
+            if event.kind in FINAL:
+                return
+        if not found:
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 def ledger_router(ledger: Ledger) -> APIRouter:

@@ -11,6 +11,7 @@ from sqlalchemy import Engine as Database
 from sqlalchemy.exc import OperationalError
 from starlette.responses import Response
 
+from dekag.errors import StepError
 from dekag.registry.repository import Repository
 from dekag.serving.cloud.api import jobs_router, ledger_router
 from dekag.serving.cloud.database import check_schema, open_database
@@ -81,7 +82,7 @@ class Cloud:
         """Raise InputError if there is no registry, or no keys for the jobs to publish with."""
         settings = self.settings
         if self.files.find("metadata/timestamp.json") is None:
-            raise InputError(f"there is no registry at {settings.registry_address}: run dekag registry init")
+            raise StepError(f"there is no registry at {settings.registry_address}", "make a registry first")
         if settings.job_workers:
             _ = self._repository.root
 

@@ -1,4 +1,4 @@
-"""The cloud's jobs from elsewhere: what `dekag jobs` is made of."""
+"""The cloud's jobs from elsewhere: submitting, listing, following and cancelling them."""
 
 import json
 import time
@@ -100,8 +100,8 @@ class CloudClient:
             raise self._unreachable(error) from None
         if answer.is_error:
             raise InputError(_complaint(answer))
-        told: dict[str, Any] = answer.json()
-        return told
+        body: dict[str, Any] = answer.json()
+        return body
 
     def _unreachable(self, error: Exception) -> InputError:
         return InputError(f"the cloud at {self._http.base_url} cannot be reached: {error}")

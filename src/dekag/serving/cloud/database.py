@@ -1,6 +1,5 @@
 """The cloud's database: SQLite in write-ahead mode, or PostgreSQL by address; its schema and its backup."""
 
-import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +12,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, OperationalError
 
+from dekag.errors import StepError
 from dekag.types import InputError
+from dekag.wire.files import replacing
 
 BUSY_SECONDS = 30
 """How long a writer of SQLite waits for another one."""
@@ -64,7 +65,7 @@ def check_schema(engine: Engine) -> None:
         return
     if found is None or found in {each.revision for each in script.walk_revisions()}:
         has = "has no tables" if found is None else f"is at revision {found}"
-        raise InputError(f"the database {has} and this dekag needs {head}: run dekag cloud migrate")
+        raise StepError(f"the database {has} and this dekag needs {head}", "migrate it first")
     raise InputError(f"the database is at revision {found}, of a newer dekag; upgrade dekag on this machine")
 
 
@@ -78,14 +79,13 @@ def back_up(address: str, out: Path) -> None:
         raise InputError("this copies SQLite; back up PostgreSQL with pg_dump")
     source = _file(url)
     if not source.is_file():
-        raise InputError(f"there is no database {source}; name it with --database")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    with closing(sqlite3.connect(source)) as database, closing(sqlite3.connect(part)) as copy:
+        raise InputError(f"there is no database {source}; name the file that it is in")
+    with (
+        replacing(out) as part,
+        closing(sqlite3.connect(source)) as database,
+        closing(sqlite3.connect(part)) as copy,
+    ):
         database.backup(copy)
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    part.replace(out)
 
 
 def _url(address: str) -> URL:

@@ -81,7 +81,7 @@ class Ledger:
     def entries(self, *, edge: str | None = None, since: int = 0, limit: int = 1000) -> Sequence[Entry]:
         """Sums by edge and bundle of what ended at or after a Unix time; the busiest first."""
         sums = [func.sum(getattr(Traffic, name)) for name in AMOUNTS]
-        chosen = (
+        query = (
             select(Traffic.edge, Traffic.bundle, *sums)
             .where(Traffic.minute >= since // 60)
             .group_by(Traffic.edge, Traffic.bundle)
@@ -89,13 +89,13 @@ class Ledger:
             .limit(limit)
         )
         if edge is not None:
-            chosen = chosen.where(Traffic.edge == edge)
+            query = query.where(Traffic.edge == edge)
         with self._session() as session:
             return [
                 Entry(
                     edge=name, bundle=bundle or None, amounts=dict(zip(AMOUNTS, map(int, row), strict=True))
                 )
-                for name, bundle, *row in session.execute(chosen)
+                for name, bundle, *row in session.execute(query)
             ]
 
     def edges(self, *, limit: int = 1000) -> Sequence[Edge]:

@@ -6,6 +6,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from dekag.serving.http.settings import ServiceSettings
+from dekag.world.shipped import DEFAULT_WORLD
 
 
 class CloudSettings(ServiceSettings):
@@ -22,7 +23,7 @@ class CloudSettings(ServiceSettings):
     """Folder or address of the registry; FOLDER/registry."""
     keys: Path | None = None
     """Folder of the keys that publish; FOLDER/keys."""
-    world: str = "emoji"
+    world: str = DEFAULT_WORLD
     """A shipped world or the folder of one."""
     device: str = "auto"
     """Where jobs and images are computed."""

@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
 from dekag.alignment.generation.methods import METHODS, find_method
-from dekag.bundle.bundle import Quantisation
+from dekag.bundle.manifest import Quantisation
 from dekag.config import described_fields
 from dekag.generation.prompts import LONGEST_PROMPT, check_prompts
 from dekag.registry.listing import BundleName
-from dekag.tasks.align_generation import Extras, GenerationTask, ImageSource
+from dekag.tasks.align_generation import GenerationTask
+from dekag.tasks.material import ImageSource
+from dekag.tasks.validate import Extras
 from dekag.types import InputError
 from dekag.world import World
 
@@ -95,8 +97,8 @@ class JobFields(BaseModel):
 
     def source(self, prompts_file: Path) -> ImageSource:
         """Where the prompts come from; those of the job itself are in a file."""
-        own = prompts_file if self.prompts is not None else None
-        return ImageSource(prompts_file=own, domain=self.domain, draws=self.draws, seed=self.config().seed)
+        field = prompts_file if self.prompts is not None else None
+        return ImageSource(prompts_file=field, domain=self.domain, draws=self.draws, seed=self.config().seed)
 
     def config(self) -> MakdConfig:
         """The numbers of the training, before the method leaves something out."""
@@ -129,15 +131,15 @@ class JobFields(BaseModel):
 
     def _given(self, fields: Mapping[str, tuple[str, tuple[Any, ...]]]) -> dict[str, Any]:
         """Values of a configuration's fields that a job has."""
-        return {own: getattr(self, name) for name, (own, _) in fields.items()}
+        return {field: getattr(self, name) for name, (field, _) in fields.items()}
 
 
 def _fields(kind: type, fields: Mapping[str, tuple[str, tuple[Any, ...]]]) -> dict[str, Any]:
     """Fields of a model from those of a configuration: type, bounds, help and default."""
     known = {described.name: described for described in described_fields(kind)}
     return {
-        name: (Annotated[(known[own].annotated, *more)], Field(default=known[own].default))
-        for name, (own, more) in fields.items()
+        name: (Annotated[(known[field].annotated, *more)], Field(default=known[field].default))
+        for name, (field, more) in fields.items()
     }
 
 
@@ -147,7 +149,7 @@ else:
     JobSpec = create_model(
         "JobSpec",
         __base__=JobFields,
-        __doc__="A generation alignment. Its defaults are those of `dekag align generation`.",
+        __doc__="A generation alignment. Defaults of its numbers are those of the training itself.",
         **_fields(MakdConfig, TRAINING),
         **_fields(FewStepConfig, FEW_STEPS),
     )

@@ -75,12 +75,12 @@ class JobStore:
         """The job that has waited longest, now this worker's; None if none waits."""
         first = select(Job.number).where(Job.state == State.QUEUED).order_by(Job.number).limit(1)
         # SQLite lets one writer in at a time and knows no such clause
-        chosen = first.with_for_update(skip_locked=True).scalar_subquery()
+        oldest = first.with_for_update(skip_locked=True).scalar_subquery()
         now = self._now()
         with self._session.begin() as session:
             job = session.scalar(
                 update(Job)
-                .where(Job.number == chosen, Job.state == State.QUEUED)
+                .where(Job.number == oldest, Job.state == State.QUEUED)
                 .values(
                     state=State.RUNNING,
                     worker=worker,
@@ -102,7 +102,7 @@ class JobStore:
     def reach(self, claim: Claim, reached: Reached, *, tell: bool = True) -> bool:
         """Note how far the job is; as `beat`."""
         with self._session.begin() as session:
-            own = self._write(
+            held = self._write(
                 session,
                 claim,
                 heartbeat=self._now(),
@@ -111,10 +111,10 @@ class JobStore:
                 steps=reached.steps,
                 loss=reached.loss,
             )
-            if own and tell:
+            if held and tell:
                 told = {"stage": reached.stage, "step": reached.step, "steps": reached.steps}
                 self._tell(session, claim.job, "progress", **told, loss=reached.loss)
-            return own
+            return held
 
     def finish(self, claim: Claim, bundle: str) -> bool:
         """The job is done; as `beat`."""
@@ -142,10 +142,10 @@ class JobStore:
     def give_back(self, claim: Claim) -> bool:
         """The worker ends for a reason of its own, so the attempt does not count as a failure; as `beat`."""
         with self._session.begin() as session:
-            own = self._write(session, claim, state=State.QUEUED, worker=None, stage="")
-            if own:
+            held = self._write(session, claim, state=State.QUEUED, worker=None, stage="")
+            if held:
                 self._tell(session, claim.job, "queued")
-            return own
+            return held
 
     def cancel(self, job_id: str) -> Job:
         """End a job that is not yet done; its worker ends by itself.
@@ -169,8 +169,8 @@ class JobStore:
     def dead(self, gone: Callable[[str], bool]) -> list[Claim]:
         """Claims whose worker was not heard of for long, or is gone by what the caller knows of it."""
         with self._session() as session:
-            chosen = select(Job).options(defer(Job.spec)).where(Job.state == State.RUNNING)
-            jobs = session.scalars(chosen).all()
+            query = select(Job).options(defer(Job.spec)).where(Job.state == State.RUNNING)
+            jobs = session.scalars(query).all()
         late = self._now() - DEAD_SECONDS
         return [
             Claim(job=job.id, attempt=job.attempt)
@@ -188,13 +188,13 @@ class JobStore:
 
     def page(self, *, limit: int, after: str | None = None, state: State | None = None) -> Sequence[Job]:
         """Jobs without their specs, the newest first, those after a job of an earlier page."""
-        chosen = select(Job).options(defer(Job.spec)).order_by(Job.number.desc()).limit(limit)
+        query = select(Job).options(defer(Job.spec)).order_by(Job.number.desc()).limit(limit)
         if after is not None:
-            chosen = chosen.where(Job.number < self.get(after).number)
+            query = query.where(Job.number < self.get(after).number)
         if state is not None:
-            chosen = chosen.where(Job.state == state)
+            query = query.where(Job.state == state)
         with self._session() as session:
-            return session.scalars(chosen).all()
+            return session.scalars(query).all()
 
     def counts(self) -> dict[State, int]:
         """How many jobs are in each state."""
@@ -205,16 +205,16 @@ class JobStore:
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:
         """What happened to a job after the event of that number."""
-        chosen = select(JobEvent).where(JobEvent.job == job_id, JobEvent.number > after)
+        query = select(JobEvent).where(JobEvent.job == job_id, JobEvent.number > after)
         with self._session() as session:
-            return session.scalars(chosen.order_by(JobEvent.number).limit(limit)).all()
+            return session.scalars(query.order_by(JobEvent.number).limit(limit)).all()
 
     def _end(self, claim: Claim, state: State, **values: Any) -> bool:
         with self._session.begin() as session:
-            own = self._write(session, claim, state=state, worker=None, finished=self._now(), **values)
-            if own:
+            held = self._write(session, claim, state=state, worker=None, finished=self._now(), **values)
+            if held:
                 self._tell(session, claim.job, str(state), **values)
-            return own
+            return held
 
     def _write(self, session: Session, claim: Claim, **values: Any) -> bool:
         """Change a job that is still this claim's; whether it is."""

@@ -26,11 +26,13 @@ from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import open_database
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
-from dekag.tasks.align_generation import align_generation, material
+from dekag.tasks.align_generation import align_generation
+from dekag.tasks.material import material
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.training.run import Run
 from dekag.types import InputError
+from dekag.wire.files import write_bytes
 from dekag.world import load_world
 
 BEAT_SECONDS = 1.0
@@ -100,19 +102,19 @@ class Reporter:
     def _tell(self, stage: str, loss: float | None = None) -> None:
         self._stage, self._told = stage, time.monotonic()
         try:
-            own = self._store.reach(self._claim, self._reached(stage, self._step, loss))
+            held = self._store.reach(self._claim, self._reached(stage, self._step, loss))
         except OperationalError as error:
             # the database may be away for a while, and the training need not wait for it
             print(f"step {self._step} was not told: {error.orig}", file=sys.stderr)
         else:
-            self._require(own)
+            self._require(held)
 
     def _reached(self, stage: str, step: int, loss: float | None = None) -> Reached:
         return Reached(stage=stage, step=step, steps=self._steps, loss=loss)
 
     @staticmethod
-    def _require(own: bool) -> None:
-        if not own:
+    def _require(held: bool) -> None:
+        if not held:
             os._exit(TAKEN_AWAY)
 
 
@@ -163,7 +165,7 @@ def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
     world, folder = load_world(order.world), Path(order.folder)
     prompts = folder / PROMPTS
     if spec.prompts is not None:
-        prompts.write_text("".join(f"{prompt}\n" for prompt in spec.prompts), encoding="utf-8")
+        write_bytes(prompts, "".join(f"{prompt}\n" for prompt in spec.prompts).encode())
     run_ = Run(
         device=device_of(order.device),
         resume=folder / "state",
@@ -191,11 +193,11 @@ def _end_with_runner() -> None:
 
 
 def _beat(store: JobStore, claim: Claim) -> None:
-    own = True
-    while own:
+    held = True
+    while held:
         time.sleep(BEAT_SECONDS)
         with suppress(OperationalError):  # the database may be away for a while
-            own = store.beat(claim)
+            held = store.beat(claim)
     os._exit(TAKEN_AWAY)
 
 

@@ -180,9 +180,9 @@ async def _deliver(service: EdgeService, asked: DeliveryRequest, request: Reques
     if asked.format == "sigmf" and asked.channel_seed is not None:
         raise ApiError(400, "a recording has symbols as sent; leave out channel_seed", param="channel_seed")
     # before anything is drawn
-    condition, most = asked.condition.condition(), service.most_uses
-    if int(condition.payload.max()) > most:
-        raise ApiError(400, f"the codec sends at most {most} symbols an image", param="condition.uses")
+    condition, max_uses = asked.condition.condition(), service.most_uses
+    if int(condition.payload.max()) > max_uses:
+        raise ApiError(400, f"the codec sends at most {max_uses} symbols an image", param="condition.uses")
     model, picture = await _picture(service, asked, request)
     coder: Coder = await service.bundles.coder()
     delivery = await service.engine.compute(

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from dekag.alignment.updates import codec_digest, pipeline_digest
-from dekag.bundle.bundle import Kind, load_bundle, pack
+from dekag.alignment.generation.bundles import pipeline_digest
+from dekag.alignment.transmission.bundles import codec_digest
+from dekag.bundle.bundle import load_bundle, pack
+from dekag.bundle.manifest import Kind
 from dekag.channel import BlockFading
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient
@@ -63,7 +65,7 @@ def create(settings: EdgeSettings, world: World | None = None, *, air: Channel |
         models=service.bundles,
         size=f"{side}x{side}",
         log_prompts=settings.log_prompts,
-        told=_counting(service.traffic),
+        on_answer=_counting(service.traffic),
     )
     page = page_router(_page(settings, world, service.most_uses))
     for router in (images_router(images), deliveries_router(service), bundles_router(service), page):

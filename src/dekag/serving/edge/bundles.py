@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.generation.update import remove_update
-from dekag.alignment.updates import apply_generation, apply_transmission, trained_range
-from dekag.bundle.bundle import Kind
+from dekag.alignment.transmission.bundles import apply_transmission, trained_range
+from dekag.bundle.manifest import Kind
 from dekag.codec import AdaptableCodec, TrainedRange
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.registry import Shelf, Shelved

@@ -27,8 +27,8 @@ Kept = TypeVar("Kept")
 class Recent(Generic[Kept]):
     """What was used last, at most so much of it."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._kept: OrderedDict[Any, Kept] = OrderedDict()
 
     def get(self, key: Any) -> Kept | None:
@@ -41,7 +41,7 @@ class Recent(Generic[Kept]):
         """Keep a value; what was not used for longest goes."""
         self._kept[key] = value
         self._kept.move_to_end(key)
-        if len(self._kept) > self._most:
+        if len(self._kept) > self._size:
             self._kept.popitem(last=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter
 
-from dekag.bundle.bundle import Kind
+from dekag.bundle.manifest import Kind
 from dekag.registry import Listing
 from dekag.registry.client import RegistryClient
 from dekag.serving.edge.bundles import Bundles
@@ -105,5 +105,5 @@ class Puller:
             await self._bundles.activate(mine[-1].id)
         except InputError as error:
             self._refused.inc()
-            told = facts(bundle=mine[-1].id, why=str(error), stays=active)
-            log.error("an update failed its test and is not used", extra=told)
+            details = facts(bundle=mine[-1].id, why=str(error), stays=active)
+            log.error("an update failed its test and is not used", extra=details)

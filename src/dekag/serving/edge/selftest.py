@@ -68,8 +68,8 @@ def _pictures(
     """What is drawn, or with a codec what of it is received over a fixed noisy channel."""
     latent = generator(prompts, seeds=seeds)
     if codec is not None:
-        most = codec.max_uses if isinstance(codec, TrainableCodec) else USES
-        condition = Condition(uses=min(USES, most), snr_db=SNR_DB).expand(len(latent))
+        max_uses = codec.max_uses if isinstance(codec, TrainableCodec) else USES
+        condition = Condition(uses=min(USES, max_uses), snr_db=SNR_DB).expand(len(latent))
         symbols = codec.encode(latent, condition)
         received = BlockFading()(symbols, condition, rng=torch.Generator().manual_seed(0))
         latent = recover(codec, received, condition).latent

@@ -6,6 +6,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from dekag.serving.http.settings import ServiceSettings
+from dekag.world.shipped import DEFAULT_WORLD
 
 
 class EdgeSettings(ServiceSettings):
@@ -15,7 +16,7 @@ class EdgeSettings(ServiceSettings):
 
     name: str = Field(default="edge", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """By which the cloud knows this edge."""
-    world: str = "emoji"
+    world: str = DEFAULT_WORLD
     """A shipped world or the folder of one."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."""

@@ -92,15 +92,15 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        own = _request_id(Headers(scope=scope).get("x-request-id", ""))
-        token = request_id.set(own)
+        identity = _request_id(Headers(scope=scope).get("x-request-id", ""))
+        token = request_id.set(identity)
         started, status = time.perf_counter(), 0
 
         async def named(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = own
+                MutableHeaders(scope=message)["x-request-id"] = identity
             await send(message)
 
         try:
@@ -119,8 +119,8 @@ class Observed:
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.observe(method, route, status, seconds)
         level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
-        told = facts(method=method, path=scope["path"][:200], status=status, ms=round(1000 * seconds, 1))
-        log.log(level, "request", extra=told)
+        details = facts(method=method, path=scope["path"][:200], status=status, ms=round(1000 * seconds, 1))
+        log.log(level, "request", extra=details)
 
 
 def _request_id(given: str) -> str:
@@ -142,7 +142,7 @@ def _add_probes(app: FastAPI, ready: Callable[[], str | None], metrics: HttpMetr
 
     @app.get("/metrics", tags=["probes"], response_class=Response, include_in_schema=False)
     async def numbers() -> Response:
-        """For Prometheus."""
+        """The metrics as Prometheus reads them."""
         return metrics.response()
 
 

@@ -44,9 +44,9 @@ class Limits:
 
     async def _body(self, scope: Scope, receive: Receive) -> Message:
         """The whole body as one message, or that the client has gone."""
-        most = self._settings.max_body_bytes
+        max_bytes = self._settings.max_body_bytes
         declared = Headers(scope=scope).get("content-length", "0")
-        if not (declared.isascii() and declared.isdigit()) or len(declared) > 18 or int(declared) > most:
+        if not (declared.isascii() and declared.isdigit()) or len(declared) > 18 or int(declared) > max_bytes:
             raise self._too_large()
         parts: list[bytes] = []
         size, more = 0, True
@@ -58,7 +58,7 @@ class Limits:
                         return message
                     part = message.get("body", b"")
                     size, more = size + len(part), message.get("more_body", False)
-                    if size > most:
+                    if size > max_bytes:
                         raise self._too_large()
                     parts.append(part)
         except TimeoutError:
@@ -69,8 +69,8 @@ class Limits:
         return {"type": "http.request", "body": b"".join(parts), "more_body": False}
 
     def _too_large(self) -> ApiError:
-        most = self._settings.max_body_bytes
-        return ApiError(413, f"a body has at most {most} bytes", headers={"connection": "close"})
+        max_bytes = self._settings.max_body_bytes
+        return ApiError(413, f"a body has at most {max_bytes} bytes", headers={"connection": "close"})
 
 
 _BUSY = ApiError(429, "too many requests at a time; try again in a second", headers={"retry-after": "1"})

@@ -22,8 +22,8 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        if (own := request_id.get()) is not None:
-            line["request_id"] = own
+        if (identity := request_id.get()) is not None:
+            line["request_id"] = identity
         line |= getattr(record, "facts", {})
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)

@@ -19,10 +19,9 @@ log = logging.getLogger("dekag.serving")
 
 
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
-    """Serve until SIGINT or SIGTERM; requests that have begun are finished. What goes on for ever looks at
-    `app.state.stopping`.
+    """Serve until SIGINT or SIGTERM; requests that have begun are finished.
 
-    Raises InputError if the address cannot be listened on.
+    What goes on for ever looks at `app.state.stopping`. Raises InputError if the address cannot be listened on.
     """
     settings.require_safe()
     _require_free(settings)

@@ -3,7 +3,7 @@
 import ipaddress
 import os
 import warnings
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,7 +35,7 @@ class ServiceSettings(BaseSettings):
     max_in_flight: int = Field(default=256, ge=1)
     """Requests at a time, those of probes apart; more are told to come back."""
     max_connections: int = Field(default=4096, ge=1)
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     allowed_origins: list[str] = []
     """Origins of other hosts' pages that may call, as https://page.example; none is needed for the own page."""
 

@@ -37,7 +37,7 @@ from dekag.types import Image
 
 log = logging.getLogger("dekag.serving")
 JPEG_QUALITY = 90
-Told = Callable[[Details], None]
+OnAnswer = Callable[[Details], None]
 
 
 @runtime_checkable
@@ -55,13 +55,13 @@ class Models(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageService:
-    """What the routes need. size: WIDTHxHEIGHT of the images. told: is given the details of every answer."""
+    """What the routes need. size: WIDTHxHEIGHT of the images. on_answer: is given the details of every answer."""
 
     engine: Engine
     models: Models
     size: str
     log_prompts: bool = False
-    told: Told = field(default=lambda _: None)
+    on_answer: OnAnswer = field(default=lambda _: None)
     started: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -222,7 +222,7 @@ class _Answer:
         return self._event("image_generation.completed", file, more)
 
     def _event(self, name: str, file: bytes, more: dict[str, Any]) -> bytes:
-        told = {
+        content = {
             "type": name,
             "b64_json": base64.b64encode(file).decode(),
             "created_at": int(time.time()),
@@ -231,7 +231,7 @@ class _Answer:
             "background": "opaque",
             "output_format": self.form,
         }
-        return format_sse_event(event=name, data_str=json.dumps(told | more))
+        return format_sse_event(event=name, data_str=json.dumps(content | more))
 
     def details(self, drawn: Sequence[Drawn], files: Sequence[bytes]) -> Details:
         """How the images were drawn; the service is told of it."""
@@ -251,7 +251,7 @@ class _Answer:
             if not last.unread
             else [f"the text encoder does not read the last {last.unread} of {last.tokens} tokens"],
         )
-        self.service.told(details)
+        self.service.on_answer(details)
         return details
 
 

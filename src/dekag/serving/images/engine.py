@@ -191,7 +191,7 @@ class Engine:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
 
     def _busy(self, over: int) -> ApiError:
-        """To come back when as many places are free, and not all at once."""
+        """The error for a full queue: come back when as many places are free, and not all at once."""
         self._metrics.refused.inc()
         seconds = self._batch_seconds * -(-over // self._batch) * random.uniform(1.0, 1.5)
         headers = {
@@ -281,7 +281,7 @@ class _Watch:
         self._rows = rows
 
     def __call__(self, first: int, step: int, left: Latent) -> None:
-        """After a step of the rows from `first` on."""
+        """Report a step of the rows from `first` on."""
         if all(row.done.done() for row in self._rows):
             raise StoppedError
         total = self._generator.pipeline.num_timesteps

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import Literal
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
@@ -45,7 +46,7 @@ class PageDefaults:
     prompt: str = EXAMPLES[0]
     snr_db: float = 10.0
     uses: int = 256
-    fading: str = "awgn"
+    fading: Literal["awgn", "rayleigh"] = "awgn"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +110,8 @@ def page_router(config: PageConfig) -> APIRouter:
     @router.get("/page/config.json")
     async def settings() -> Response:
         """What the page must know of this edge."""
-        told = asdict(config) | {"cloud": config.cloud and config.cloud.rstrip("/")}
-        return json_response(told, headers={**guards, "cache-control": "no-store"})
+        content = asdict(config) | {"cloud": config.cloud and config.cloud.rstrip("/")}
+        return json_response(content, headers={**guards, "cache-control": "no-store"})
 
     @router.api_route("/page/{name:path}", methods=["GET", "HEAD"])
     async def file(request: Request, name: str) -> Response:
@@ -129,13 +130,13 @@ def page_files() -> dict[str, PageFile]:
     found = {}
     for name, entry in _walk(files(__package__) / "site"):
         compressed = name.endswith(".gz")
-        own = name.removesuffix(".gz")
-        found[own] = PageFile(
+        unzipped = name.removesuffix(".gz")
+        found[unzipped] = PageFile(
             body=entry.read_bytes(),
-            media_type=MEDIA[f".{own.rpartition('.')[2]}"],
+            media_type=MEDIA[f".{unzipped.rpartition('.')[2]}"],
             compressed=compressed,
             # the address of what others published names its version
-            lasting=own.startswith("vendor/"),
+            lasting=unzipped.startswith("vendor/"),
         )
     return found
 

@@ -126,7 +126,7 @@ def bench_digest(spec: BenchSpec, decoder: torch.nn.Module) -> str:
 
 
 def _judge_digest(source: str | Path | Judge) -> str:
-    """Of a judge's files where they are here, else of its name."""
+    """Digest of a judge's files where they are here, else of its name."""
     if isinstance(source, Judge):
         return digest_json(source.name)
     path = Path(locate(source, "judge"))

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 from dekag.bundle.digest import digest_json
 from dekag.evaluation.grid import Point
 from dekag.types import InputError
+from dekag.wire.files import write_bytes
 
 SCHEMA = 1
 """To be raised when a cell's values would come out differently."""
@@ -74,12 +74,8 @@ def path_of(folder: Path, cell: Cell) -> Path:
 
 def write_result(folder: Path, cell: Cell, values: Mapping[str, list[float]]) -> None:
     """Write a result; whoever else writes the same cell writes the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = path_of(folder, cell)
     text = json.dumps({"cell": cell.describe(), "values": dict(values)}, allow_nan=False)
-    part = path.with_suffix(f".{os.uname().nodename}.{os.getpid()}.part")
-    part.write_text(text + "\n")
-    part.replace(path)
+    write_bytes(path_of(folder, cell), (text + "\n").encode())
 
 
 def read_result(folder: Path, cell: Cell, *, images: int) -> Result:

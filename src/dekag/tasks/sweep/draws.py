@@ -1,7 +1,6 @@
 """Latents drawn once and kept by content, and what is fitted to them: source codes and spectra."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from dekag.bundle.digest import canonical_safetensors, digest_json
 from dekag.evaluation.bounds import Spectrum, held_out_spectrum, measured_spectrum
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.types import Image, InputError, Latent
+from dekag.wire.files import replacing, write_bytes
 
 CHUNK = 256
 """Latents of one file, which is what an interrupted run draws again at most."""
@@ -44,11 +44,11 @@ class Drawer:
         """Latents of the prompts with one seed each, from the folder where they have been drawn before."""
         parts = []
         for at in range(0, len(prompts), CHUNK):
-            texts, own = prompts[at : at + CHUNK], seeds[at : at + CHUNK]
-            path = self.folder / f"{self._recipe(texts, own)}.safetensors"
+            texts, numbers = prompts[at : at + CHUNK], seeds[at : at + CHUNK]
+            path = self.folder / f"{self._recipe(texts, numbers)}.safetensors"
             if not path.exists():
                 on_stage(f"edge draws latents {at + 1} to {at + len(texts)} of {len(prompts)}")
-                write_tensors(path, {"latents": self.edge(texts, seeds=own).float().cpu()})
+                write_tensors(path, {"latents": self.edge(texts, seeds=numbers).float().cpu()})
             parts.append(read_tensor(path, "latents"))
         return torch.cat(parts)
 
@@ -93,10 +93,9 @@ def fitted_source(latents: Latent, weight: Float[Tensor, " channels"], folder: P
     """File of the digital baseline's source code for such latents."""
     path = folder / f"{_content(latents=latents, weight=weight)}.source.safetensors"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = _part(path)
-        save_source(fit(latents, weight), part)
-        part.replace(path)
+        source = fit(latents, weight)
+        with replacing(path) as part:
+            save_source(source, part)
     return path
 
 
@@ -118,10 +117,7 @@ def keep_latents(latents: Latent, folder: Path) -> tuple[Path, str]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
-    part.write_bytes(canonical_safetensors(tensors, {}))
-    part.replace(path)
+    write_bytes(path, canonical_safetensors(tensors, {}))
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
@@ -134,7 +130,3 @@ def read_tensor(path: Path, name: str) -> Tensor:
 
 def _content(**tensors: Tensor) -> str:
     return hashlib.sha256(canonical_safetensors(tensors, {})).hexdigest()
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -28,7 +28,9 @@ Work = Callable[[Cell], str]
 class Engine(Protocol):
     """Yields the key of every cell as it is finished, in any order; the first error ends the run."""
 
-    def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]: ...
+    def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
+        """Compute the cells, and yield the key of each."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +38,18 @@ class Inline:
     """One after the other in this process."""
 
     def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
+        """Compute the cells in this process."""
         yield from map(work, cells)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """In `workers` processes of this machine, which end with this one."""
+    """Computes the cells in `workers` processes of this machine, which end with this one."""
 
     workers: int
 
     def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
+        """Compute the cells in processes of this machine."""
         count = min(self.workers, len(cells))
         if not count:
             return
@@ -76,6 +80,7 @@ class RayCluster:
     address: str = "auto"
 
     def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
+        """Compute the cells as tasks of a Ray cluster."""
         ray = _extra("ray")
         if not ray.is_initialized():
             try:
@@ -110,6 +115,7 @@ class Slurm:
     cluster: str | None = None
 
     def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
+        """Compute the cells as jobs of Slurm."""
         submitit = _extra("submitit")
         shares = [cells[start :: self.workers] for start in range(min(self.workers, len(cells)))]
         if not shares:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dekag.alignment.updates import apply_transmission
+from dekag.alignment.transmission.bundles import apply_transmission
 from dekag.baseline import DigitalLink, PictureSource, Source, Thresholds, load_source, send
 from dekag.baseline.thresholds import Measurement, kind
 from dekag.bundle.digest import digest_file, digest_folder, digest_json
@@ -45,14 +45,22 @@ class Method(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What tables call the method."""
+        ...
 
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Digest of all that its results depend on."""
+        ...
 
-    def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]: ...
+    def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
+        """The schemes to be measured at a point, of those that are wanted."""
+        ...
 
-    def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival: ...
+    def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival:
+        """What arrives of the bench's latents at a point."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +77,7 @@ class CodecMethod:
 
     @property
     def digest(self) -> str:
-        """Of the files."""
+        """Digest of the files of codec and bundle."""
         return _codec_digest(self.codec, self.bundle)
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
@@ -93,7 +101,7 @@ class LatentDigital:
 
     @property
     def digest(self) -> str:
-        """Of the source code; the scheme is chosen outside."""
+        """Digest of the source code; the scheme is chosen outside."""
         return digest_json(["latent", digest_file(self.source)])
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
@@ -118,7 +126,7 @@ class PictureDigital:
 
     @property
     def digest(self) -> str:
-        """Of format and concealment; the scheme is chosen outside."""
+        """Digest of format and concealment; the scheme is chosen outside."""
         return digest_json([self.name, digest_file(self.concealment)])
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
@@ -141,12 +149,12 @@ class RememberedSource:
 
     @property
     def header_bits(self) -> int:
-        """Of the source."""
+        """Bits of the source's header."""
         return self.source.header_bits
 
     @property
     def concealment(self) -> Tensor:
-        """Of the source."""
+        """What the source shows in place of an item that is lost."""
         return self.source.concealment
 
     def encode(self, item: Tensor, budget: int) -> np.ndarray | None:

@@ -16,7 +16,5 @@ def write(outcome: Outcome, folder: Path) -> tuple[Summary, list[Path]]:
     if not any(path.suffix == ".parquet" for path in written):
         text = "results.parquet needs pyarrow: pip install 'dekag[tables]' and start again to have it written"
         warnings.warn(text, stacklevel=1)
-    part = folder / ".summary.json.part"
-    write_json(part, summary.to_json())
-    part.replace(folder / "summary.json")
+    write_json(folder / "summary.json", summary.to_json())
     return summary, [*written, folder / "summary.json", *write_figures(outcome, folder)]

@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from dekag.evaluation.statistics import Mean, mean_interval
 from dekag.tasks.sweep.bench import CAP_DB
 from dekag.tasks.sweep.cells import Cell, Result
 from dekag.units import db_to_linear, linear_to_db
+from dekag.wire.files import replacing, write_bytes
 
 WEIGHTED = "weighted_snr_db"
 
@@ -55,8 +55,10 @@ class Outcome:
 
 
 def bound_row(point: Point, measured: Bounds, held_out: Bounds, *, power: float, draws: int) -> BoundRow:
-    """Bounds on the error of weighted latents of that power as levels in dB, at most CAP_DB: few latents have no power
-    beyond as many components, and then no error either."""
+    """Bounds on the error of weighted latents of that power as levels in dB, at most CAP_DB.
+
+    Few latents have no power beyond as many components, and then no error either.
+    """
 
     def level(mse: torch.Tensor) -> float:
         return float(linear_to_db(power / mse)[0].clamp(max=CAP_DB))
@@ -90,7 +92,7 @@ def write_results(outcome: Outcome, folder: Path) -> list[Path]:
     lines = [*map(cell_row, outcome.results), *map(_bound_json, outcome.bounds)]
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     written = [folder / "results.jsonl"]
-    _replace(written[0], text.encode())
+    write_bytes(written[0], text.encode())
     if importlib.util.find_spec("pyarrow") is not None:
         written.append(folder / "results.parquet")
         _write_parquet(outcome, written[1])
@@ -118,8 +120,8 @@ def _named(cell: Cell) -> dict[str, Any]:
 def _where(point: Point) -> dict[str, Any]:
     physics = point.physics()
     del physics["medium"]
-    own = {"channel": point.channel, "family": point.family, "uses": point.uses, "snr_db": point.snr_db}
-    return {**own, "used": physics["uses"], **{k: v for k, v in physics.items() if k not in own}}
+    place = {"channel": point.channel, "family": point.family, "uses": point.uses, "snr_db": point.snr_db}
+    return {**place, "used": physics["uses"], **{k: v for k, v in physics.items() if k not in place}}
 
 
 def _long(outcome: Outcome) -> Iterator[dict[str, Any]]:
@@ -129,19 +131,13 @@ def _long(outcome: Outcome) -> Iterator[dict[str, Any]]:
         for metric, values in result.values.items():
             for image, value in enumerate(values):
                 split, prompt = outcome.prompts[image]
-                told = {"image": image, "split": split, "prompt": prompt}
-                yield {**named, **told, "metric": metric, "value": value}
+                image_row = {"image": image, "split": split, "prompt": prompt}
+                yield {**named, **image_row, "metric": metric, "value": value}
 
 
 def _write_parquet(outcome: Outcome, path: Path) -> None:
     arrow = importlib.import_module("pyarrow")
     parquet = importlib.import_module("pyarrow.parquet")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    parquet.write_table(arrow.Table.from_pylist(list(_long(outcome))), part)
-    part.replace(path)
-
-
-def _replace(path: Path, raw: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(raw)
-    part.replace(path)
+    table = arrow.Table.from_pylist(list(_long(outcome)))
+    with replacing(path) as part:
+        parquet.write_table(table, part)

@@ -6,7 +6,7 @@ OUT/results.jsonl, results.parquet, transmission*.png, summary.json            w
 ```
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dekag.alignment.updates import apply_generation, pipeline_digest
+from dekag.alignment.generation.bundles import apply_generation, pipeline_digest
 from dekag.baseline import Thresholds, read_thresholds, shipped_thresholds
 from dekag.baseline.pictures import FORMATS
 from dekag.channel import BlockFading
@@ -22,7 +22,7 @@ from dekag.evaluation.bounds import bound
 from dekag.evaluation.generation import EDGE_SEED
 from dekag.evaluation.grid import Grid, Point
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.tasks.align_generation import DISTIL_SEEDS
+from dekag.tasks.material import DISTIL_SEEDS
 from dekag.tasks.sweep.bench import (
     BenchSpec,
     bench_digest,
@@ -45,12 +45,12 @@ from dekag.tasks.sweep.methods import (
     further_codec,
 )
 from dekag.tasks.sweep.results import BoundRow, Outcome, bound_row
+from dekag.training.run import OnStage
 from dekag.types import InputError, Latent
 from dekag.world import World, locate
 
 SHIPPED = ("no_ka", "cala")
 DIGITAL = ("digital", *FORMATS)
-Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class SweepConfig:
 
     @property
     def names(self) -> list[str]:
-        """Of all methods, further codecs last."""
+        """Names of all methods, further codecs last."""
         return [*self.methods, *(text.partition("=")[0] for text in self.codecs)]
 
     @property
@@ -130,7 +130,7 @@ class _Plan:
     bounds: list[BoundRow]
 
 
-def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: Stage) -> Outcome:
+def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: OnStage) -> Outcome:
     """Compute what `out` lacks of the sweep's cells; returns all of them with the bounds.
 
     Raises InputError for wrong input, before anything is computed as far as that can be told, and for a
@@ -144,14 +144,14 @@ def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: Stage) ->
     folder, images = plan.work.folder, len(plan.prompts)
     missing = [cell for cell in plan.cells if not path_of(folder, cell).exists()]
     known = {cell.key for cell in missing}
-    kept = [read_result(folder, cell, images=images) for cell in plan.cells if cell.key not in known]
-    on_stage(f"{len(missing)} cells to compute, {len(kept)} are there")
+    cached = [read_result(folder, cell, images=images) for cell in plan.cells if cell.key not in known]
+    on_stage(f"{len(missing)} cells to compute, {len(cached)} are there")
     step = max(1, len(missing) // 20)
     for number, _ in enumerate(engine(plan.work, missing), start=1):
         if number % step == 0 or number == len(missing):
             on_stage(f"{number} of {len(missing)} cells")
     fresh = {cell.key: read_result(folder, cell, images=images) for cell in missing}
-    whole: dict[str, Result] = {**{result.cell.key: result for result in kept}, **fresh}
+    whole: dict[str, Result] = {**{result.cell.key: result for result in cached}, **fresh}
     return Outcome(
         world=config.world.name,
         results=[whole[cell.key] for cell in plan.cells],
@@ -163,7 +163,7 @@ def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: Stage) ->
 
 
 def _plan(
-    config: SweepConfig, points: list[Point], thresholds: Thresholds, out: Path, on_stage: Stage
+    config: SweepConfig, points: list[Point], thresholds: Thresholds, out: Path, on_stage: OnStage
 ) -> _Plan:
     world = config.world
     weight = importance(world)
@@ -235,7 +235,7 @@ def _codecs(config: SweepConfig) -> list[CodecMethod]:
     return [*named, *(further_codec(text, base) for text in config.codecs)]
 
 
-def _held_out(config: SweepConfig, draw: Drawer, on_stage: Stage) -> tuple[list[tuple[str, str]], Latent]:
+def _held_out(config: SweepConfig, draw: Drawer, on_stage: OnStage) -> tuple[list[tuple[str, str]], Latent]:
     """Split and prompt of each image, and its latent."""
     texts = config.world.reported_prompts(config.images)
     prompts = [(split, text) for split, own in texts.items() for text in own]
@@ -243,7 +243,7 @@ def _held_out(config: SweepConfig, draw: Drawer, on_stage: Stage) -> tuple[list[
     return prompts, draw([text for _, text in prompts], seeds, on_stage=on_stage)
 
 
-def _distilled(config: SweepConfig, draw: Drawer, on_stage: Stage) -> Latent:
+def _distilled(config: SweepConfig, draw: Drawer, on_stage: OnStage) -> Latent:
     known = config.world.prompts("distill")
     prompts = [known[number % len(known)] for number in range(config.draws)]
     return draw(prompts, [DISTIL_SEEDS + config.seed + n for n in range(config.draws)], on_stage=on_stage)

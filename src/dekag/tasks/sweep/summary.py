@@ -143,11 +143,11 @@ def _over_images(rows: Iterable[np.ndarray]) -> Mean:
 
 def _reference(cells: Cells, by_label: dict[str, Cells]) -> Cells | None:
     """The codec without KA, of the same constellation if there is one."""
-    own = next(iter(cells.values())).cell
-    if own.method == REFERENCE:
+    first = next(iter(cells.values())).cell
+    if first.method == REFERENCE:
         return None
     plain = [c for c in by_label.values() if next(iter(c.values())).cell.method == REFERENCE]
-    same = [c for c in plain if next(iter(c.values())).cell.constellation == own.constellation]
+    same = [c for c in plain if next(iter(c.values())).cell.constellation == first.constellation]
     return next(iter(same or plain), None)
 
 
@@ -166,7 +166,7 @@ def _gains(cells: Cells, reference: Cells | None, splits: list[str]) -> Gains | 
     return Gains(
         overall=_over_images(gain.values()),
         by_split={
-            split: _over_images(row[[own == split for own in splits]] for row in gain.values())
+            split: _over_images(row[[first == split for first in splits]] for row in gain.values())
             for split in dict.fromkeys(splits)
         },
         by_family=by(lambda result: result.cell.point.family),
@@ -217,20 +217,20 @@ def _psnr(result: Result) -> np.ndarray:
 
 
 def _method_json(method: MethodSummary) -> dict[str, Any]:
-    told: dict[str, Any] = {name: mean.to_json() for name, mean in method.metrics.items()}
+    entry: dict[str, Any] = {name: mean.to_json() for name, mean in method.metrics.items()}
     if method.received is not None:
-        told["received"] = dict(zip(("sent", "arrived", "images"), method.received, strict=True))
-        told["silent_cells"] = method.silent
+        entry["received"] = dict(zip(("sent", "arrived", "images"), method.received, strict=True))
+        entry["silent_cells"] = method.silent
     if method.gains is not None:
         gains = method.gains
         groups = {"by_split": gains.by_split, "by_family": gains.by_family, "by_uses": gains.by_uses}
-        told["gain_db"] = gains.overall.to_json()
-        told["gain_db_by"] = {
+        entry["gain_db"] = gains.overall.to_json()
+        entry["gain_db_by"] = {
             group: {name: mean.to_json() for name, mean in means.items()} for group, means in groups.items()
         }
-        told["worst_cell"] = {"cell": gains.worst[0], "gain_db": gains.worst[1]}
-    told["to_bound_db"] = {
+        entry["worst_cell"] = {"cell": gains.worst[0], "gain_db": gains.worst[1]}
+    entry["to_bound_db"] = {
         snr: {"measured": gap.measured_db, "held_out": gap.held_out_db}
         for snr, gap in method.to_bound.items()
     }
-    return told
+    return entry

@@ -1,37 +1,19 @@
-"""Updates as bundles: what MAKD and CALA learned, to a directory and back into a generator or a codec."""
+"""Updates of a generator as bundles: what a distillation learned, to a folder and back into a generator."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from dekag.alignment.config import CalaConfig
 from dekag.alignment.generation.adapters import plain_state
 from dekag.alignment.generation.update import GenerationUpdate, apply_update
-from dekag.alignment.transmission.adapted import AdaptedCodec
-from dekag.alignment.transmission.attention import SnrAttentionCodec
-from dekag.alignment.transmission.cala import CalaCodec
-from dekag.alignment.transmission.update import load_update, update_tensors
-from dekag.bundle.bundle import (
-    Bundle,
-    Metaword,
-    Metrics,
-    Quantisation,
-    Setting,
-    load_bundle,
-    save_bundle,
-)
-from dekag.bundle.container import CALA, EMBEDDING, FEW_STEP, LORA, NOISE_MAP
+from dekag.bundle.bundle import Bundle, Contents, load_bundle, save_bundle
+from dekag.bundle.container import EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.bundle.digest import digest_json, digest_tensors
-from dekag.codec import AdaptableCodec, TrainedRange, require_adaptable
-from dekag.config import described_fields
+from dekag.bundle.manifest import Metaword, Metrics, Quantisation, Setting
 from dekag.generation import metaword as generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
-
-LICENCE = "Apache-2.0"
 
 
 def pipeline_digest(generator: DiffusersGenerator) -> str:
@@ -50,11 +32,6 @@ def tokenizer_digest(generator: DiffusersGenerator) -> str:
     return digest_json(vocabularies[0] if len(vocabularies) == 1 else vocabularies)
 
 
-def codec_digest(codec: AdaptableCodec) -> str:
-    """Digest of the codec's weights as they are saved, in fp16."""
-    return digest_tensors(codec.state_dict())
-
-
 def save_generation(
     folder: Path,
     generator: DiffusersGenerator,
@@ -71,8 +48,7 @@ def save_generation(
     if update.weights:
         raise InputError("full fine-tuning leaves a whole denoiser; a bundle carries low-rank updates only")
     word = update.metaword
-    return save_bundle(
-        folder,
+    contents = Contents(
         kind="generation",
         base_digest=pipeline_digest(generator),
         tokenizer_digest=tokenizer_digest(generator),
@@ -80,7 +56,6 @@ def save_generation(
         metaword=None
         if word is None
         else Metaword(token=word.token, vectors=word.count, position=word.position),
-        licence=LICENCE,
         metrics=metrics,
         settings={
             **settings,
@@ -90,6 +65,7 @@ def save_generation(
         training_digest=digest_json(settings),
         quantisation=quantisation,
     )
+    return save_bundle(folder, contents)
 
 
 def _generation_files(denoiser: str, update: GenerationUpdate) -> dict[str, dict[str, torch.Tensor]]:
@@ -109,7 +85,7 @@ def read_generation(generator: DiffusersGenerator, bundle: Bundle) -> Generation
 
     Raises InputError if the bundle is of another kind, or for another model or tokenizer.
     """
-    _require_kind(bundle, "generation")
+    bundle.require_kind("generation")
     bundle.require_base(pipeline_digest(generator), tokenizer_digest(generator))
     prefix = f"{generator.family.denoiser}."
     manifest, word = bundle.manifest, None
@@ -147,94 +123,6 @@ def apply_generation(
     name = bundle.id[:12]
     aligned = apply_update(generator, update, name=name, few_steps=few_steps, shared_noise=shared_noise)
     return aligned, bundle
-
-
-def save_transmission(
-    folder: Path,
-    adapted: AdaptedCodec,
-    codec: AdaptableCodec,
-    *,
-    settings: dict[str, Setting],
-    metrics: Metrics | None = None,
-    quantisation: Quantisation = "int8",
-) -> Bundle:
-    """Write an update of a codec; `settings` must not use the names of CalaConfig's fields or `attention`.
-
-    The conditions that it was trained for go into `settings` as `TrainedRange.to_settings`; they travel with it.
-    Raises InputError if `settings` hold a range that `trained_range` would refuse.
-    """
-    TrainedRange.from_settings(settings)
-    return save_bundle(
-        folder,
-        kind="transmission",
-        base_digest=codec_digest(codec),
-        tensors={CALA: update_tensors(adapted)},
-        licence=LICENCE,
-        metrics=metrics,
-        settings={**settings, **adapted.size()},
-        training_digest=digest_json(settings),
-        quantisation=quantisation,
-    )
-
-
-def apply_transmission(codec: AdaptableCodec, path: Path | str) -> tuple[AdaptedCodec, Bundle]:
-    """Load a bundle with every check onto a copy of the codec.
-
-    `trained_range` of the bundle says for which conditions it was trained.
-    Raises InputError if the bundle is damaged, of another kind, or for another codec, or if the codec is no
-    AdaptableCodec.
-    """
-    bundle = load_bundle(path)
-    _require_kind(bundle, "transmission")
-    trained_range(bundle)
-    bundle.require_base(codec_digest(require_adaptable(codec)))
-    hidden = bundle.manifest.settings.get("attention")
-    with torch.random.fork_rng():
-        adapted: AdaptedCodec = (
-            SnrAttentionCodec(codec, hidden)
-            if isinstance(hidden, int)
-            else CalaCodec(codec, _cala_config(bundle))
-        )
-    load_update(adapted, bundle.cala())
-    return adapted.eval(), bundle
-
-
-def _cala_config(bundle: Bundle) -> CalaConfig:
-    """The size that the bundle's settings tell."""
-    settings, names = bundle.manifest.settings, [field.name for field in fields(CalaConfig)]
-    missing = [name for name in names if name not in settings]
-    if missing:
-        raise InputError(
-            f"bundle {bundle.id[:12]} does not say its {missing[0]}; make it with dekag align transmission"
-        )
-    switches = {field.name for field in described_fields(CalaConfig) if field.type is bool}
-    given = {name: bool(settings[name]) if name in switches else settings[name] for name in names}
-    try:
-        return CalaConfig(**given)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise InputError(f"bundle {bundle.id[:12]} has a setting of another kind: {error}") from error
-
-
-def trained_range(bundle: Bundle) -> TrainedRange | None:
-    """The conditions that a transmission bundle was trained for, if it says so.
-
-    Raises InputError if it says so in part.
-    """
-    return TrainedRange.from_settings(bundle.manifest.settings)
-
-
-def describe(path: Path | str) -> dict[str, object]:
-    """The manifest of a sound bundle as JSON values, with its size in bytes."""
-    bundle = load_bundle(path)
-    manifest: dict[str, object] = json.loads(bundle.manifest.to_json())
-    return {**manifest, "size_bytes": bundle.size_bytes}
-
-
-def _require_kind(bundle: Bundle, kind: str) -> None:
-    if bundle.manifest.kind != kind:
-        raise InputError(
-            f"bundle {bundle.id[:12]} is for {bundle.manifest.kind}, and one for {kind} is needed here"
-        )
 
 
 def _embedding(word: generation.Metaword) -> dict[str, torch.Tensor]:

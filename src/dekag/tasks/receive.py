@@ -1,8 +1,7 @@
-"""A delivery in two halves with a recording between them: what the radio commands do."""
+"""The second half of a delivery: from frames and recordings to the pictures that a user sees."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ from dekag import link
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.channel.fading import used
 from dekag.codec import TrainableCodec
-from dekag.codec.papr import OFDM, SINGLE_CARRIER, PaprReport, Waveform, clip_waveform, papr_report
+from dekag.tasks.send import channel_json, image_names
+from dekag.training.run import OnStage
 from dekag.types import ChannelState, Condition, InputError, Received, Symbols
 from dekag.units import snr_db_to_noise_power
 from dekag.wire.files import staged, write_images, write_json
 from dekag.wire.frame import MAX_FRAME_BYTES, SUFFIX, read_frame
-from dekag.wire.sigmf import Recording, read_recording, recording_files, require_free, write_recording
+from dekag.wire.sigmf import read_recording
 from dekag.world import World, load_world, shipped_worlds
-
-Stage = Callable[[str], None]
 
 BATCH = 64
 """Images that are decoded at a time; a recording may hold any number."""
@@ -56,76 +54,6 @@ class Receiver:
     link: link.Link
 
 
-def waveform_of(ofdm: bool, subcarriers: int | None) -> Waveform:
-    """The waveform that a user asks for."""
-    if subcarriers is not None and not ofdm:
-        raise InputError("subcarriers are of the OFDM waveform; ask for OFDM as well")
-    if not ofdm:
-        return SINGLE_CARRIER
-    return OFDM if subcarriers is None else replace(OFDM, subcarriers=subcarriers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SendTask:
-    """Prompts to draw with seeds counted from `seed`, and how what is sent is recorded.
-
-    channel: what the receiver is told to reckon with. clip_db: peaks over the mean power; None leaves them.
-    sample_rate_hz: for the metadata. drawn: folder for the pictures as they were drawn.
-    """
-
-    prompts: Sequence[str]
-    condition: Condition
-    channel: ChannelSettings
-    align: bool = True
-    seed: int = 0
-    waveform: Waveform = SINGLE_CARRIER
-    clip_db: float | None = None
-    sample_rate_hz: float | None = None
-    drawn: Path | None = None
-
-
-def send(world: World, task: SendTask, out: Path, *, on_stage: Stage) -> dict[str, Any]:
-    """Draw prompts at the edge and record what it sends; returns the recording's numbers.
-
-    With `drawn`, the pictures go to that folder, by the names that `receive` gives them.
-    """
-    require_free(out)
-    on_stage("load")
-    system, prompts = world.system(align=task.align), task.prompts
-    whole = task.condition.expand(len(prompts))
-    on_stage("draw and encode")
-    seeds = [task.seed + number for number in range(len(prompts))]
-    sent = link.send(system.link, prompts, whole, seeds=seeds)
-    link.warn_outside(system.link, whole)  # of what can be sent at all
-    symbols = sent.symbols
-    if task.clip_db is not None:
-        symbols = clip_waveform(symbols, whole.payload, task.waveform, ratio_db=task.clip_db)
-    recording = Recording(
-        symbols=symbols,
-        condition=whole,
-        seed=task.seed,
-        sample_rate_hz=task.sample_rate_hz,
-        waveform=task.waveform,
-        clip_db=task.clip_db,
-        world=world.name,
-        bundles=dict(system.link.bundles),
-        channel=task.channel,
-    )
-    on_stage("write")
-    with nullcontext() if task.drawn is None else staged(task.drawn) as folder:
-        if folder is not None:
-            names = _names(len(prompts))
-            write_images(folder, names, link.picture(system.link, sent.latent))
-            images = [{"file": name, "prompt": text} for name, text in zip(names, prompts, strict=True)]
-            write_json(folder / "index.json", {"images": images})
-        write_recording(out, recording)
-    return {
-        "files": [str(file) for file in recording_files(out)],
-        "world": world.name,
-        **_sent_json(recording),
-    }
-
-
 def receive(
     path: Path,
     out: Path,
@@ -133,7 +61,7 @@ def receive(
     world: World | None,
     bundles: Sequence[str | Path] = (),
     channel_seed: int | None,
-    on_stage: Stage,
+    on_stage: OnStage,
 ) -> dict[str, Any]:
     """Decode a recording to a folder of pictures; returns what index.json says.
 
@@ -144,11 +72,11 @@ def receive(
     """
     incoming = _from_recording(path, channel_seed)
     on_stage("load")
-    chosen = _receiver(incoming, world, bundles)
-    _check_fits(incoming, chosen.link)
+    receiver = _receiver(incoming, world, bundles)
+    _check_fits(incoming, receiver.link)
     with staged(out) as folder:
         on_stage("decode")
-        decoded = _decode(incoming, chosen, folder, 0)
+        decoded = _decode(incoming, receiver, folder, 0)
         index = {"recording": path.name, **decoded}
         write_json(folder / "index.json", index)
     return index
@@ -161,7 +89,7 @@ def receive_files(
     world: World | None,
     bundles: Sequence[str | Path] = (),
     channel_seed: int | None,
-    on_stage: Stage,
+    on_stage: OnStage,
 ) -> dict[str, Any]:
     """Decode frames and recordings to one folder of pictures, numbered throughout; returns what index.json says.
 
@@ -187,59 +115,6 @@ def receive_files(
     return index
 
 
-def papr(path: Path) -> dict[str, Any]:
-    """The peaks of a recording's samples."""
-    recording = read_recording(path)
-    if not bool(recording.symbols.isfinite().all()):
-        raise InputError(f"{path} holds samples that are no numbers; their peaks cannot be told")
-    return papr_json(papr_report(recording.symbols, recording.condition.payload, recording.waveform))
-
-
-def papr_json(report: PaprReport) -> dict[str, Any]:
-    """A report of peaks as JSON values."""
-    return {
-        "blocks": report.blocks,
-        "samples": report.samples,
-        "highest_db": round(report.highest_db, 3),
-        "ccdf": [
-            {"level_db": level, "share": share, "gaussian": gaussian}
-            for level, (share, gaussian) in report.peaks.items()
-        ],
-        "power": [
-            {
-                "share": share,
-                "level_db": level if level is None else round(level, 3),
-                "gaussian_db": round(db, 3),
-            }
-            for share, (level, db) in report.power_db.items()
-        ],
-    }
-
-
-def _names(count: int) -> list[str]:
-    return [f"{number:04d}.png" for number in range(count)]
-
-
-def _sent_json(recording: Recording) -> dict[str, Any]:
-    condition = recording.condition
-    payload = condition.payload
-    return {
-        "images": len(condition),
-        "samples": int(recording.waveform.samples(payload).sum()),
-        "payload_uses": int(payload.sum()),
-        "pilot_uses": int((condition.uses - payload).sum()),
-        "waveform": asdict(recording.waveform),
-        "clip_db": recording.clip_db,
-        "bundles": recording.bundles,
-        "channel": _channel_json(recording.channel),
-        "papr": papr_json(papr_report(recording.symbols, payload, recording.waveform)),
-    }
-
-
-def _channel_json(channel: ChannelSettings | None) -> dict[str, Any]:
-    return {"name": "rayleigh or awgn as the condition says"} if channel is None else channel.given()
-
-
 def _images_json(names: list[str], condition: Condition, erased: torch.Tensor) -> list[dict[str, Any]]:
     columns = (condition.uses, condition.payload, condition.snr_db, erased)
     rows = zip(names, *(column.tolist() for column in columns), strict=True)
@@ -262,7 +137,7 @@ def _from_recording(path: Path, channel_seed: int | None) -> Incoming:
         condition=recording.condition,
         world=recording.world,
         bundles=recording.bundles,
-        channel=None if channel_seed is None else _channel_json(recording.channel),
+        channel=None if channel_seed is None else channel_json(recording.channel),
         channel_seed=channel_seed,
     )
 
@@ -293,15 +168,15 @@ def _from_frame(path: Path, channel_seed: int | None) -> Incoming:
         condition=frame.condition,
         world=frame.world,
         bundles=frame.bundles,
-        channel=None if seed is None else _channel_json(None),
+        channel=None if seed is None else channel_json(None),
         channel_seed=seed,
     )
 
 
 def _receiver(incoming: Incoming, world: World | None, bundles: Sequence[str | Path] = ()) -> Receiver:
     """The system that decodes; what says nothing of updates is taken to come from the system as it ships."""
-    chosen = (_named_world(incoming) if world is None else world).with_bundles(bundles)
-    return Receiver(world=chosen.name, link=chosen.system(align=incoming.bundles != {}).link)
+    theirs = (_named_world(incoming) if world is None else world).with_bundles(bundles)
+    return Receiver(world=theirs.name, link=theirs.system(align=incoming.bundles != {}).link)
 
 
 def _named_world(incoming: Incoming) -> World:
@@ -316,36 +191,36 @@ def _named_world(incoming: Incoming) -> World:
     return load_world(incoming.world)
 
 
-def _decode(incoming: Incoming, chosen: Receiver, folder: Path, first: int) -> dict[str, Any]:
+def _decode(incoming: Incoming, receiver: Receiver, folder: Path, first: int) -> dict[str, Any]:
     """Write the pictures of one file, the first of which has that number; returns what index.json says of it."""
     condition = incoming.condition
-    link.warn_outside(chosen.link, condition)
-    images, names = [], _names(first + len(condition))[first:]
+    link.warn_outside(receiver.link, condition)
+    images, names = [], image_names(first + len(condition))[first:]
     for start in range(0, len(names), BATCH):
         rows = slice(start, start + BATCH)
-        arrived = link.receive(chosen.link, _rows(incoming.received, rows), condition[rows])
+        arrived = link.receive(receiver.link, _rows(incoming.received, rows), condition[rows])
         write_images(folder, names[rows], arrived.image)
         images += _images_json(names[rows], condition[rows], arrived.erased_uses)
     return {
-        "world": chosen.world,
-        "bundles": dict(chosen.link.bundles),
+        "world": receiver.world,
+        "bundles": dict(receiver.link.bundles),
         "channel": incoming.channel,
         "channel_seed": incoming.channel_seed,
         "images": images,
     }
 
 
-def _check_fits(incoming: Incoming, chosen: link.Link) -> None:
+def _check_fits(incoming: Incoming, receiving: link.Link) -> None:
     """InputError if the receiver's codec cannot decode what came."""
     path, condition = incoming.path, incoming.condition
     theirs = None if incoming.bundles is None else incoming.bundles.get("transmission")
-    ours = chosen.bundles.get("transmission")
+    ours = receiving.bundles.get("transmission")
     if theirs is not None and theirs != ours:
         here = "none" if ours is None else ours[:12]
         raise InputError(
             f"{path} was encoded with the transmission update {theirs[:12]}, and here is {here}; use the sender's"
         )
-    codec, longest = chosen.codec, int(condition.payload.max())
+    codec, longest = receiving.codec, int(condition.payload.max())
     if isinstance(codec, TrainableCodec) and longest > codec.max_uses:
         raise InputError(
             f"{path} has images of {longest} symbols, and the codec decodes at most {codec.max_uses}"
@@ -361,8 +236,8 @@ def _received(
         gain = used(condition, symbols.shape[1]).to(symbols.dtype)
         state = ChannelState(gain=gain, noise_power=snr_db_to_noise_power(condition.snr_db))
         return Received(symbols=symbols, state=state)
-    chosen = BlockFading() if channel is None else named_channel(channel).channel
-    return chosen(symbols, condition, rng=torch.Generator().manual_seed(channel_seed))
+    medium = BlockFading() if channel is None else named_channel(channel).channel
+    return medium(symbols, condition, rng=torch.Generator().manual_seed(channel_seed))
 
 
 def _rows(received: Received, rows: slice) -> Received:

@@ -1,0 +1,164 @@
+"""What an edge is distilled from: prompts and the cloud's images, from wherever they come."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from dekag.data.endpoint import EndpointCloud, ImageEndpoint
+from dekag.data.folder import CloudImages, read_folder
+from dekag.data.pictures import PictureSet
+from dekag.data.prompts import read_prompts
+from dekag.training.processes import from_main
+from dekag.training.run import Run
+from dekag.types import Image, InputError
+from dekag.wire.files import replacing
+from dekag.world import Model, World
+
+DISTIL_SEEDS = 100_000
+"""Cloud seeds of distillation start here, far from those of any evaluation."""
+VALIDATION_SHARE = 10
+"""One in so many prompts of images from elsewhere is kept from training, to choose settings with."""
+ENOUGH_PROMPTS = 20
+"""Images of fewer prompts are all trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Where prompts and the cloud's images come from: the world, unless a folder or an endpoint is named.
+
+    prompts_file: one prompt a line. domain: one of the world's groups of prompts. draws: images of each prompt, from
+    seeds of their own. folder: images and their prompts; with an endpoint, where its images are kept.
+    """
+
+    prompts_file: Path | None = None
+    domain: str | None = None
+    draws: int = 1
+    folder: Path | None = None
+    endpoint: ImageEndpoint | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prompts_file is not None and self.domain is not None:
+            raise InputError("give the prompts as a file or as a domain of the world, not as both")
+        if self.endpoint is not None and self.folder is None:
+            raise InputError("an endpoint's images need a folder that keeps them")
+        if self.endpoint is None and self.folder is not None and (self.prompts_file or self.domain):
+            raise InputError("a folder of images brings its own prompts; leave out the file and the domain")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the images are not the world's own."""
+        return self.folder is not None or self.endpoint is not None
+
+    def prompts(self, world: World) -> list[str]:
+        """The prompts, each as often as it is drawn."""
+        if self.prompts_file is not None:
+            return read_prompts(self.prompts_file) * self.draws
+        split = "distill" if self.domain is None else f"distill:{self.domain}"
+        return world.prompts(split) * self.draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Images to train on, and those to choose settings with; `held_back` is None where the world has prompts for that.
+
+    drawn_by_cloud: whether the world's own model of a cloud drew them.
+    """
+
+    train: CloudImages
+    held_back: CloudImages | None = None
+    drawn_by_cloud: bool = False
+
+
+def material(world: World, source: ImageSource, run: Run) -> Material:
+    """Prompts of distillation and the cloud's images, kept in `run.resume` if a model had to draw them.
+
+    Of several processes the main one reads or draws them for all. Of images from elsewhere one prompt in
+    VALIDATION_SHARE, chosen by a digest of its text, is held back.
+    """
+    return from_main(partial(_material, world, source, run))
+
+
+def _material(world: World, source: ImageSource, run: Run) -> Material:
+    if source.elsewhere:
+        return held_back(_from_elsewhere(world, source, run))
+    reference = world.reference(device=run.device)
+    if isinstance(reference, PictureSet):
+        run.on_stage("read images")
+        return Material(train=_from_pictures(reference, source.prompts(world)))
+    prompts = source.prompts(world)
+    seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
+    run.on_stage(f"cloud draws {len(prompts)} images")
+    images = cached(run.resume, "cloud", lambda: fitted(reference.images(prompts, seeds=seeds), world.side))
+    drawn_here = isinstance(world.cloud_model, Model)
+    return Material(train=CloudImages(prompts=tuple(prompts), images=images), drawn_by_cloud=drawn_here)
+
+
+def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:
+    assert source.folder is not None
+    if source.endpoint is None:
+        run.on_stage("read images")
+        return read_folder(source.folder, pixels=world.side)
+    prompts = source.prompts(world)
+    seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
+    run.on_stage(f"the endpoint draws {len(prompts)} images")
+    drawn = EndpointCloud(endpoint=source.endpoint, folder=source.folder).images(prompts, seeds=seeds)
+    return CloudImages(prompts=tuple(prompts), images=fitted(drawn, world.side))
+
+
+def _from_pictures(pictures: PictureSet, prompts: Sequence[str]) -> CloudImages:
+    """All pictures of the prompts, several of one prompt as well."""
+    rows = [
+        (text, number)
+        for text in dict.fromkeys(prompts)
+        for number in range(len(pictures.by_prompt.get(text, "x")))
+    ]
+    images = pictures.images([text for text, _ in rows], seeds=[number for _, number in rows])
+    return CloudImages(prompts=tuple(text for text, _ in rows), images=images)
+
+
+def held_back(data: CloudImages) -> Material:
+    """Images of some prompts apart from the others, by a digest of the text; none if the prompts are few."""
+    if len(set(data.prompts)) < ENOUGH_PROMPTS:
+        return Material(train=data)
+    held = torch.tensor([is_held_back(prompt) for prompt in data.prompts])
+    if not held.any():
+        return Material(train=data)
+    parts = [
+        CloudImages(
+            prompts=tuple(p for p, c in zip(data.prompts, mask.tolist(), strict=True) if c),
+            images=data.images[mask],
+        )
+        for mask in (~held, held)
+    ]
+    return Material(train=parts[0], held_back=parts[1])
+
+
+def is_held_back(prompt: str) -> bool:
+    """Whether a prompt is kept from training, whatever the others are."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % VALIDATION_SHARE == 0
+
+
+def fitted(images: Image, pixels: int) -> Image:
+    """Images at the side of the edge's pictures, bicubic and antialiased."""
+    if images.shape[2:] == (pixels, pixels):
+        return images
+    return F.interpolate(images, size=(pixels, pixels), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def cached(folder: Path | None, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What `make` gives, in a folder that keeps it, so that an interrupted run need not make it again."""
+    if folder is None:
+        return make()
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        made = make().contiguous()
+        with replacing(path) as part:
+            save_file({name: made}, part)
+    return load_file(path)[name]

@@ -1,14 +1,13 @@
 """The command line as a user has it: what it prints, and its exit code."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 
 from dekag.cli import main
 
 
-@dataclass(frozen=True, kw_only=True)
-class Done:
+class Done(NamedTuple):
     """What a command came to."""
 
     code: int
@@ -25,7 +24,13 @@ class Done:
 def dekag(capsys: pytest.CaptureFixture[str], *words: object) -> Done:
     """Run `dekag WORDS...`."""
     capsys.readouterr()
+    code = exit_code(*words)
+    out, err = capsys.readouterr()
+    return Done(code=code, out=out, err=err)
+
+
+def exit_code(*words: object) -> int:
+    """Run `dekag WORDS...` where nobody reads what it prints."""
     with pytest.raises(SystemExit) as exit_:
         main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return Done(code=int(exit_.value.code or 0), out=out, err=err)
+    return int(exit_.value.code or 0)

@@ -1,6 +1,8 @@
 """The digital baseline: exact source codes, budgets, concealment, and a ledger that adds up."""
 
 import math
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from dekag.baseline import (
     send,
 )
 from dekag.baseline.mcs import BY_NAME, TABLE, usable
-from dekag.baseline.measuring import BATCH, Rule, extend_table
+from dekag.baseline.measuring import BATCH, Extent, Rule, extend_table
 from dekag.baseline.pictures import FORMATS
 from dekag.baseline.source import fit, from_bits, load_source, save_source, to_bits
 from dekag.baseline.thresholds import TARGET, Measurement, kind, merge, read_thresholds, write_thresholds
@@ -295,11 +297,14 @@ def test_threshold_lies_between_the_last_failure_and_the_first_success() -> None
     assert measured.threshold_db("awgn 64 uses", BY_NAME["qpsk 449"]) == pytest.approx(2.25)
 
 
-def test_an_interrupted_table_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
+def test_an_interrupted_table_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Killed after its second scheme and started again, it ends in the bytes of a table made in one go."""
-    monkeypatch.setattr(measuring, "usable", lambda uses: TABLE[8:12])
-    monkeypatch.setattr(measuring, "AWGN", Rule(ratio=2.0, blocks=100, step_db=0.5))
-    condition = [Condition(uses=16, snr_db=0)]
+    extend = partial(
+        extend_table,
+        conditions=[Condition(uses=16, snr_db=0)],
+        made_by="test",
+        extent=Extent(schemes=lambda uses: TABLE[8:12], rule=Rule(ratio=2.0, blocks=100, step_db=0.5)),
+    )
     whole, halves = tmp_path / "whole.json", tmp_path / "halves.json"
     lines: list[str] = []
 
@@ -308,10 +313,10 @@ def test_an_interrupted_table_goes_on_where_it_stopped(tmp_path, monkeypatch) ->
         if len(lines) == 2:
             raise KeyboardInterrupt
 
-    extend_table(whole, condition, made_by="test", report=str)
+    extend(whole, report=str)
     with pytest.raises(KeyboardInterrupt):
-        extend_table(halves, condition, made_by="test", report=stop)
-    extend_table(halves, condition, made_by="test", report=lines.append)
+        extend(halves, report=stop)
+    extend(halves, report=lines.append)
     assert whole.read_bytes() == halves.read_bytes()
     assert len(read_thresholds(whole).measured["awgn 16 uses"]) == 4
 
@@ -338,11 +343,10 @@ def test_a_verdict_is_seldom_wrong(rule: Rule) -> None:
     assert not rule.decided(0, 0)
 
 
-def test_less_redundancy_than_a_hopeless_scheme_is_not_measured(monkeypatch) -> None:
+def test_less_redundancy_than_a_hopeless_scheme_is_not_measured() -> None:
     """With the search ending at 0 dB, QPSK 308 fails at its end and everything beyond is left out."""
-    monkeypatch.setattr(measuring, "HIGHEST_DB", 0.0)
-    monkeypatch.setattr(measuring, "usable", lambda uses: TABLE[2:7])
-    found = dict(measuring.measure(Condition(uses=64, snr_db=0), {}))
+    extent = Extent(schemes=lambda uses: TABLE[2:7], highest_db=0.0)
+    found = dict(measuring.measure(Condition(uses=64, snr_db=0), {}, extent=extent))
     assert [mcs.name for mcs in TABLE[2:7]] == list(found)
     assert found["qpsk 193"][-1].snr_db < 0
     hopeless = [name for name, points in found.items() if not any(point.passes for point in points)]

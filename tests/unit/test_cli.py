@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import dekag
 from typer.testing import CliRunner
 
-from dekag.cli import app, main
+from dekag.cli import app
 from dekag.world import shipped
 
 HELP = [
@@ -45,17 +46,6 @@ HELP = [
 ]
 
 
-def dekag(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object
-) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command."""
-    monkeypatch.setattr(sys, "argv", ["dekag", *map(str, words)])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    out, err = capsys.readouterr()
-    return int(exit_.value.code or 0), out, err
-
-
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
@@ -71,7 +61,7 @@ def test_every_command_has_help(words: list[str]) -> None:
 
 
 def test_generate_names_files_by_line_and_seed(
-    tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     words = [
@@ -87,38 +77,34 @@ def test_generate_names_files_by_line_and_seed(
         "--out",
         out,
     ]
-    code, printed, _ = dekag(capsys, monkeypatch, *words, "--bundle", "emoji/makd", "--json")
-    assert code == 0
+    done = dekag(capsys, *words, "--bundle", "emoji/makd", "--json")
+    assert done.code == 0
     names = ["0000_seed0.png", "0000_seed7.png", "0001_seed0.png", "0001_seed7.png"]
     assert sorted(p.name for p in out.iterdir()) == [*names, "index.json"]
     index = json.loads((out / "index.json").read_text())
     assert [row["file"] for row in index["images"]] == names
     assert [row["seed"] for row in index["images"]] == [0, 7, 0, 7]
-    assert json.loads(printed) == index
+    assert json.loads(done.out) == index
     first = {p.name: p.read_bytes() for p in out.iterdir()}
-    dekag(capsys, monkeypatch, *words, "--bundle", "emoji/makd")
+    dekag(capsys, *words, "--bundle", "emoji/makd")
     assert {p.name: p.read_bytes() for p in out.iterdir()} == first
 
 
-def test_deliver_writes_images_and_ledger(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deliver_writes_images_and_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     link = ["--cbr", 0.02, "--snr-db", 8, "--channel", "rayleigh", "--blocks", 4]
-    code, printed, _ = dekag(capsys, monkeypatch, "deliver", "a red apple", *link, "--out", out, "--json")
-    assert code == 0
-    report = json.loads(printed)
+    done = dekag(capsys, "deliver", "a red apple", *link, "--out", out, "--json")
+    assert done.code == 0
+    report = json.loads(done.out)
     assert report["ledger"]["channel_uses"] == round(0.02 * 3 * 64 * 64)
     assert (out / report["images"][0]["file"]).exists()
     assert report == json.loads((out / "report.json").read_text())
 
 
-def test_bundle_inspect_says_what_is_inside(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, printed, _ = dekag(capsys, monkeypatch, "bundle", "inspect", "emoji/makd", "--json")
-    assert code == 0
-    manifest = json.loads(printed)
+def test_bundle_inspect_says_what_is_inside(capsys: pytest.CaptureFixture[str]) -> None:
+    done = dekag(capsys, "bundle", "inspect", "emoji/makd", "--json")
+    assert done.code == 0
+    manifest = json.loads(done.out)
     assert manifest["kind"] == "generation"
     assert manifest["metaword"]["token"] == "<dekag>"
     assert manifest["size_bytes"] < 2**20
@@ -184,25 +170,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     tmp_path: Path,
     prompts: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words, text = BAD[case]
     out = tmp_path / "new" / "out"
     filled = [prompts if word == "PROMPTS" else word for word in words]
-    code, printed, err = dekag(capsys, monkeypatch, *filled, "--out", out)
-    said = [line for line in err.splitlines() if line.startswith("dekag: ") and "warning" not in line]
-    assert code == 2
-    assert len(said) == 1
-    assert text in said[0]
-    assert "Traceback" not in err + printed
+    done = dekag(capsys, *filled, "--out", out)
+    assert done.code == 2
+    assert len(done.complaints) == 1
+    assert text in done.complaints[0]
+    assert "Traceback" not in done.err + done.out
     assert not out.exists()
     assert not out.parent.exists() or not list(out.parent.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "pickle"])
-def test_a_damaged_bundle_is_refused(
-    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_bundle_is_refused(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     for path in shipped("emoji/makd").glob("*[!d]"):
@@ -213,10 +195,10 @@ def test_a_damaged_bundle_is_refused(
     target.write_bytes(
         {"truncated": bytes(data[:-100]), "flipped": bytes(data), "pickle": pickle.dumps({"a": 1})}[damage]
     )
-    code, _, err = dekag(capsys, monkeypatch, "bundle", "inspect", bundle)
-    assert code == 2
-    assert target.name in err
-    assert len(err.strip().splitlines()) == 1
+    done = dekag(capsys, "bundle", "inspect", bundle)
+    assert done.code == 2
+    assert target.name in done.err
+    assert len(done.err.strip().splitlines()) == 1
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, prompts: Path) -> None:
@@ -242,11 +224,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, prompts: Pat
 
 
 def test_a_long_prompt_is_a_warning_that_names_what_was_cut(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = "a red apple on a blue background " * 6 + "with a cactus"
-    code, _, err = dekag(capsys, monkeypatch, "deliver", long, "--no-ka", "--out", tmp_path / "out")
-    assert code == 0
-    warned = [line for line in err.splitlines() if "warning" in line]
+    done = dekag(capsys, "deliver", long, "--no-ka", "--out", tmp_path / "out")
+    assert done.code == 0
+    warned = [line for line in done.err.splitlines() if "warning" in line]
     assert len(warned) == 1
     assert "cactus" in warned[0]

@@ -269,13 +269,10 @@ def test_while_it_serves_it_signs_anew_and_notes_what_was_pulled(settings: Cloud
     assert sums["edge-1"] == len(pulled.content)
 
 
-def test_a_database_that_fails_is_503_and_not_ready(
-    settings: CloudSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_that_fails_is_503_and_not_ready(settings: CloudSettings) -> None:
     """Here its tables are gone; it is ready again when they are back."""
-    monkeypatch.setattr(cloud_app, "LEDGER_SECONDS", 0.05)
     engine = open_database(settings.database_address)
-    with TestClient(create(settings), base_url=HOST) as client:
+    with TestClient(create(settings, look_seconds=0.05), base_url=HOST) as client:
         with engine.begin() as connection:
             connection.execute(text("ALTER TABLE jobs RENAME TO lost"))
             connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))

@@ -12,9 +12,9 @@ import pytest
 import together
 import torch
 from accelerate import PartialState
+from command_line import exit_code
 from tiny_worlds import miniature
 
-from dekag import cli
 from dekag.training.loop import Progress, train
 from dekag.training.processes import joined
 from dekag.types import InputError
@@ -142,9 +142,7 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_command_line_in_two_processes_writes_the_bundle_of_one(
-    world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line_in_two_processes_writes_the_bundle_of_one(world: Path) -> None:
     """Cloud images, prior, validation, guidance, few steps and noise map included; byte for byte, as a sum of two
     gradients has one order and halving is exact."""
     both = launch(
@@ -158,7 +156,6 @@ def test_the_command_line_in_two_processes_writes_the_bundle_of_one(
     assert {path.name for path in world.iterdir()} == {"world", "two", "log", "state"}
     out = world / "one"
     words = [
-        "dekag",
         *ALIGN,
         *STEPS,
         "--world",
@@ -170,9 +167,7 @@ def test_the_command_line_in_two_processes_writes_the_bundle_of_one(
         "--out",
         str(out),
     ]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
+    assert exit_code(*words) == 0
     assert {p.name: p.read_bytes() for p in out.iterdir()} == {
         p.name: p.read_bytes() for p in (world / "two").iterdir()
     }
@@ -196,7 +191,7 @@ def test_what_the_main_process_cannot_read_ends_both_with_one_line(world: Path) 
 
 
 @pytest.mark.gpu
-def test_the_command_line_aligns_on_a_gpu(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_aligns_on_a_gpu(world: Path) -> None:
     words = [
         *ALIGN,
         *STEPS,
@@ -208,7 +203,5 @@ def test_the_command_line_aligns_on_a_gpu(world: Path, monkeypatch: pytest.Monke
         "--device",
         "cuda",
     ]
-    monkeypatch.setattr(sys, "argv", ["dekag", *words, "--out", str(world / "one")])
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
+    assert exit_code(*words, "--out", world / "one") == 0
     assert (world / "one" / "bundle.json").exists()

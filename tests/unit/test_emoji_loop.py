@@ -1,10 +1,9 @@
 """The recipe's training: what was interrupted ends where it would have ended."""
 
 import json
-import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from stages.loop import (
     train,
 )
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dekag.training.schedule import warmup_stable_decay
 
@@ -68,10 +68,15 @@ def nothing(progress: Progress) -> None:
 
 
 def trained(
-    folder: Path, budget: Budget = STEPS, config: LoopConfig = CONFIG, **options: Any
+    folder: Path,
+    budget: Budget = STEPS,
+    config: LoopConfig = CONFIG,
+    clock: Callable[[], float] = time.monotonic,
+    **options: Any,
 ) -> tuple[nn.Sequential, Progress]:
     net = model()
-    return net, train(net, loss_of(net, **options), config, budget, folder, report=nothing)
+    loss = loss_of(net, **options)
+    return net, train(net, loss, config, budget, folder, report=nothing, clock=clock)
 
 
 def interrupted(folder: Path, at: int, budget: Budget = STEPS, config: LoopConfig = CONFIG) -> None:
@@ -94,14 +99,6 @@ class Clock:
         return 1.0
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of all trainings of a test."""
-    found = Clock()
-    monkeypatch.setattr(time, "monotonic", found.monotonic)
-    return found
-
-
 def content(path: Path) -> tuple[bytes, dict[str, object]]:
     """A checkpoint's tensors, byte for byte with their names and places, and its progress but for the clock's."""
     raw = path.read_bytes()
@@ -115,14 +112,6 @@ def content(path: Path) -> tuple[bytes, dict[str, object]]:
 def equal(first: nn.Module, second: nn.Module) -> bool:
     other = second.state_dict()
     return all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unsynchronised() -> Iterator[None]:
-    """Waiting for the disk is for crashes of the machine, which no test makes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda number: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +160,14 @@ def test_interrupted_between_the_two_files_of_a_checkpoint(
 
 
 @pytest.mark.parametrize("at", [4, 25, 33])
-def test_by_the_clock_a_run_goes_on_from_its_exact_state(tmp_path: Path, clock: Clock, at: int) -> None:
+def test_by_the_clock_a_run_goes_on_from_its_exact_state(tmp_path: Path, at: int) -> None:
     """The clock gives each step a second, so the rate falls after 28 of 40 and the end is the one by steps."""
+    clock = Clock()
     budget = Budget(seconds=40.0)
-    straight, progress = trained(tmp_path / "straight", budget, planted=clock.tick)
+    straight, progress = trained(tmp_path / "straight", budget, clock=clock.monotonic, planted=clock.tick)
     assert (progress.step, progress.seconds) == (40, 40.0)
     with pytest.raises(Interrupted):
-        trained(tmp_path / "broken", budget, fail_at=at, planted=clock.tick)
+        trained(tmp_path / "broken", budget, fail_at=at, clock=clock.monotonic, planted=clock.tick)
     reached, used = read_header(tmp_path / "broken" / STATE)
     assert (reached.step, reached.seconds, used) == (at, float(at), at / 40)
     state = State(model(), CONFIG, torch.device("cpu"))
@@ -187,18 +177,20 @@ def test_by_the_clock_a_run_goes_on_from_its_exact_state(tmp_path: Path, clock: 
     assert all(torch.equal(value, stored[name]) for name, value in state.tensors().items())
     assert all(own["step"] == at for own in state.optimizer.state.values())
     clock.now += 1000  # between the starts nobody trains
-    again, progress = trained(tmp_path / "broken", budget, planted=clock.tick)
+    again, progress = trained(tmp_path / "broken", budget, clock=clock.monotonic, planted=clock.tick)
     assert (progress.step, progress.seconds) == (40, 40.0)
     assert equal(straight, again)
 
 
 @pytest.mark.parametrize(("pause", "counted"), [(1000.0, LONGEST_STEP), (LONGEST_STEP - 1, LONGEST_STEP)])
-def test_a_pause_counts_as_one_long_step(tmp_path: Path, clock: Clock, pause: float, counted: float) -> None:
+def test_a_pause_counts_as_one_long_step(tmp_path: Path, pause: float, counted: float) -> None:
+    clock = Clock()
+
     def stopped_at_7(call: int) -> float:
         clock.now += pause if call == 7 else 0
         return clock.tick(call)
 
-    _, progress = trained(tmp_path, planted=stopped_at_7)
+    _, progress = trained(tmp_path, clock=clock.monotonic, planted=stopped_at_7)
     assert progress.seconds == 39 + counted
 
 
@@ -226,18 +218,17 @@ def test_share_factor_is_the_schedule_of_dekag(steps: int, decay: float) -> None
     assert share_factor(steps, 1.0, config) == 0
 
 
-def test_the_rate_of_every_step_follows_the_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_of_every_step_follows_the_share(tmp_path: Path) -> None:
     """Of both groups of parameters; a factor of 0 leaves its parameters as they are."""
     rates: list[dict[float, float]] = []
-    step = torch.optim.AdamW.step
 
-    def seen(self: torch.optim.AdamW) -> None:
-        rates.append({group["factor"]: group["lr"] for group in self.param_groups})
-        step(self)
+    def seen(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        rates.append({group["factor"]: group["lr"] for group in optimizer.param_groups})
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", seen)
+    hook = register_optimizer_step_pre_hook(seen)
     config = replace(CONFIG, rate_factors=(("^0.weight", 0.0), ("^3", 0.15)))
     net, _ = trained(tmp_path, config=config)
+    hook.remove()
     assert rates == [
         {factor: 1e-2 * factor * share_factor(i, i / 40, config) for factor in (0.0, 0.15, 1.0)}
         for i in range(40)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
-from stages import autoencoder, generators, judges
+from stages import autoencoder, judges
 from stages.autoencoder import CHANNELS, PEAK_STD, quilting
 from stages.generators import (
     CAPTIONS,
@@ -409,10 +409,8 @@ def toy_vae() -> AutoencoderTiny:
     ).requires_grad_(False)
 
 
-def toy_pool(tokenizer: CLIPTokenizer, count: int, processes: int = 1) -> Pool:
-    return build_pool(
-        GENERATORS["edge"], TOY, toy_art("edge"), toy_vae(), tokenizer, count, processes=processes
-    )
+def toy_pool(tokenizer: CLIPTokenizer, count: int, **options: int) -> Pool:
+    return build_pool(GENERATORS["edge"], TOY, toy_art("edge"), toy_vae(), tokenizer, count, **options)
 
 
 def test_scenes_of_the_same_numbers_are_the_same() -> None:
@@ -427,14 +425,11 @@ def test_scenes_of_the_same_numbers_are_the_same() -> None:
 
 
 @needs_data
-def test_a_pool_does_not_depend_on_chunks_and_processes(
-    tokenizer: CLIPTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pool_does_not_depend_on_chunks_and_processes(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     """Latents, which round otherwise in other batches, are those of the pictures one by one."""
     pool = toy_pool(tokenizer, 300)
     assert pool.tokens.shape == (300, CAPTIONS, TOKENS)
-    monkeypatch.setattr(generators, "CHUNK", 70)
-    chunked, again = (toy_pool(tokenizer, 300, processes) for processes in (1, 2))
+    chunked, again = (toy_pool(tokenizer, 300, processes=processes, chunk=70) for processes in (1, 2))
     assert torch.equal(chunked.latents, again.latents)
     assert torch.equal(chunked.tokens, again.tokens)
     assert torch.equal(chunked.tokens, pool.tokens)

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from dekag.bundle.bundle import Bundle, Metaword, save_bundle
 from dekag.bundle.container import CALA, EMBEDDING, LORA
 from dekag.bundle.digest import digest_json
 from dekag.bundle.export import export
-from dekag.generation import families, metaword
+from dekag.generation import metaword
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
 
@@ -96,16 +96,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def edges(work: Path) -> Iterator[dict[str, DiffusersGenerator]]:
-    """Edges of three families, also as folders; the tiny FLUX.2 has fewer layers to read."""
+def edges(work: Path) -> dict[str, DiffusersGenerator]:
+    """Edges of three families, also as folders."""
     generators = {
         name: DiffusersGenerator(pipeline=build(make), sampling=SAMPLING) for name, make in EDGES.items()
     }
     for name, generator in generators.items():
         generator.pipeline.save_pretrained(work / name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(families.FAMILIES, "Flux2KleinPipeline", families.Flux2Klein(layers=LAYERS))
-        yield generators
+    return generators
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Every family of pipelines goes the whole way: load, distil, save, reload, apply, remove."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import tiny_pipelines
 import torch
-from tiny_pipelines import CAPTIONS, CLOUDS, EDGES, LAYERS, PIXELS
+from tiny_pipelines import CAPTIONS, CLOUDS, EDGES, PIXELS
 from torch import Tensor
 
 from dekag.alignment.config import MakdConfig
@@ -46,14 +46,6 @@ LEFT_OUT = (
     r"time_embedding|add_embedding|modulation|norm_out|^(img_in|txt_in|time_in|final_layer|x_embedder"
     r"|context_embedder|proj_out|time_guidance_embed)"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shallow_language_model() -> Iterator[None]:
-    """The tiny FLUX.2 has fewer layers than the real one reads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(families.FAMILIES, "Flux2KleinPipeline", families.Flux2Klein(layers=LAYERS))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from full_disk import full_after
 from PIL import Image as PilImage
 from torch import Tensor
 
@@ -76,18 +77,12 @@ def test_a_file_is_the_same_bytes_in_any_style_and_tells_no_version(tmp_path: Pa
         assert set(picture.info) == {"dpi"}
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.png"
     figure = report()
     save_figure(figure, path)
     before = path.read_bytes()
-
-    def fails(unfinished: Path, **_: Any) -> None:
-        unfinished.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(figure, "savefig", fails)
-    with pytest.raises(OSError, match="disk full"):
+    with full_after(len(before) // 2), pytest.raises(OSError, match="File too large"):
         save_figure(figure, path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

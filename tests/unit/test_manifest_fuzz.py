@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from registry_world import CANARY, make_bundle
 
-from dekag.alignment import bundle as bundles
+from dekag.bundle import bundle as bundles
 from dekag.bundle.container import CALA, MANIFEST
 from dekag.bundle.digest import digest_json
 from dekag.registry import Canary

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 import dekag
-from dekag import link, sweep
+from dekag import link
 from dekag.alignment.transmission.adapted import AdaptedCodec
 from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.transmission.methods import METHODS, adapt, adapted_codec
@@ -42,6 +42,7 @@ from dekag.serving.edge.deliveries import Picture, encode, see
 from dekag.serving.images.engine import Drawn, Engine, Model
 from dekag.serving.images.metrics import EngineMetrics
 from dekag.serving.onnx import OnnxFile, codec_graph, export_decoders
+from dekag.tasks import sweep
 from dekag.tasks.sweep.run import SweepConfig
 from dekag.training.loop import TrainConfig
 from dekag.types import Channel, Condition, InputError, Latent, Received, Symbols

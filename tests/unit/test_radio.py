@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from full_disk import full_after
 
 from dekag.channel import BlockFading
 from dekag.types import Condition, InputError
@@ -243,16 +244,10 @@ def test_an_existing_file_is_kept(tmp_path: Path, suffix: str) -> None:
     assert kept.read_text() == "a measurement"
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk is full once the metadata is written: neither file nor folder is left."""
-    write = sigmf.SigMFFile.tofile
-
-    def full_disk(self: object, *args: object, **kwargs: object) -> None:
-        write(self, *args, **kwargs)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(sigmf.SigMFFile, "tofile", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+@pytest.mark.parametrize("room", [0, 100, 400])
+def test_a_write_that_fails_leaves_nothing(room: int, tmp_path: Path) -> None:
+    """The disk is full at once, within the 168 bytes of samples or within the metadata: no file is left."""
+    with full_after(room), pytest.raises(OSError, match="File too large"):
         write_recording(tmp_path / "trip", recording())
     assert list(tmp_path.iterdir()) == []
 

@@ -1,16 +1,16 @@
 """`dekag radio` from prompts to pictures: what a delivery shows, and one clear line for what cannot be received."""
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_line import Done, dekag, exit_code
 
-from dekag.cli import main
 from dekag.evaluation.metrics import psnr_db
 from dekag.tasks import radio
 from dekag.wire.png import read_image
@@ -23,21 +23,13 @@ CHANNELS = {
     "tdl": ("--channel", "tdl-c", "--delay-spread", 300, "--speed", 3, "--uses", 256),
     "mimo": ("--channel", "cdl-a", "--antennas", "2x2", "--estimation", "ls", "--uses", 256),
 }
-Say = Callable[..., tuple[int, str, str]]
+Say = Callable[..., Done]
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
     """A command's exit code, standard output and standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dekag", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return run
+    return partial(dekag, capsys)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +37,7 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recording of two pictures over AWGN, made once; with the pictures as they were drawn."""
     folder = tmp_path_factory.mktemp("radio")
     files = ("--out", folder / "trip", "--drawn", folder / "drawn")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["dekag", *map(str, ("radio", "send", *PROMPTS, "--snr-db", 15, *files))])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-    assert not exit_.value.code
+    assert exit_code("radio", "send", *PROMPTS, "--snr-db", 15, *files) == 0
     return folder / "trip"
 
 
@@ -261,13 +249,10 @@ def test_bad_input_to_send_is_one_line_and_leaves_nothing(
     assert list(tmp_path.rglob("*.*")) == []
 
 
-def test_many_images_are_decoded_in_parts(
-    trip: Path, tmp_path: Path, say: Say, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_images_are_decoded_in_parts(trip: Path, tmp_path: Path) -> None:
     """One image at a time gives the same pictures to a grey level."""
-    say("radio", "receive", trip, "--channel-seed", 3, "--out", tmp_path / "together")
-    monkeypatch.setattr(radio, "BATCH", 1)
-    say("radio", "receive", trip, "--channel-seed", 3, "--out", tmp_path / "apart")
+    for name, batch in (("together", 64), ("apart", 1)):
+        radio.receive(trip, tmp_path / name, world=None, channel_seed=3, on_stage=lambda _: None, batch=batch)
     together, apart = pictures(tmp_path / "together"), pictures(tmp_path / "apart")
     torch.testing.assert_close(together, apart, rtol=0, atol=1.01 / 255)
 

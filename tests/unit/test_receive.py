@@ -1,47 +1,38 @@
 """`dekag receive`: frames and recordings become the pictures that a delivery shows, and a bad one is one line."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import Done, dekag
 
-import dekag
 from dekag import link
 from dekag.bundle.bundle import pack
 from dekag.channel import BlockFading
-from dekag.cli import main
 from dekag.types import Condition, Image
 from dekag.wire.frame import Frame, write_frame
 from dekag.wire.png import read_image
 from dekag.wire.sigmf import Recording, write_recording
-from dekag.world import shipped
+from dekag.world import load_world, shipped
 
 PROMPTS = ["a red apple on a blue background", "a cat face on a pink background"]
 CONDITION = Condition(uses=256, snr_db=12.0, rayleigh=True, blocks=4)
-Say = Callable[..., tuple[int, str, str]]
+Say = Callable[..., Done]
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
     """A command's exit code, standard output and standard error."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dekag", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return run
+    return partial(dekag, capsys)
 
 
 @pytest.fixture(scope="module")
 def system() -> link.Link:
-    return dekag.load().link
+    return load_world("emoji").system().link
 
 
 @pytest.fixture(scope="module")

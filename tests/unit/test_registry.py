@@ -3,20 +3,21 @@
 import io
 import json
 import shutil
-import sys
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from command_line import dekag
 from registry_world import CANARY, HASTE, World, before, check_shelf, make_bundle, served
 
 from dekag.bundle.bundle import load_bundle
-from dekag.cli import main
 from dekag.registry import Lifetimes, RegistryClient, RegistryError, Repository, Shelf
 from dekag.registry.archive import export_archive, import_archive
-from dekag.registry.keys import ROLES
+from dekag.registry.keys import ROLES, Role
 from dekag.registry.source import open_source
+from dekag.registry.storage import FolderStorage
 from dekag.types import InputError
 
 
@@ -94,31 +95,39 @@ def test_keys_rotate(world: World, role: str) -> None:
         check_shelf(world.shelf(name))
 
 
-def test_a_kill_within_a_rotation_leaves_readers_a_whole_moment(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After each file that a rotation writes, a reader is content; and the rotation can be made again."""
-    bundle = world.publish()
-    storage = type(world.repository._storage)
-    write = storage.write
-    left = 0
+class KilledStorage(FolderStorage):
+    """A folder whose publisher is killed after some files; `look` is called after each."""
 
-    def watched(self: object, path: str, raw: bytes) -> None:
-        nonlocal left
-        write(self, path, raw)  # type: ignore[arg-type]
-        left -= 1
-        assert [listing.id for listing in world.client().channel("stable")] == [bundle]
-        if left == 0:
+    def __init__(self, folder: Path, look: Callable[[], None]) -> None:
+        super().__init__(folder)
+        self.look = look
+        self.left = 0
+
+    def write(self, path: str, raw: bytes) -> None:
+        super().write(path, raw)
+        self.left -= 1
+        self.look()
+        if self.left == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage, "write", watched)
-    for role in ("timestamp", "snapshot", "targets", "root"):
-        for left in (1, 2, 3):  # noqa: B007 - `watched` counts it down
-            try:
-                world.repository.rotate_keys(role)  # type: ignore[arg-type]
-            except KeyboardInterrupt:
-                world.repository.rotate_keys(role)  # type: ignore[arg-type]
-    monkeypatch.undo()
+
+def test_a_kill_within_a_rotation_leaves_readers_a_whole_moment(world: World) -> None:
+    """After each file that a rotation writes, a reader is content; and the rotation can be made again."""
+    bundle = world.publish()
+
+    def look() -> None:
+        assert [listing.id for listing in world.client().channel("stable")] == [bundle]
+
+    storage = KilledStorage(world.registry, look)
+    repository = Repository(str(world.registry), world.keys, clock=world.clock, storage=storage)
+    roles: tuple[Role, ...] = ("timestamp", "snapshot", "targets", "root")
+    for role in roles:
+        for left in (1, 2, 3):
+            storage.left = left
+            with suppress(KeyboardInterrupt):
+                repository.rotate_keys(role)
+            storage.left = 0
+            repository.rotate_keys(role)
     assert world.pull() == [bundle]
 
 
@@ -388,24 +397,8 @@ def test_a_damaged_archive_is_refused(world: World, tmp_path: Path) -> None:
 # --- the command line
 
 
-@pytest.fixture
-def dekag(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str]]:
-    """Exit code and output of a command."""
-
-    def call(*words: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dekag", "registry", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out + err
-
-    return call
-
-
 def test_the_commands_together(
-    dekag: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From init to an edge behind an air gap, as docs/operations.md would have it."""
     monkeypatch.setenv("DEKAG_REGISTRY", str(tmp_path / "registry"))
@@ -428,10 +421,10 @@ def test_the_commands_together(
         (("withdraw", "0d48d3", "--channel", "canary"), "no more"),
         (("pull", tmp_path / "edge", "--registry", tmp_path / "air", "--root", root), "0d48d3a5fe1a"),
     ):
-        code, said = dekag(*words)
-        assert (code, text in said) == (0, True), said
-    code, said = dekag("pull", tmp_path / "edge", "--registry", tmp_path / "air", "--json")
-    assert json.loads(said)[0]["id"] == Shelf(tmp_path / "edge" / "bundles").bundles()[0].id
+        done = dekag(capsys, "registry", *words)
+        assert (done.code, text in done.out + done.err) == (0, True), done
+    done = dekag(capsys, "registry", "pull", tmp_path / "edge", "--registry", tmp_path / "air", "--json")
+    assert json.loads(done.out)[0]["id"] == Shelf(tmp_path / "edge" / "bundles").bundles()[0].id
 
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
@@ -450,12 +443,12 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(
-    case: str, dekag: Callable[..., tuple[int, str]], world: World, monkeypatch: pytest.MonkeyPatch
+    case: str, capsys: pytest.CaptureFixture[str], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(world.folder)
     places = {"REG": world.registry, "KEYS": world.keys, "ROOT": world.keys / "root.json"}
     words, text = BAD[case]
-    code, said = dekag(*(places.get(str(word), word) for word in words))
-    assert code == 2
-    assert text in said
-    assert len(said.strip().splitlines()) == 1
+    done = dekag(capsys, "registry", *(places.get(str(word), word) for word in words))
+    assert done.code == 2
+    assert text in done.err
+    assert len((done.out + done.err).strip().splitlines()) == 1

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from missing import complaint
 from typer.testing import CliRunner
 
 from dekag.channel import BlockFading, ChannelSettings, named_channel
@@ -370,7 +371,10 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda: replace(CONFIG, methods=("no_ka",), draws=0, grid=replace(TINY, uses=(5000,))),
         "at most",
     ),
-    "no bundle": (lambda: replace(CONFIG, methods=("cala",), bundle="/no/such"), "unknown bundle"),
+    "no bundle": (
+        lambda: replace(CONFIG, methods=("cala",), world=CONFIG.world.with_bundles(["/no/such"])),
+        "unknown bundle",
+    ),
     "no directory": (lambda: replace(CONFIG, codecs=("mine=/no/such",)), "neither a codec"),
     "unknown grid": (lambda: read_grid("tiny"), "known are held-out, full, small"),
     "unknown channel": (lambda: read_grid("small", channels="awgn,rician"), "unknown channel 'rician'"),
@@ -392,14 +396,17 @@ def test_wrong_input_is_found_before_any_cell(case: str, tmp_path: Path) -> None
     assert not (tmp_path / "cells").exists()
 
 
-def test_extras_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in ("ray", "submitit", "lpips"):
-        monkeypatch.setitem(sys.modules, module, None)
-    for engine in (sweep.RayCluster(workers=1), sweep.Slurm(workers=1, folder=tmp_path)):
-        with pytest.raises(InputError, match=r"pip install 'dekag\[sweep\]'"):
-            next(iter(engine(lambda cell: cell.key, ())))
-    with pytest.raises(InputError, match=r"pip install 'dekag\[lpips\]'"):
-        run(replace(CONFIG, lpips=True), tmp_path)
+@pytest.mark.parametrize(
+    ("call", "extra"),
+    [
+        ("next(iter(engines.RayCluster(workers=1)(None, ())))", "sweep"),
+        ("next(iter(engines.Slurm(workers=1, folder=Path())(None, ())))", "sweep"),
+        ("bench.load_lpips('cpu')", "lpips"),
+    ],
+)
+def test_extras_that_are_not_there_are_named(call: str, extra: str) -> None:
+    code = f"from pathlib import Path\nfrom dekag.tasks.sweep import bench, engines\n{call}"
+    assert f"pip install 'dekag[{extra}]'" in complaint(code, missing=["ray", "submitit", "lpips"])
 
 
 def test_further_codecs_and_constellations(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The range that an update was trained for travels with its bundle, and a condition outside it is a warning."""
 
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import dekag
 
 from dekag.alignment.config import CalaConfig
 from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.updates import apply_transmission, save_transmission, trained_range
-from dekag.cli import main
 from dekag.codec import TrainedRange, load_codec
 from dekag.types import Condition, ConditionWarning, InputError
 from dekag.world import load_world, shipped
@@ -152,7 +151,7 @@ def test_estimated_gains_are_another_matter_than_known_ones() -> None:
 
 
 def test_every_command_says_it_in_one_line_and_goes_on(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outside = ("a red apple", "--snr-db", 35, "--uses", 100, "--channel", "rayleigh", "--pilots", 5)
     commands: list[tuple[object, ...]] = [
@@ -161,11 +160,9 @@ def test_every_command_says_it_in_one_line_and_goes_on(
         ("radio", "receive", tmp_path / "trip", "--out", tmp_path / "got", "--bundle", bundle),
     ]
     for words in commands:
-        monkeypatch.setattr(sys, "argv", ["dekag", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        assert not exit_.value.code
-        assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
+        done = dekag(capsys, *words)
+        assert done.code == 0
+        assert [line for line in done.err.splitlines() if "warning" in line] == [
             "dekag: warning: the update of the codec was not trained for this condition: snr_db is 35 (trained for"
             " -5 to 20)"
         ]

@@ -50,12 +50,14 @@ from transformers import (
 from transformers.models.t5gemma.configuration_t5gemma import T5GemmaConfig, T5GemmaModuleConfig
 from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
+from dekag.generation.families import Flux2Klein
+
 PIXELS = 16
 """Side of the pictures; every autoencoder here halves it."""
 TOKENS = 32
 WIDTH = 16
-LAYERS = (1, 2, 3)
-"""Layers of the language model that the tiny FLUX.2 reads."""
+LAYERS = Flux2Klein().layers
+"""Layers of the language model that FLUX.2 reads, the tiny one as well."""
 CAPTIONS = ["a red apple on a blue background", "a cat face on a pink background", "a picture of a tree"]
 CHAT = (
     "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
@@ -151,7 +153,7 @@ def flux2_klein() -> Flux2KleinPipeline:
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=AutoencoderKLFlux2(**autoencoder_config()),
-        text_encoder=Qwen3ForCausalLM(qwen_config(tokenizer, layers=4)),
+        text_encoder=Qwen3ForCausalLM(qwen_config(tokenizer, layers=max(LAYERS) + 1)),
         tokenizer=tokenizer,
         transformer=transformer,
     )

@@ -148,12 +148,13 @@ def build_pool(
     count: int,
     *,
     processes: int = 1,
+    chunk: int = CHUNK,
 ) -> Pool:
     """The first `count` scenes, rendered and encoded on the autoencoder's device; art by the source's name.
 
     A source's art holds its concepts in the order of its things, once for each loose variation.
     """
-    chunks = [range(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
+    chunks = [range(at, min(at + chunk, count)) for at in range(0, count, chunk)]
     write = partial(scenes_of, generator, things)
     if processes > 1:
         with ProcessPoolExecutor(processes) as workers:

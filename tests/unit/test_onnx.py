@@ -109,10 +109,11 @@ def test_the_shipped_decoders_equal_pytorch(system: Link, decoders: Path) -> Non
         "plain",
         pytest.param("attention", marks=pytest.mark.slow),
         pytest.param("not spread", marks=pytest.mark.slow),
+        pytest.param("patches", marks=pytest.mark.slow),
     ],
 )
 def test_other_codecs_equal_pytorch(kind: str, system: Link, decoders: Path) -> None:
-    """A codec without an update, one with the update of a rival, and one that sends a component a symbol."""
+    """A codec without an update, one with the update of a rival, one that sends a component a symbol, one of patches."""
     assert isinstance(system.codec, CalaCodec)
     base = dekag.load(align=False).link.codec
     assert isinstance(base, JsccCodec)
@@ -121,6 +122,7 @@ def test_other_codecs_equal_pytorch(kind: str, system: Link, decoders: Path) -> 
         "plain": lambda: base,
         "attention": lambda: SnrAttentionCodec(base, 8),
         "not spread": lambda: JsccCodec(JsccConfig(spread=False, width=32)),
+        "patches": lambda: JsccCodec(JsccConfig(patch=2, width=32)),
     }[kind]()
     for parameter in made.parameters():
         if not parameter.any():  # an update starts as none

@@ -85,6 +85,14 @@ def test_from_pictures_to_a_service(name: str, tmp_path: Path, capsys: pytest.Ca
     assert report["world"] == "mine"
     assert set(report["bundles"]) == {"generation", "transmission"}
 
+    say("radio", "send", "a red apple", "--world", world, "--out", tmp_path / "trip")
+    received = json.loads(
+        say("radio", "receive", tmp_path / "trip", "--world", world, "--out", tmp_path / "got", "--json")
+    )
+    assert received["world"] == "mine"
+    unnamed = dekag(capsys, "radio", "receive", tmp_path / "trip", "--out", tmp_path / "x")
+    assert "is of the world 'mine', which does not ship" in unnamed.complaints[0]
+
     say("demo", "--world", world, "--prompts", 2, "--seeds", 1, "--out", tmp_path / "demo")
     found = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert found["world"] == "mine"

@@ -17,6 +17,8 @@ from dekag.bundle.digest import digest_folder
 from dekag.codec import JsccCodec, load_codec
 from dekag.data.endpoint import ImageEndpoint
 from dekag.generation.diffusers import Sampling
+from dekag.serving.edge.settings import EdgeSettings
+from dekag.serving.http.settings import load_settings
 from dekag.types import Condition, InputError
 from dekag.wire.png import png_bytes
 from dekag.world import Model, World, load_world, shipped_worlds
@@ -311,3 +313,12 @@ def test_show_names_the_command_that_fills_each_gap(tiny: Path, capsys: pytest.C
         "generation",
         "transmission",
     }
+
+
+def test_the_old_variable_of_a_service_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEKAG_EDGE_PRESET", "paper")
+    with pytest.warns(UserWarning, match="DEKAG_EDGE_PRESET is now called DEKAG_EDGE_WORLD"):
+        assert load_settings(EdgeSettings).world == "paper"
+    monkeypatch.setenv("DEKAG_EDGE_WORLD", "permissive")
+    assert load_settings(EdgeSettings).world == "permissive"
+    assert load_settings(EdgeSettings, world="emoji").world == "emoji"

@@ -98,15 +98,16 @@ def training(text: str) -> Iterator[Callable[[str, Any], None]]:
 
         def on_step(stage: str, step: Any) -> None:
             description = f"{text}: {stage}"
+            told = f"loss {step.loss:.4f}, {1 / step.steps_per_second:.2f} s a step"
             bar.update(
                 task,
                 description=description,
                 total=step.steps,
                 completed=step.step,
-                loss=f"loss {step.loss:.4f}",
+                loss=told,
             )
             if not console.is_terminal and step.step % 100 == 0:
-                console.print(f"{description} {step.step}/{step.steps} loss {step.loss:.4f}")
+                console.print(f"{description} {step.step}/{step.steps} {told}")
 
         yield on_step
 

@@ -1,6 +1,8 @@
 """Settings that every service has: from its options, else from the environment."""
 
 import ipaddress
+import os
+import warnings
 from typing import Any, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
@@ -65,8 +67,16 @@ def load_settings(kind: type[Settings], **given: Any) -> Settings:
 
     Raises InputError, one line without the values, for the first that is wrong.
     """
+    found = {name: value for name, value in given.items() if value is not None}
+    prefix = kind.model_config.get("env_prefix", "")
+    old = os.environ.get(f"{prefix}PRESET")
+    if old is not None and "world" not in found and f"{prefix}WORLD" not in os.environ:
+        warnings.warn(
+            f"{prefix}PRESET is now called {prefix}WORLD; it goes with the next release", stacklevel=2
+        )
+        found["world"] = old
     try:
-        return kind(**{name: value for name, value in given.items() if value is not None})
+        return kind(**found)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"

@@ -99,7 +99,7 @@ def load_bench(spec: BenchSpec) -> Bench:
         return edge.decode(sent.to(spec.device)).float().clamp(0, 1).cpu()
 
     images = decode(latents)
-    judges = spec.world.judges(device=spec.device)
+    judges = spec.world.judges(device=spec.device) if spec.world.judge_models else {}
     return Bench(
         latents=latents,
         images=images,

@@ -39,7 +39,7 @@ class Rule:
 
     Looked at after every batch; after `blocks` blocks the share of lost ones decides. With any of the rules below
     a rate of TARGET * ratio passes, or one of TARGET / ratio fails, with a probability under 2 %, which
-    `tests/unit/test_baseline.py` computes exactly. In between either verdict may come: the threshold is
+    `tests/unit/baseline/test_baseline.py` computes exactly. In between either verdict may come: the threshold is
     that inexact. step_db: between two SNRs of a search.
     """
 

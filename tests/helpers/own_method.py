@@ -10,6 +10,7 @@ from typing_extensions import Doc
 
 from dekag.alignment.generation import adapters
 from dekag.alignment.generation.method import (
+    UNWATCHED,
     DistillationData,
     GenerationMethod,
     TrainingRun,
@@ -42,7 +43,11 @@ class Dora(GenerationMethod[DoraConfig]):
     config_type = DoraConfig
 
     def train(
-        self, generator: DiffusersGenerator, data: DistillationData, config: DoraConfig, run: TrainingRun
+        self,
+        generator: DiffusersGenerator,
+        data: DistillationData,
+        config: DoraConfig,
+        run: TrainingRun = UNWATCHED,
     ) -> GenerationUpdate:
         """Train the adapter on the cloud's images."""
         denoiser, family, pipeline = generator.denoiser, generator.family, generator.pipeline

@@ -37,4 +37,5 @@ def base(shape: tuple[int, int, int] = SHAPE, uses: int = USES) -> ConvCodec:
 def latents(batch: int, seed: int = 1) -> Latent:
     """Gaussian latents, each of 16 numbers spread over 128."""
     mix = torch.randn(16, 128, generator=torch.Generator().manual_seed(5)) / 4
-    return (torch.randn(batch, 16, generator=torch.Generator().manual_seed(seed)) @ mix).unflatten(1, SHAPE)
+    drawn = torch.randn(batch, 16, generator=torch.Generator().manual_seed(seed)) @ mix
+    return drawn.reshape(batch, *SHAPE)

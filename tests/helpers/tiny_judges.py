@@ -39,7 +39,7 @@ def pixels(batch: Tensor) -> Tensor:
 def read_tokenizer(folder: Path, length: int = 12) -> CLIPTokenizer:
     """A tokenizer that knows TEXTS, saved into a folder."""
     blank = CLIPTokenizer(model_max_length=length, bos_token="<|startoftext|>", eos_token="<|endoftext|>")
-    tokenizer = blank.train_new_from_iterator(TEXTS, vocab_size=300)
+    tokenizer: CLIPTokenizer = blank.train_new_from_iterator(TEXTS, vocab_size=300)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -71,7 +71,7 @@ def save_clip(folder: Path) -> Path:
 def save_dinov2(folder: Path) -> Path:
     """A DINOv2 whose picture has 16 pixels a side."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {name: value for name, value in TINY.items() if name != "intermediate_size"}
+    sizes: dict[str, Any] = {name: value for name, value in TINY.items() if name != "intermediate_size"}
     torch.manual_seed(0)
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
     return write_preprocessor(folder, PREPROCESSOR)

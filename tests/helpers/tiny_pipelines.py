@@ -108,20 +108,21 @@ def stable_diffusion_xl(*, channels: int = 4, pixels: int = PIXELS) -> StableDif
 def prx(*, channels: int = 4, pixels: int = PIXELS) -> PRXPipeline:
     """PRX with a T5Gemma encoder and the autoencoder of FLUX.1."""
     tokenizer = trained(GemmaTokenizer)
-    encoder = T5GemmaEncoder(
-        T5GemmaModuleConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=2 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            query_pre_attn_scalar=8,
-            pad_token_id=tokenizer.pad_token_id,
-            dropout_rate=0.0,
-        )
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "pad_token_id": tokenizer.pad_token_id,
+        "dropout_rate": 0.0,
+    }
+    # transformers' annotation asks for the configuration of encoder and decoder together
+    config: Any = T5GemmaModuleConfig(**sizes)
+    encoder = T5GemmaEncoder(config)
     transformer = PRXTransformer2DModel(
         in_channels=channels, context_in_dim=WIDTH, hidden_size=16, num_heads=2, depth=2, axes_dim=[4, 4]
     )

@@ -1,5 +1,6 @@
 """The command line as a user has it: what it prints, and its exit code."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -19,6 +20,10 @@ class Done(NamedTuple):
         """The lines that say what was wrong; warnings are none."""
         lines = [line for line in self.err.splitlines() if line.startswith("dekag: ")]
         return [line for line in lines if not line.startswith("dekag: warning")]
+
+
+Say = Callable[..., Done]
+"""Runs `dekag` with some words."""
 
 
 def dekag(capsys: pytest.CaptureFixture[str], *words: object) -> Done:

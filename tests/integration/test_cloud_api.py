@@ -3,8 +3,7 @@
 import base64
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image as PillowImage
 from pydantic import SecretStr
 from sqlalchemy import text
 from starlette.testclient import TestClient
+from waiting import wait_for
 
 from dekag.data.folder import picture_tensor
 from dekag.registry.repository import Repository
@@ -307,14 +307,6 @@ def test_the_cloud_draws_by_the_same_interfaces_as_an_edge(settings: CloudSettin
         drawn = picture_tensor(picture.convert("RGB"))
     reference = few.images([prompt], seeds=[7])[0]
     torch.testing.assert_close(drawn, reference, atol=1 / 255, rtol=0)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_what_is_published_is_served(client: TestClient, settings: CloudSettings) -> None:

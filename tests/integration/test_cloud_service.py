@@ -4,8 +4,9 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from postgresql import INSTALLED, postgresql
 from running_service import RunningService, run_service
 from typer.testing import CliRunner
+from waiting import wait_for
 
 from dekag.bundle.bundle import load_bundle
 from dekag.cli import app
@@ -81,14 +83,6 @@ def workers(cloud: RunningService) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def edge_of(cloud: RunningService, folder: Path, trust: Path) -> RegistryClient:
     """An edge's view of the cloud's registry."""
     root = (folder / "cloud" / "keys" / "root.json").read_bytes()
@@ -143,18 +137,18 @@ def test_a_job_outlives_its_worker_and_is_published(
     assert pulled(edge, Shelf(tmp_path / "shelf"), "fruit") == done["bundle"]
     listed = CliRunner().invoke(app, ["jobs", "list"])
     assert f"{job} done fruit {done['bundle'][:12]}" in listed.output
-    wait_for(lambda: not (folder / "cloud" / "jobs" / job).exists())
+    wait_for(lambda: not (folder / "cloud" / "jobs" / job).exists(), seconds=SECONDS)
 
 
 def test_a_cancelled_job_ends_and_leaves_nothing(
     cloud: RunningService, client: CloudClient, folder: Path, tmp_path: Path
 ) -> None:
     job = client.submit({"name": "cancelled", **TINY, "steps": 100_000})["id"]
-    wait_for(lambda: client.job(job)["step"] > 0)
+    wait_for(lambda: client.job(job)["step"] > 0, seconds=SECONDS)
     assert workers(cloud)
     assert client.cancel(job)["state"] == "cancelled"
-    wait_for(lambda: not workers(cloud))
-    wait_for(lambda: not (folder / "cloud" / "jobs" / job).exists())
+    wait_for(lambda: not workers(cloud), seconds=SECONDS)
+    wait_for(lambda: not (folder / "cloud" / "jobs" / job).exists(), seconds=SECONDS)
     assert [event.kind for event in client.events(job)][-1] == "cancelled"
     edge = edge_of(cloud, folder, tmp_path / "trust")
     assert all(listing.name != "cancelled" for listing in edge.channel("canary"))
@@ -187,8 +181,12 @@ def test_a_killed_cloud_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, kind:
             pass
         job = client.submit({"name": "two", **spec})["id"]
         killed = []
+
+        def reached(step: int) -> bool:
+            return bool(client.job(job)["step"] >= step)
+
         for step in (1, 145, 295, 330):
-            wait_for(lambda step=step: client.job(job)["step"] >= step)  # type: ignore[misc]
+            wait_for(partial(reached, step), seconds=SECONDS)
             (worker,) = workers(cloud)
             cloud.kill()
             worker.wait(10)
@@ -223,7 +221,7 @@ def test_a_stopped_cloud_ends_soon_and_its_job_goes_on(tmp_path: Path) -> None:
         events: list[Event] = []
         watcher = Thread(target=lambda: events.extend(client.events(job)))
         watcher.start()
-        wait_for(lambda: client.job(job)["step"] > 20)
+        wait_for(lambda: client.job(job)["step"] > 20, seconds=SECONDS)
         (worker,) = workers(cloud)
         started = time.monotonic()
         cloud.process.send_signal(signal.SIGTERM)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from registry_with_edges import FAMILY, RegistryWithEdges, bundles, new_registry_with_edges, other, variant
 from running_service import RunningService
+from waiting import wait_for
 
 from dekag.alignment.generation.update import remove_update
 from dekag.alignment.updates import apply_generation, apply_transmission
@@ -275,7 +276,7 @@ def kill_and_return(
         assert reply["gsc"]["bundle"] in listed[-2:]
         assert pixels(reply) == pixels(reference)
         assert all(bundle["bad"] is None for bundle in bundles(client).values())
-        wait_for(client, listed[-1])
+        wait_for_pull(client, listed[-1])
     return seconds
 
 
@@ -290,12 +291,9 @@ def pull_unless_killed(client: httpx2.Client) -> None:
         client.post("/v1/bundles/pull")
 
 
-def wait_for(client: httpx2.Client, bundle_id: str) -> None:
+def wait_for_pull(client: httpx2.Client, bundle_id: str) -> None:
     """Until the pull at the start has brought and activated what is listed."""
-    deadline = time.monotonic() + 60
-    while not bundles(client).get(bundle_id, {}).get("active"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: bool(bundles(client).get(bundle_id, {}).get("active")), seconds=60)
 
 
 def test_a_killed_edge_returns_on_its_last_good_update(

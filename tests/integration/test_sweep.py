@@ -133,7 +133,7 @@ ENGINES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", ["processes", pytest.param("slurm", marks=pytest.mark.slow)])
 def test_every_engine_gives_the_same_bytes(name: str, folder: Path, tmp_path: Path) -> None:
     """Slurm's jobs are local processes here, which submitit starts as it would start those of a cluster."""
     expected = contents(folder)
@@ -144,6 +144,7 @@ def test_every_engine_gives_the_same_bytes(name: str, folder: Path, tmp_path: Pa
     assert contents(out) == expected
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """On a cluster of this machine alone, in a process of its own: Ray leaves threads and sockets behind."""
     out = copied(folder, tmp_path)
@@ -161,11 +162,11 @@ def test_ray_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     assert contents(out) == expected
-    alone = subprocess.run(
-        [sys.executable, "-m", "dekag", *words], capture_output=True, text=True, check=False
-    )
-    assert alone.returncode == 2
-    assert "dekag: there is no Ray at 'auto': ray start --head starts one" in alone.stderr
+
+
+def test_ray_that_is_not_there_is_named() -> None:
+    code = "from dekag.tasks.sweep.engines import RayCluster\nnext(iter(RayCluster(workers=1)(None, ())))"
+    assert "there is no Ray at 'auto': ray start --head starts one" in complaint(code, missing=[])
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pytest
 import safetensors
 import torch
 from jaxtyping import TypeCheckError
+from random_draws import normal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -55,7 +56,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).half()
+    return normal(*shape, seed=seed).half()
 
 
 def generation() -> dict[str, Any]:

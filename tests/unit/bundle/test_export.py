@@ -15,6 +15,7 @@ import pytest
 import safetensors
 import torch
 from diffusers import FluxTransformer2DModel
+from random_draws import normal
 from safetensors.torch import load_file
 from tiny_pipelines import LAYERS, build, flux2_klein, stable_diffusion, stable_diffusion_xl
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def random_lora(model: nn.Module, *, prefix: str = "", seed: int = 1) -> dict[st
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).half()
+    return normal(*shape, seed=seed).half()
 
 
 def save(folder: Path, tensors: dict[str, dict[str, Tensor]], **changes: Any) -> Bundle:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from random_draws import normal
 from torch import Tensor
 
 from dekag.bundle.bundle import load_bundle
@@ -17,10 +18,6 @@ A, B = "x.lora_A.weight", "x.lora_B.weight"
 LARGEST = {8: 0.5 / 127, 4: 0.2}
 """Largest error as a share of the largest magnitude: half a step, or what the search for scales cuts off."""
 both_widths = pytest.mark.parametrize("bits", [8, 4])
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def gaussian(rank: int = 16, inputs: int = 768, outputs: int = 640) -> dict[str, Tensor]:

@@ -4,14 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from random_draws import normal
 from torch import Tensor
 
 from dekag.bundle.rank import reduce_rank
 from dekag.types import InputError
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def pair(name: str, inputs: tuple[int, ...], outputs: int, rank: int, *, seed: int = 0) -> dict[str, Tensor]:

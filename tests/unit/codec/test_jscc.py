@@ -6,15 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_codecs import SMALL
 
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, load_codec, save_codec
 from dekag.codec.spreading import despread, rudin_shapiro, spread
 from dekag.types import ChannelState, Condition, InputError, Received
-
-SMALL = JsccConfig(
-    channels=8, rows=4, cols=4, width=16, encoder_depth=1, decoder_depth=1, heads=2, max_uses=64
-)
 
 
 def make(config: JsccConfig = SMALL) -> JsccCodec:

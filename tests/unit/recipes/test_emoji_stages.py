@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from places import EMOJI_DATA, ROOT
+from random_draws import seeded
 from stages import autoencoder, judges
 from stages.autoencoder import CHANNELS, PEAK_STD, quilting
 from stages.generators import (
@@ -48,17 +49,15 @@ TOY = {
 }
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def art(count: int = 6, size: int = 64, seed: int = 0) -> Art:
     """Drawings of smooth noise in every channel, alpha included."""
 
     def drawn(width: int) -> Tensor:
-        coarse = torch.rand(count, 4, 5, 5, generator=rng(seed))
+        coarse = torch.rand(count, 4, 5, 5, generator=seeded(seed))
         fine = F.interpolate(coarse, (width, width), mode="bicubic")
-        return (255 * fine + 30 * torch.randn(fine.shape, generator=rng(seed))).clamp(0, 255).to(torch.uint8)
+        return (
+            (255 * fine + 30 * torch.randn(fine.shape, generator=seeded(seed))).clamp(0, 255).to(torch.uint8)
+        )
 
     return Art(size=size, large=drawn(size * 3 // 4), small=drawn(size * 7 // 16))
 
@@ -96,8 +95,8 @@ def pasted(canvas: Tensor, drawing: Tensor, row: int, column: int) -> None:
 
 def test_paste_is_the_loop_over_pictures() -> None:
     drawings = art().large
-    canvas = torch.rand(6, 3, 64, 64, generator=rng(1))
-    corners = torch.randint(17, (6, 2), generator=rng(2))
+    canvas = torch.rand(6, 3, 64, 64, generator=seeded(1))
+    corners = torch.randint(17, (6, 2), generator=seeded(2))
     expected = canvas.clone()
     for picture, drawing, (row, column) in zip(expected, drawings, corners.tolist(), strict=True):
         pasted(picture, drawing, row, column)
@@ -156,7 +155,7 @@ def test_loosely_changes_colours_and_size_within_their_range() -> None:
     value = 200
     plain = torch.full((64, 4, 48, 48), 255, dtype=torch.uint8)
     plain[:, :3] = value
-    loose = loosely(Art(size=64, large=plain, small=plain[:, :, :28, :28]), rng())
+    loose = loosely(Art(size=64, large=plain, small=plain[:, :, :28, :28]), seeded())
     gain = loose.large[:, :3, 24, 24].float() / value
     assert (gain >= 0.7 - 0.5 / value).all()
     assert (gain <= 255 / value).all()  # what would be brighter than white is white
@@ -175,8 +174,8 @@ def test_loosely_leaves_transparency_and_repeats_itself() -> None:
     drawings = art()
     nowhere = replace(drawings, large=drawings.large.clone())
     nowhere.large[:, 3] = 0
-    assert not loosely(nowhere, rng(5)).large[:, 3].any()
-    first, again, other = (loosely(drawings, rng(seed)) for seed in (5, 5, 6))
+    assert not loosely(nowhere, seeded(5)).large[:, 3].any()
+    first, again, other = (loosely(drawings, seeded(seed)) for seed in (5, 5, 6))
     assert torch.equal(first.large, again.large)
     assert torch.equal(first.small, again.small)
     assert not torch.equal(first.large, other.large)
@@ -188,7 +187,7 @@ def test_loosely_leaves_transparency_and_repeats_itself() -> None:
 @pytest.fixture(scope="module")
 def fitted() -> Tensor:
     """Pictures to fit components to."""
-    return autoencoder.sample(art(12), 150, rng())
+    return autoencoder.sample(art(12), 150, seeded())
 
 
 @pytest.fixture(scope="module")
@@ -218,15 +217,15 @@ def test_blocks_begin_as_the_identity(vae: AutoencoderTiny) -> None:
     blocks = [m for m in vae.modules() if type(m).__name__ == "AutoencoderTinyBlock"]
     assert len(blocks) == 2 + 10
     for block in blocks:
-        x = torch.rand(1, block.conv[0].in_channels, 4, 4, generator=rng())
+        x = torch.rand(1, block.conv[0].in_channels, 4, 4, generator=seeded())
         assert torch.equal(block(x), x)
 
 
 @pytest.mark.parametrize("size", [64, 128])
 @torch.no_grad()
 def test_latents_are_8_by_8_and_the_parameters_small(size: int) -> None:
-    vae = autoencoder.build(torch.rand(40, 3, size, size, generator=rng()), size)
-    pictures = torch.rand(2, 3, size, size, generator=rng(1))
+    vae = autoencoder.build(torch.rand(40, 3, size, size, generator=seeded()), size)
+    pictures = torch.rand(2, 3, size, size, generator=seeded(1))
     assert vae.encode(pictures * 2 - 1).latents.shape == (2, CHANNELS, 8, 8)
     again = autoencoder.reconstruct(vae, pictures)
     assert again.shape == pictures.shape
@@ -249,11 +248,11 @@ def test_samples_hold_both_sizes_and_what_the_palette_says() -> None:
     palette = {tuple(colour) for colour in COLOURS.values()}
     found = [
         tuple((255 * p).round().int().tolist())
-        for p in autoencoder.sample(drawings, 50, rng(), plain=1.0)[:, :, 0, 0]
+        for p in autoencoder.sample(drawings, 50, seeded(), plain=1.0)[:, :, 0, 0]
     ]
     assert set(found) <= palette
     drawings.large[:, 3] = drawings.small[:, 3] = 255
-    pictures = autoencoder.sample(drawings, 50, rng(), pairs=0.3, plain=1.0)
+    pictures = autoencoder.sample(drawings, 50, seeded(), pairs=0.3, plain=1.0)
     colours = {tuple(c / 255 for c in rgb) for rgb in COLOURS.values()}
     near = torch.tensor(sorted(colours))
     empty = (pictures[:, None] - near[None, :, :, None, None]).abs().amax(2).amin(1) < 1e-6
@@ -267,10 +266,10 @@ def test_samples_hold_both_sizes_and_what_the_palette_says() -> None:
 @pytest.mark.parametrize("period", [4, 8])
 def test_quilting(period: int) -> None:
     """1 of noise: borders are 6 of 48 lines of 64 * 3 * 64 values, so 10 % is more than 10 standard errors."""
-    truth = torch.rand(64, 3, 64, 64, generator=rng())
-    noise = torch.randn(truth.shape, generator=rng(1))
+    truth = torch.rand(64, 3, 64, 64, generator=seeded())
+    noise = torch.randn(truth.shape, generator=seeded(1))
     assert float(quilting(truth + 0.1 * noise, truth, period)) == pytest.approx(1, abs=0.1)
-    cells = torch.randn(64, 3, 64 // period, 64 // period, generator=rng(2))
+    cells = torch.randn(64, 3, 64 // period, 64 // period, generator=seeded(2))
     blocks = cells.repeat_interleave(period, 2).repeat_interleave(period, 3)
     # borders have twice the variance of the blocks more than noise has
     assert float(quilting(truth + blocks + 0.1 * noise, truth, period)) == pytest.approx(101, rel=0.1)
@@ -284,9 +283,11 @@ def tiny_lpips() -> Lpips:
     shapes = ((4, 3, 3, 3), (5, 4, 3, 3))
     return Lpips(
         layers=(("conv", 1, 1), ("tap",), ("pool", 2), ("conv", 2, 0), ("tap",)),
-        kernels=tuple(torch.randn(shape, generator=rng(i)) for i, shape in enumerate(shapes)),
-        biases=tuple(torch.randn(shape[0], generator=rng(10 + i)) for i, shape in enumerate(shapes)),
-        heads=tuple(torch.rand(1, shape[0], 1, 1, generator=rng(20 + i)) for i, shape in enumerate(shapes)),
+        kernels=tuple(torch.randn(shape, generator=seeded(i)) for i, shape in enumerate(shapes)),
+        biases=tuple(torch.randn(shape[0], generator=seeded(10 + i)) for i, shape in enumerate(shapes)),
+        heads=tuple(
+            torch.rand(1, shape[0], 1, 1, generator=seeded(20 + i)) for i, shape in enumerate(shapes)
+        ),
     )
 
 
@@ -299,7 +300,7 @@ def convolved(x: Tensor, kernel: Tensor, bias: Tensor, stride: int) -> Tensor:
 def test_lpips_is_zhangs_formula() -> None:
     """Sum over layers of the mean over places of the weighted squares of differences of unit features."""
     lpips = tiny_lpips()
-    pair = torch.rand(2, 3, 12, 12, generator=rng(3))
+    pair = torch.rand(2, 3, 12, 12, generator=seeded(3))
     layers: list[list[Tensor]] = []
     for picture in pair.double().permute(0, 2, 3, 1):
         x = (2 * picture - 1 - torch.tensor(SHIFT)) / torch.tensor(SCALE)
@@ -316,7 +317,7 @@ def test_lpips_is_zhangs_formula() -> None:
 
 def test_lpips_of_equal_pictures_is_0_and_of_a_batch_is_that_of_each() -> None:
     lpips = tiny_lpips()
-    first, second = (torch.rand(3, 3, 12, 12, generator=rng(seed)) for seed in (0, 1))
+    first, second = (torch.rand(3, 3, 12, 12, generator=seeded(seed)) for seed in (0, 1))
     assert lpips(first, first).tolist() == [0, 0, 0]
     assert (lpips(first, second) > 0).all()
     torch.testing.assert_close(lpips(first, second), lpips(second, first))

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from command_line import Done, dekag, exit_code
+from command_line import Say, exit_code
 
 from dekag.evaluation.metrics import psnr_db
 from dekag.tasks import radio
@@ -23,13 +22,6 @@ CHANNELS = {
     "tdl": ("--channel", "tdl-c", "--delay-spread", 300, "--speed", 3, "--uses", 256),
     "mimo": ("--channel", "cdl-a", "--antennas", "2x2", "--estimation", "ls", "--uses", 256),
 }
-Say = Callable[..., Done]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """A command's exit code, standard output and standard error."""
-    return partial(dekag, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import Done, dekag
+from command_line import Say
 
 from dekag import link
 from dekag.bundle.bundle import pack
@@ -21,13 +20,6 @@ from dekag.world import load_world, shipped
 
 PROMPTS = ["a red apple on a blue background", "a cat face on a pink background"]
 CONDITION = Condition(uses=256, snr_db=12.0, rayleigh=True, blocks=4)
-Say = Callable[..., Done]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """A command's exit code, standard output and standard error."""
-    return partial(dekag, capsys)
 
 
 @pytest.fixture(scope="module")

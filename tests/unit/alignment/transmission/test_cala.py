@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_codecs import SMALL, small_codec
 
 from dekag.alignment.config import CalaConfig
 from dekag.alignment.transmission.cala import CalaCodec
@@ -12,20 +13,12 @@ from dekag.alignment.transmission.methods import adapt
 from dekag.alignment.transmission.train import FAST, ConditionRange, TransmissionData, transmission_loss
 from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise
-from dekag.codec import JsccCodec, JsccConfig
+from dekag.codec import JsccCodec
 from dekag.training.loop import TrainConfig
 from dekag.types import Condition, InputError
 
-SMALL = JsccConfig(
-    channels=8, rows=4, cols=4, width=16, encoder_depth=1, decoder_depth=1, heads=2, max_uses=64
-)
 CALA = CalaConfig(rank=4, norm_rank=2, gain_rank=3)
 RANGE = ConditionRange(uses=(16, 64), snrs_db=(0.0, 5.0, 10.0, 15.0), blocks=(0, 1, 4, FAST))
-
-
-def base() -> JsccCodec:
-    torch.manual_seed(0)
-    return JsccCodec(SMALL).eval()
 
 
 def trained_like(codec: JsccCodec) -> CalaCodec:
@@ -51,7 +44,7 @@ def through(codec: JsccCodec | CalaCodec, condition: Condition) -> torch.Tensor:
 @torch.no_grad()
 def test_a_closed_gate_is_the_base_codec() -> None:
     """A gate of zero equals the base codec bit for bit, although the matrices are not zero."""
-    codec = base()
+    codec = small_codec()
     adapted = trained_like(codec)
     last = adapted.gate.layers[2]
     last.weight.zero_()
@@ -63,7 +56,7 @@ def test_a_closed_gate_is_the_base_codec() -> None:
 @torch.no_grad()
 def test_an_open_gate_is_not_the_base_codec() -> None:
     condition = Condition(uses=32, snr_db=5.0).expand(3)
-    codec = base()
+    codec = small_codec()
     assert not torch.allclose(through(trained_like(codec), condition), through(codec, condition))
 
 
@@ -75,7 +68,7 @@ def test_an_open_gate_is_not_the_base_codec() -> None:
 )
 def test_merged_equals_unmerged(condition: Condition) -> None:
     """The plain codec with W + B diag(g) A says what the gated one says, to rounding."""
-    codec = trained_like(base())
+    codec = trained_like(small_codec())
     merged = codec.merge(condition)
     assert not any(isinstance(m, GatedLinear | GatedNorm | GatedGain) for m in merged.modules())
     batch = condition.expand(3)
@@ -87,7 +80,7 @@ def test_merged_equals_unmerged(condition: Condition) -> None:
 @torch.no_grad()
 def test_conditions_do_not_interfere_within_a_batch() -> None:
     """Each image of a mixed batch meets its own gate."""
-    codec = trained_like(base())
+    codec = trained_like(small_codec())
     one, other = Condition(uses=64, snr_db=12.0), Condition(uses=64, snr_db=0.0, rayleigh=True, blocks=4)
     mixed = codec.encode(latents(2), Condition.cat([one, other]))
     alone = torch.cat([codec.encode(latents(2)[:1], one), codec.encode(latents(2)[1:], other)])
@@ -96,7 +89,7 @@ def test_conditions_do_not_interfere_within_a_batch() -> None:
 
 def test_training_moves_only_the_update_and_lowers_the_loss() -> None:
     """250 steps on a codec that never met these conditions; the loss is compared on draws it did not train on."""
-    codec = base()
+    codec = small_codec()
     before = {name: t.clone() for name, t in codec.state_dict().items()}
     data = torch.randn(256, 8, 4, 4, generator=torch.Generator().manual_seed(4))
     training = TrainConfig(steps=250, learning_rate=5e-3, ema_decay=0.9, warmup_steps=10)
@@ -118,7 +111,7 @@ def test_training_moves_only_the_update_and_lowers_the_loss() -> None:
 
 
 def test_an_update_for_another_codec_is_refused(tmp_path: Path) -> None:
-    codec = base()
+    codec = small_codec()
     save_transmission(tmp_path / "b", trained_like(codec), codec, settings={})
     torch.manual_seed(9)
     with pytest.raises(InputError, match="made for base model"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_codecs import small_codec
 
 from dekag.alignment.config import CalaConfig
 from dekag.alignment.transmission.cala import CalaCodec
@@ -14,13 +15,9 @@ from dekag.alignment.transmission.train import FAST, ConditionRange
 from dekag.alignment.transmission.update import load_update, update_size, update_tensors
 from dekag.alignment.updates import apply_transmission, save_transmission
 from dekag.channel import BlockFading, mmse_equalise
-from dekag.codec import JsccCodec, JsccConfig
 from dekag.tasks.align_transmission import CALA_RANGE, trained_range
 from dekag.types import Condition, InputError
 
-SMALL = JsccConfig(
-    channels=8, rows=4, cols=4, width=16, encoder_depth=1, decoder_depth=1, heads=2, max_uses=64
-)
 SIZE = CalaConfig(rank=4, gain_rank=2)
 CONDITIONS = Condition(
     uses=torch.tensor([64, 16, 32]),
@@ -29,11 +26,6 @@ CONDITIONS = Condition(
     blocks=torch.tensor([1, 4, 1]),
 )
 RANKS = (4, 8, 2)
-
-
-def base() -> JsccCodec:
-    torch.manual_seed(0)
-    return JsccCodec(SMALL).eval()
 
 
 def through(codec: torch.nn.Module) -> torch.Tensor:
@@ -48,13 +40,13 @@ def through(codec: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 def test_an_untrained_update_is_none(method: str) -> None:
     """Every method starts from the codec itself."""
-    codec = base()
+    codec = small_codec()
     torch.testing.assert_close(through(adapted_codec(method, codec, SIZE).eval()), through(codec))
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("cala", "full")])
 def test_rivals_have_at_most_the_numbers_of_cala(method: str) -> None:
-    codec = base()
+    codec = small_codec()
     most = update_size(adapted_codec("cala", codec, SIZE))
     size = update_size(adapted_codec(method, codec, SIZE))
     assert size <= most
@@ -63,7 +55,7 @@ def test_rivals_have_at_most_the_numbers_of_cala(method: str) -> None:
 
 
 def test_full_trains_everything_and_updates_train_nothing_of_the_codec() -> None:
-    codec = base()
+    codec = small_codec()
     assert update_size(adapted_codec("full", codec, SIZE)) == sum(p.numel() for p in codec.parameters())
     names = update_tensors(adapted_codec("cala", codec, SIZE))
     assert all(name.startswith("gate.") or "lora_" in name for name in names)
@@ -119,7 +111,7 @@ def test_snr_groups_split_at_their_edges() -> None:
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])
 def test_every_update_survives_its_bundle(tmp_path: Path, method: str) -> None:
     """In int8 to a few percent; what is loaded is of the same kind and size."""
-    codec = base()
+    codec = small_codec()
     adapted = adapted_codec(method, codec, SIZE)
     rng = torch.Generator().manual_seed(3)
     for tensor in update_tensors(adapted).values():
@@ -137,7 +129,7 @@ def test_every_update_survives_its_bundle(tmp_path: Path, method: str) -> None:
 
 
 def test_an_update_of_another_size_is_refused() -> None:
-    codec = base()
+    codec = small_codec()
     small = update_tensors(CalaCodec(codec, SIZE))
     with pytest.raises(InputError, match="the codec needs"):
         load_update(CalaCodec(codec, replace(SIZE, rank=8)), small)
@@ -147,7 +139,7 @@ def test_an_update_of_another_size_is_refused() -> None:
 
 def test_unknown_methods_are_named() -> None:
     with pytest.raises(InputError, match="known are cala, shared_lora"):
-        adapted_codec("dropout", base(), SIZE)
+        adapted_codec("dropout", small_codec(), SIZE)
 
 
 def test_the_range_of_a_grid_is_its_extremes() -> None:

@@ -146,7 +146,7 @@ def align_transmission(
     with joined("cpu"):
         with working("align transmission") as stage:
             run = Run(resume=resume, on_stage=stage)
-            latents = edge_latents(chosen, run, draws=config.draws, seed=config.seed)
+            latents = edge_latents(chosen, run, draws=config.draws, seed=config.seed, codec=chosen.codec())
         with training("align transmission") as on_step:
             run = Run(resume=resume, on_step=on_step)
             bundle = align(chosen, latents, task, out, run)

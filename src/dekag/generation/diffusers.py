@@ -253,9 +253,9 @@ def load_generator(
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].split(" (")[0]
         raise InputError(
-            f"{source} is no diffusers pipeline directory and no hub id that can be read: {reason}"
+            f"{source} is no diffusers pipeline folder and no hub id that can be read: {reason}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return DiffusersGenerator(pipeline=pipeline.to(device), sampling=sampling or Sampling(), pixels=pixels)

@@ -8,9 +8,9 @@ from dekag.alignment.config import CalaConfig
 from dekag.alignment.transmission.adapted import AdaptedCodec
 from dekag.alignment.transmission.methods import adapt
 from dekag.alignment.transmission.train import FAST, ConditionRange, TransmissionData
-from dekag.alignment.updates import save_transmission
+from dekag.alignment.updates import apply_generation, save_transmission
 from dekag.bundle.bundle import Bundle, Quantisation, Setting
-from dekag.codec import TrainedRange, save_codec
+from dekag.codec import TrainableCodec, TrainedRange, save_codec
 from dekag.tasks.align_generation import DISTIL_SEEDS, kept
 from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
@@ -33,19 +33,21 @@ CALA_RANGE = ConditionRange(
 LEARNING_RATE = 3e-3
 
 
-def edge_latents(world: World, run: Run, *, draws: int = 2, seed: int = 0) -> Latent:
+def edge_latents(
+    world: World, run: Run, *, draws: int = 2, seed: int = 0, codec: TrainableCodec | None = None
+) -> Latent:
     """What the edge draws for the distillation prompts, each `draws` times: a codec's training data.
 
     The edge carries the world's update where there is one, as the latents that are really sent are its.
+    Raises InputError, before anything is drawn, if `codec` takes other latents.
     """
     prompts = world.prompts("distill")
 
     def draw_all() -> Latent:
-        edge = (
-            world.aligned_edge(device=run.device)[0]
-            if "generation" in world.updates
-            else world.edge(device=run.device)
-        )
+        device = run.device
+        edge = world.edge(device=device) if codec is None else world.fitting_edge(codec, device=device)
+        if "generation" in world.updates:
+            edge, _ = apply_generation(edge, world.update("generation"))
         seeds = [
             DISTIL_SEEDS + 10_000 * (seed + draw) + i for draw in range(draws) for i in range(len(prompts))
         ]

@@ -15,13 +15,13 @@ import torch
 from dekag.alignment.updates import apply_generation, apply_transmission, trained_range
 from dekag.bundle.bundle import Bundle, Kind, load_bundle
 from dekag.bundle.digest import digest_folder
-from dekag.codec import AdaptableCodec, load_codec, require_adaptable
+from dekag.codec import AdaptableCodec, TrainableCodec, TrainedRange, load_codec, require_adaptable
 from dekag.data.endpoint import EndpointCloud, ImageEndpoint
 from dekag.data.pictures import PictureSet
 from dekag.evaluation.judges import NAMED_JUDGES, Judge, load_judge
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.link import Link, deliver
-from dekag.types import Condition, Delivery, Image, InputError
+from dekag.types import Codec, Condition, Delivery, Image, InputError
 from dekag.world import hub
 from dekag.world.shipped import locate
 
@@ -249,22 +249,32 @@ class World:
 
         Raises InputError if it is to be aligned and the world has no update.
         """
-        edge, codec = self.edge(device=device), self.codec(device=device)
+        if align and not self.updates:
+            raise self._lacks("update")
+        codec = self.codec(device=device)
+        edge = self.fitting_edge(codec, device=device)
         if not align:
             return System(link=Link(generator=edge, codec=codec))
-        if not self.updates:
-            raise self._lacks("update")
         bundles: dict[str, str] = {}
-        link = Link(generator=edge, codec=codec, bundles=bundles)
+        trained: TrainedRange | None = None
+        adapted: Codec = codec
         if "generation" in self.updates:
             edge, bundle = apply_generation(edge, self.update("generation"))
             bundles["generation"] = bundle.id
-        if "transmission" not in self.updates:
-            return System(link=Link(generator=edge, codec=codec, bundles=bundles))
-        adapted, bundle = apply_transmission(codec, self.update("transmission"))
-        bundles["transmission"] = bundle.id
-        link = Link(generator=edge, codec=adapted, bundles=bundles, trained=trained_range(bundle))
-        return System(link=link)
+        if "transmission" in self.updates:
+            adapted, bundle = apply_transmission(codec, self.update("transmission"))
+            bundles["transmission"], trained = bundle.id, trained_range(bundle)
+        return System(link=Link(generator=edge, codec=adapted, bundles=bundles, trained=trained))
+
+    def fitting_edge(self, codec: TrainableCodec, *, device: Device = "cpu") -> DiffusersGenerator:
+        """The edge, if its latents are those of a codec; else InputError, before anything is drawn."""
+        edge = self.edge(device=device)
+        if edge.latent_shape != codec.latent_shape:
+            ours, theirs = list(edge.latent_shape), list(codec.latent_shape)
+            raise InputError(
+                f"the codec takes latents {theirs}, and those of the edge are {ours}; train one for it"
+            )
+        return edge
 
     def _lacks(self, part: str) -> InputError:
         return InputError(f"the world {self.name} has no {part}; name one, or train one")

@@ -113,7 +113,7 @@ def test_the_shipped_decoders_equal_pytorch(system: Link, decoders: Path) -> Non
     ],
 )
 def test_other_codecs_equal_pytorch(kind: str, system: Link, decoders: Path) -> None:
-    """A codec without an update, one with that of a rival, one that sends a component a symbol, one of patches."""
+    """A codec without an update, one with the update of a rival, one without spreading, one of patches."""
     assert isinstance(system.codec, CalaCodec)
     base = dekag.load(align=False).link.codec
     assert isinstance(base, JsccCodec)

@@ -14,7 +14,7 @@ from tiny_worlds import PROMPTS, miniature
 
 import dekag as package
 from dekag.bundle.digest import digest_folder
-from dekag.codec import JsccCodec, load_codec
+from dekag.codec import JsccCodec, JsccConfig, load_codec, save_codec
 from dekag.data.endpoint import ImageEndpoint
 from dekag.generation.diffusers import Sampling
 from dekag.serving.edge.settings import EdgeSettings
@@ -182,7 +182,6 @@ def test_a_part_can_be_named_in_place_of_the_worlds_own(
 ) -> None:
     """An edge, a codec, a bundle, each by folder or shipped name; the report says which updates were used."""
     other = JsccCodec(replace(load_codec(tiny / "codec").config, max_uses=100)).eval()  # type: ignore[attr-defined]
-    from dekag.codec import save_codec
 
     save_codec(other, tmp_path / "codec")
     done = dekag(
@@ -322,3 +321,33 @@ def test_the_old_variable_of_a_service_is_a_warning(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DEKAG_EDGE_WORLD", "permissive")
     assert load_settings(EdgeSettings).world == "permissive"
     assert load_settings(EdgeSettings, world="emoji").world == "emoji"
+
+
+OTHER_CODEC: Mapping[str, tuple[object, ...]] = {
+    "deliver": ("deliver", "a red apple", "--no-ka"),
+    "align transmission": ("align", "transmission"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_CODEC)
+def test_a_codec_of_other_latents_is_refused_before_a_picture(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec = JsccCodec(JsccConfig(channels=4, rows=8, cols=8, width=16, max_uses=64))
+    save_codec(codec.eval(), tmp_path / "codec")
+    done = dekag(capsys, *OTHER_CODEC[case], "--codec", tmp_path / "codec", "--out", tmp_path / "out")
+    assert done.complaints == [
+        "dekag: the codec takes latents [4, 8, 8], and those of the edge are [32, 8, 8]; train one for it"
+    ]
+    assert "loss" not in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_world_lacks_is_said_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The edge of `paper` is in no cache, and nothing asks for it."""
+    done = dekag(capsys, "deliver", "a red apple", "--world", "paper", "--out", tmp_path / "out")
+    assert done.complaints == ["dekag: the world paper has no update; name one, or train one"]
+    plain = dekag(capsys, "deliver", "a red apple", "--world", "paper", "--no-ka", "--out", tmp_path / "out")
+    assert plain.complaints == ["dekag: the world paper has no codec; name one, or train one"]

@@ -111,8 +111,8 @@ def run_service(party: str, folder: Path, *options: str, **settings: object) -> 
     command = ["-m", "dekag", "serve", party, "--folder", str(folder / party), "--port", str(port), *options]
     prefix = f"DEKAG_{party.upper()}_"
     variables = {f"{prefix}{name.upper()}": str(value) for name, value in settings.items()}
-    with run_command(command, folder / f"{party}.log", port, variables) as served:
-        yield served
+    with run_command(command, folder / f"{party}.log", port, variables) as service:
+        yield service
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def run_command(
 ) -> Iterator[RunningService]:
     """A service for the time of a test."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **settings}
-    served = RunningService(
+    service = RunningService(
         url=f"http://127.0.0.1:{port}",
         command=command,
         environment=environment,
@@ -129,13 +129,13 @@ def run_command(
         process=launch(command, environment, log),
     )
     try:
-        served.wait()
-        yield served
+        service.wait()
+        yield service
     finally:
         with suppress(ProcessLookupError):
-            served.process.send_signal(signal.SIGTERM)
+            service.process.send_signal(signal.SIGTERM)
         try:
-            served.process.wait(20)
+            service.process.wait(20)
         except subprocess.TimeoutExpired:
-            served.kill()
+            service.kill()
             raise

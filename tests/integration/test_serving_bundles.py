@@ -40,19 +40,19 @@ def plain() -> DiffusersGenerator:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> RegistryWithEdges:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> RegistryWithEdges:
     """The shipped updates, listed in stable."""
-    fleet = new_registry_with_edges(tmp_path_factory.mktemp("fleet"))
+    registry = new_registry_with_edges(tmp_path_factory.mktemp("registry"))
     for name in (*FAMILY, "cala"):
-        fleet.publish(shipped(f"emoji/{name}"), name=name)
-    return fleet
+        registry.publish(shipped(f"emoji/{name}"), name=name)
+    return registry
 
 
 @pytest.fixture(scope="module")
-def follower(fleet: RegistryWithEdges) -> Iterator[RunningService]:
+def follower(registry: RegistryWithEdges) -> Iterator[RunningService]:
     """An edge that pulls them when it starts, with room for two in memory."""
-    with fleet.edge(max_loaded=2, queue=64) as served:
-        yield served
+    with registry.edge(max_loaded=2, queue=64) as service:
+        yield service
 
 
 @pytest.fixture
@@ -144,16 +144,16 @@ def test_what_is_listed_is_pulled_and_what_is_followed_is_active(pulling: httpx2
 
 def test_a_pulled_update_that_fails_its_canary_is_not_used(plain: DiffusersGenerator, tmp_path: Path) -> None:
     """The last good one stays, also of a registry that is damaged; the failure is remembered and counted once."""
-    fleet = new_registry_with_edges(tmp_path)
+    registry = new_registry_with_edges(tmp_path)
     aligned, _ = apply_generation(plain, shipped("emoji/food"))
     right = make_canary(aligned, None, PROMPTS, seeds=SEEDS)
     wrong = other(right, tuple(png_bytes(plain.decode(plain(PROMPTS, seeds=(8, 9))))))
     remove_update(aligned)
-    good = fleet.publish(shipped("emoji/food"), name="makd", canary=right)
+    good = registry.publish(shipped("emoji/food"), name="makd", canary=right)
     refused = "dekag_edge_updates_refused_total 1.0"
-    with fleet.edge_inside() as client:
+    with registry.edge_inside() as client:
         assert pull(client)["active"]["generation"] == good
-        bad = fleet.publish(shipped("emoji/animals"), name="makd", canary=wrong)
+        bad = registry.publish(shipped("emoji/animals"), name="makd", canary=wrong)
         pulled = pull(client)
         assert pulled["new"] == [bad]
         assert pulled["active"]["generation"] == good
@@ -251,26 +251,26 @@ def test_200_swaps_touch_no_running_request(pulling: httpx2.Client) -> None:
 
 
 def kill_and_return(
-    fleet: RegistryWithEdges, served: RunningService, client: httpx2.Client, cycles: int
+    registry: RegistryWithEdges, service: RunningService, client: httpx2.Client, cycles: int
 ) -> list[float]:
     """Each cycle lists a new update, kills the edge at a random moment of its pull, and starts it again.
 
     Returns the seconds until it was ready again.
     """
     rng, seconds = random.Random(0), []
-    listed = [fleet.publish(variant(fleet.folder, 0), name="makd")]
+    listed = [registry.publish(variant(registry.folder, 0), name="makd")]
     pull(client)
     reference = draw(client)
     assert reference["gsc"]["bundle"] == listed[0]
     for cycle in range(1, cycles + 1):
-        listed.append(fleet.publish(variant(fleet.folder, cycle), name="makd"))
+        listed.append(registry.publish(variant(registry.folder, cycle), name="makd"))
         thread = threading.Thread(target=pull_unless_killed, args=(client,))
         thread.start()
         time.sleep(rng.uniform(0, 0.4))
-        served.kill()
+        service.kill()
         thread.join()
         started = time.perf_counter()
-        served.restart()
+        service.restart()
         seconds.append(time.perf_counter() - started)
         reply = draw(client)
         assert reply["gsc"]["bundle"] in listed[-2:]
@@ -297,22 +297,22 @@ def wait_for_pull(client: httpx2.Client, bundle_id: str) -> None:
 
 
 def test_a_killed_edge_returns_on_its_last_good_update(
-    fleet: RegistryWithEdges, follower: RunningService, pulling: httpx2.Client
+    registry: RegistryWithEdges, follower: RunningService, pulling: httpx2.Client
 ) -> None:
     """`test_50_kills_and_returns` is the long one, and has the figure."""
-    kill_and_return(fleet, follower, pulling, 1)
+    kill_and_return(registry, follower, pulling, 1)
 
 
 @pytest.mark.slow
 def test_50_kills_and_returns(
-    fleet: RegistryWithEdges, follower: RunningService, pulling: httpx2.Client
+    registry: RegistryWithEdges, follower: RunningService, pulling: httpx2.Client
 ) -> None:
     """Ready within 5 s beside the import of torch, diffusers, peft and transformers, which depends on the disk."""
     code = "import fastapi, peft, torch; from diffusers import StableDiffusionPipeline"
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     imports = time.perf_counter() - started
-    seconds = kill_and_return(fleet, follower, pulling, 50)
+    seconds = kill_and_return(registry, follower, pulling, 50)
     print(
         f"{len(seconds)} kills: ready again after {sum(seconds) / len(seconds):.1f} s in the mean,"
         f" {max(seconds):.1f} s at most; the import of the libraries alone takes {imports:.1f} s"

@@ -38,8 +38,8 @@ def tiny_process(folder: Path, **settings: object) -> Iterator[RunningService]:
     port = free_port()
     variables = {f"DEKAG_{name.upper()}": str(value) for name, value in settings.items()}
     command = [str(HELPERS / "tiny_service.py"), str(port)]
-    with run_command(command, folder / "tiny.log", port, variables) as served:
-        yield served
+    with run_command(command, folder / "tiny.log", port, variables) as service:
+        yield service
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -223,12 +223,12 @@ SLOW = {
 }
 
 
-def attack(served: RunningService, *, copies: int, seconds: float) -> list[float]:
+def attack(service: RunningService, *, copies: int, seconds: float) -> list[float]:
     """Every slow client so many times at once; returns the times of probes meanwhile."""
     results: dict[str, list[tuple[float, bytes]]] = {name: [] for name in SLOW}
 
     def run(name: str) -> None:
-        results[name].append(closed_after(served.port, *SLOW[name], within=seconds + 10))
+        results[name].append(closed_after(service.port, *SLOW[name], within=seconds + 10))
 
     threads = [threading.Thread(target=run, args=(name,)) for name in SLOW for _ in range(copies)]
     for thread in threads:
@@ -237,7 +237,7 @@ def attack(served: RunningService, *, copies: int, seconds: float) -> list[float
     with httpx2.Client() as client:
         while any(thread.is_alive() for thread in threads):
             started = time.perf_counter()
-            assert client.get(f"{served.url}/healthz").status_code == 200
+            assert client.get(f"{service.url}/healthz").status_code == 200
             probes.append(time.perf_counter() - started)
             time.sleep(0.02)
     slowest = max(taken for all_ in results.values() for taken, _ in all_)
@@ -252,13 +252,13 @@ def attack(served: RunningService, *, copies: int, seconds: float) -> list[float
     return probes
 
 
-def flood(served: RunningService, megabytes: int) -> None:
+def flood(service: RunningService, megabytes: int) -> None:
     """Send a body that is too large, with its length and without; both are refused and nothing is kept."""
-    before = served.resident_bytes
+    before = service.resident_bytes
     length = b"Content-Length: %d\r\n\r\n" % (megabytes << 20)
     for head, chunk in ((length, b" " * 65536), (b"Transfer-Encoding: chunked\r\n\r\n", CHUNK)):
         said, sent = b"", 0
-        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
             connection.sendall(POST + head)
             try:
                 while sent < megabytes << 20:
@@ -273,7 +273,7 @@ def flood(served: RunningService, megabytes: int) -> None:
         print(f"a body of {megabytes} MB: {sent / 2**20:.1f} MB were taken, {said[:20]!r}")
         assert b" 413 " in said or said == b"reset"
         assert sent < 32 << 20
-    assert served.resident_bytes - before < 20 << 20
+    assert service.resident_bytes - before < 20 << 20
 
 
 CHUNK = b"10000\r\n" + b" " * 65536 + b"\r\n"
@@ -282,17 +282,17 @@ CHUNK = b"10000\r\n" + b" " * 65536 + b"\r\n"
 @pytest.mark.alone
 def test_slow_and_huge_requests_cost_nothing(tmp_path: Path) -> None:
     """Deadlines of one second; `test_slow_clients_do_not_disturb_an_edge` has the real ones."""
-    with tiny_process(tmp_path, header_seconds=1, body_seconds=1, max_in_flight=16) as served:
-        attack(served, copies=5, seconds=1)
-        flood(served, 300)
-        crowd(served, 16)
+    with tiny_process(tmp_path, header_seconds=1, body_seconds=1, max_in_flight=16) as service:
+        attack(service, copies=5, seconds=1)
+        flood(service, 300)
+        crowd(service, 16)
 
 
-def crowd(served: RunningService, most: int) -> None:
+def crowd(service: RunningService, most: int) -> None:
     """As many requests as may be in flight: the next one is told to come back, and probes are answered."""
-    with ExitStack() as stack, httpx2.Client(base_url=served.url) as client:
+    with ExitStack() as stack, httpx2.Client(base_url=service.url) as client:
         for _ in range(most):
-            address = ("127.0.0.1", served.port)
+            address = ("127.0.0.1", service.port)
             stack.enter_context(socket.create_connection(address)).sendall(
                 POST + b"Content-Length: 9\r\n\r\n"
             )
@@ -307,22 +307,22 @@ def crowd(served: RunningService, most: int) -> None:
 @pytest.mark.slow
 def test_slow_clients_do_not_disturb_an_edge(tmp_path: Path) -> None:
     """500 slow connections against the deadlines of the settings; probes stay under 250 ms at p99."""
-    with run_service("edge", tmp_path) as served:
-        probes = attack(served, copies=72, seconds=10)
+    with run_service("edge", tmp_path) as service:
+        probes = attack(service, copies=72, seconds=10)
         assert statistics.quantiles(probes, n=100)[98] < 0.25
-        flood(served, 300)
+        flood(service, 300)
 
 
 def test_a_wrong_key_is_an_authentication_error_and_leaves_no_trace(tmp_path: Path) -> None:
-    with tiny_process(tmp_path, tokens=json.dumps([TOKEN])) as served:
-        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="a-wrong-key", max_retries=0) as wrong:
+    with tiny_process(tmp_path, tokens=json.dumps([TOKEN])) as service:
+        with openai.OpenAI(base_url=f"{service.url}/v1", api_key="a-wrong-key", max_retries=0) as wrong:
             with pytest.raises(openai.AuthenticationError) as refused:
                 wrong.images.generate(prompt="x")
             assert refused.value.code == "invalid_api_key"
-        with openai.OpenAI(base_url=f"{served.url}/v1", api_key=TOKEN) as right:
+        with openai.OpenAI(base_url=f"{service.url}/v1", api_key=TOKEN) as right:
             right.images.generate(prompt="a-secret-prompt")
-        text = served.log.read_text()
-        assert served.number("dekag_http_requests_total") >= 2
+        text = service.log.read_text()
+        assert service.number("dekag_http_requests_total") >= 2
     assert TOKEN not in text
     assert "a-wrong-key" not in text
     assert "a-secret-prompt" not in text

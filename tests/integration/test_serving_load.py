@@ -40,15 +40,15 @@ async def order(
         seen.hasty += "retry-after" not in answer.headers
 
 
-def client_of(served: RunningService) -> httpx2.AsyncClient:
+def client_of(service: RunningService) -> httpx2.AsyncClient:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=50)
-    return httpx2.AsyncClient(base_url=served.url, timeout=120, limits=limits)
+    return httpx2.AsyncClient(base_url=service.url, timeout=120, limits=limits)
 
 
-async def capacity(served: RunningService, *, queue: int, steps: int, rounds: int) -> float:
+async def capacity(service: RunningService, *, queue: int, steps: int, rounds: int) -> float:
     """Images a second when the line is just full."""
     seen = Seen()
-    async with client_of(served) as client:
+    async with client_of(service) as client:
         await asyncio.gather(*(order(client, seen, seed=seed, steps=steps) for seed in range(4)))
         started = time.perf_counter()
         for first in range(rounds):
@@ -59,14 +59,14 @@ async def capacity(served: RunningService, *, queue: int, steps: int, rounds: in
 
 
 async def flood(
-    served: RunningService, *, rate: float, fill: float, seconds: float, steps: int
+    service: RunningService, *, rate: float, fill: float, seconds: float, steps: int
 ) -> tuple[Seen, float]:
     """Orders at a fixed rate, whether or not they are answered; also the seconds until all were.
 
     Those of the first `fill` seconds are told apart: the very first is drawn alone.
     """
     seen, tasks, started = Seen(), [], time.perf_counter()
-    async with client_of(served) as client:
+    async with client_of(service) as client:
         for number in itertools.count():
             due = started + number / rate
             first = due < started + fill
@@ -79,20 +79,20 @@ async def flood(
 
 
 async def overload(
-    served: RunningService, *, queue: int, steps: int, rounds: int, seconds: float, slack: float
+    service: RunningService, *, queue: int, steps: int, rounds: int, seconds: float, slack: float
 ) -> None:
     """Ten times the capacity: the excess is refused, what is accepted is done in its time, and then all is well.
 
     slack: share by which the slowest may exceed the line's time.
     """
-    normal = await capacity(served, queue=queue, steps=steps, rounds=rounds)
-    seen, lasted = await flood(served, rate=10 * normal, fill=queue / normal, seconds=seconds, steps=steps)
+    normal = await capacity(service, queue=queue, steps=steps, rounds=rounds)
+    seen, lasted = await flood(service, rate=10 * normal, fill=queue / normal, seconds=seconds, steps=steps)
     accepted = len(seen.seconds) + len(seen.first)
     service_s = lasted / accepted
     p99 = statistics.quantiles(seen.seconds, n=100, method="inclusive")[98]
     bound = (1 + slack) * queue * service_s
     after, started = Seen(), time.perf_counter()
-    async with client_of(served) as client:
+    async with client_of(service) as client:
         while not after.seconds or after.seconds[-1] > 3 * queue / normal:
             await order(client, after, seed=0, steps=steps)
     recovered = time.perf_counter() - started
@@ -116,8 +116,8 @@ def test_an_overload_is_refused_and_the_rest_is_served(edge: RunningService) -> 
 
 @pytest.mark.slow
 def test_a_minute_of_overload(tmp_path: Path) -> None:
-    with run_service("edge", tmp_path) as served:
-        asyncio.run(overload(served, queue=32, steps=24, rounds=3, seconds=60, slack=0.2))
+    with run_service("edge", tmp_path) as service:
+        asyncio.run(overload(service, queue=32, steps=24, rounds=3, seconds=60, slack=0.2))
 
 
 def mixed(client: httpx2.Client, number: int) -> int:
@@ -140,16 +140,16 @@ def mixed(client: httpx2.Client, number: int) -> int:
     return answer.status_code
 
 
-def soak(served: RunningService, *, warm: int, requests: int, clients: int) -> None:
+def soak(service: RunningService, *, warm: int, requests: int, clients: int) -> None:
     """Memory within 2 % after the warm-up, descriptors and threads the same."""
     limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=0)
-    with httpx2.Client(base_url=served.url, timeout=120, limits=limits) as client:
+    with httpx2.Client(base_url=service.url, timeout=120, limits=limits) as client:
         with ThreadPoolExecutor(clients) as pool:
             before = list(pool.map(lambda number: mixed(client, number), range(warm)))
-        started, first = time.perf_counter(), settled(served)
+        started, first = time.perf_counter(), settled(service)
         with ThreadPoolExecutor(clients) as pool:
             after = list(pool.map(lambda number: mixed(client, number), range(warm, warm + requests)))
-    seconds, last = time.perf_counter() - started, settled(served)
+    seconds, last = time.perf_counter() - started, settled(service)
     growth = last[0] / first[0] - 1
     print(
         f"{requests} requests in {seconds:.0f} s: memory {first[0] / 2**20:.1f} to {last[0] / 2**20:.1f} MB"
@@ -160,10 +160,10 @@ def soak(served: RunningService, *, warm: int, requests: int, clients: int) -> N
     assert last[1:] == first[1:]
 
 
-def settled(served: RunningService) -> tuple[int, int, int]:
+def settled(service: RunningService) -> tuple[int, int, int]:
     """Memory, descriptors and threads once closed connections are gone."""
     time.sleep(1)
-    return served.resident_bytes, served.descriptors, served.threads
+    return service.resident_bytes, service.descriptors, service.threads
 
 
 @pytest.mark.alone
@@ -174,5 +174,5 @@ def test_memory_descriptors_and_threads_stay(edge: RunningService) -> None:
 
 @pytest.mark.slow
 def test_10000_requests(tmp_path: Path) -> None:
-    with run_service("edge", tmp_path) as served:
-        soak(served, warm=2000, requests=10_000, clients=8)
+    with run_service("edge", tmp_path) as service:
+        soak(service, warm=2000, requests=10_000, clients=8)

@@ -26,7 +26,7 @@ def main() -> None:
     edge = chosen.edge()
     prompts = chosen.prompts("compositions")[: args.batch]
     bundle = locate(args.bundle, "bundle")
-    ways = {
+    ways: dict[str, Callable[[], float]] = {
         "no_ka": lambda: _timed(edge, prompts),
         "makd": lambda: _with_update(edge, prompts, lambda: apply_generation(edge, bundle)[0]),
         "makd_few_steps": lambda: _with_update(

@@ -14,10 +14,13 @@ import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from world import write_data, write_model
+from small_diffusion import write_data, write_model
 
 HERE = Path(__file__).parent
+Run = dict[str, Any]
+"""What `subject.py` wrote: ends of steps by clock, the stage of each, seconds in transforms."""
 CLOCKS = {"wall": "", "work": "_cpu"}
 """Clock of the step times: what goes behind its names in the result."""
 
@@ -37,7 +40,7 @@ def main() -> None:
     print(json.dumps(found) if args.json else _table(found, parameters))
 
 
-def _run(name: str, world: Path, number: int, args: argparse.Namespace) -> dict[str, list[float]]:
+def _run(name: str, world: Path, number: int, args: argparse.Namespace) -> Run:
     """One training; what `subject.py` wrote about it."""
     out = world / f"{name}-{number}.json"
     numbers = {k: getattr(args, k) for k in ("batch", "rank", "threads")} | {
@@ -63,10 +66,11 @@ def _run(name: str, world: Path, number: int, args: argparse.Namespace) -> dict[
         env=os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"},
     )
     print(f"round {number + 1} of {args.rounds}: {name} done", file=sys.stderr)
-    return json.loads(out.read_text())
+    found: Run = json.loads(out.read_text())
+    return found
 
 
-def _summary(runs: list[dict[str, dict[str, list[float]]]], args: argparse.Namespace) -> dict[str, object]:
+def _summary(runs: list[dict[str, Run]], args: argparse.Namespace) -> dict[str, object]:
     found: dict[str, object] = {}
     for clock, suffix in CLOCKS.items():
         rates = {
@@ -90,16 +94,18 @@ def _summary(runs: list[dict[str, dict[str, list[float]]]], args: argparse.Names
     return found | {"transforms_share": statistics.median(shares) if shares else None}
 
 
-def _rate(run: dict[str, list], stage: str, clock: str, args: argparse.Namespace) -> float:
+def _rate(run: Run, stage: str, clock: str, args: argparse.Namespace) -> float:
     """Images per second at the median step of a stage, after its first `warmup` steps."""
     ends = [end for end, name in zip(run[clock], run["stages"], strict=True) if name == stage]
     steps = [after - before for before, after in pairwise(ends)]
-    return args.batch / statistics.median(steps[args.warmup - 1 :])
+    rate: float = args.batch / statistics.median(steps[args.warmup - 1 :])
+    return rate
 
 
-def _transforms_share(run: dict) -> float:
+def _transforms_share(run: Run) -> float:
     """What the stand-in for torchvision takes of the script's steps, at most: its time over the steps'."""
-    return run["transforms"] / (run["wall"][-1] - run["wall"][0])
+    share: float = run["transforms"] / (run["wall"][-1] - run["wall"][0])
+    return share
 
 
 def _table(found: dict[str, object], parameters: dict[str, int]) -> str:

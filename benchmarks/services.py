@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -47,7 +48,7 @@ def main() -> None:
 def _alone(client: httpx2.Client, site: Site, pictures: int) -> dict[str, float]:
     """Milliseconds from request to picture, one at a time."""
     _draw(client, site, 0)  # warms up
-    times = [_seconds(lambda seed=seed: _draw(client, site, seed)) for seed in range(1, pictures + 1)]
+    times = [_seconds(partial(_draw, client, site, seed)) for seed in range(1, pictures + 1)]
     return {"picture_ms": 1000 * statistics.median(times), "picture_ms_p95": 1000 * _p95(times)}
 
 

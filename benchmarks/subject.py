@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_diffusion import PIXELS
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from world import PIXELS
 
 HERE = Path(__file__).parent
 MODULES = ("to_k", "to_q", "to_v", "to_out.0")

@@ -30,7 +30,7 @@ def main() -> None:
     one = Condition(uses=256, snr_db=5.0)
     merged = adapted.merge(one)
     rng = torch.Generator().manual_seed(0)
-    latents = torch.randn(args.batch, *codec.mean.shape, generator=rng)
+    latents = torch.randn(args.batch, *codec.latent_shape, generator=rng)
     mixed = Condition(
         uses=torch.tensor([64, 128, 256, 512]).repeat(args.batch)[: args.batch],
         snr_db=25 * torch.rand(args.batch, generator=rng) - 5,

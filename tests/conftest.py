@@ -1,4 +1,4 @@
-"""What every test relies on: no network, few threads, and the recipes on the path."""
+"""What every test relies on: no network, few threads, and the helpers and recipes on the path."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
-sys.path.insert(0, str(ROOT / "recipes" / "emoji"))
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "recipes" / "emoji")]
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 

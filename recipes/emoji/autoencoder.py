@@ -91,6 +91,7 @@ def write_encoder(vae: AutoencoderTiny, basis: PatchBasis) -> None:
     down3.weight[:CHANNELS, :48, 1:, 1:] = kernel
     for channel in range(CHANNELS):
         last.weight[channel, channel, 1, 1] = 1
+    assert last.bias is not None
     last.bias.copy_(-basis.mean @ basis.components)
 
 
@@ -154,7 +155,8 @@ def main() -> None:
             latents = vae.encode(images * 2 - 1).latents
             # the decoder will see drawn and transmitted latents, which are never exact
             latents = latents + 0.03 * torch.randn(latents.shape, generator=rng)
-        return (vae.decode(latents).sample / 2 + 0.5 - images).square().mean()
+        error: Tensor = vae.decode(latents).sample / 2 + 0.5 - images
+        return error.square().mean()
 
     config = TrainConfig(steps=options.steps, learning_rate=3e-3, ema_decay=0.995, checkpoint_every=100)
     with progress_bar("autoencoder") as on_step:

@@ -7,6 +7,7 @@ the ceiling. With `--figure`, the way to the ceiling over the bytes is drawn as 
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,8 +79,8 @@ def points(
         for source in sources:
             with aligned(edge, source) as generator:
                 for split, prompts in texts.items():
-                    drawn = draw(generator, prompts, at_edge)
-                    drawings[split].setdefault(name_of(sources), []).append(drawn)
+                    images = draw(generator, prompts, at_edge)
+                    drawings[split].setdefault(name_of(sources), []).append(images)
     found = []
     for split, prompts in texts.items():
         drawn = Drawn(
@@ -103,6 +104,12 @@ def points(
     return found
 
 
+def _distance(mean: Numbers, end: str) -> float:
+    """From a mean to an end of its interval; NaN, which is not drawn, where that is infinite."""
+    middle, reached = mean["mean"], mean[end]
+    return math.nan if middle is None or reached is None else abs(middle - reached)
+
+
 def figure(found: Sequence[Point], path: Path) -> None:
     """The way to the ceiling over the bytes; methods without bytes are levels."""
     from matplotlib.figure import Figure
@@ -123,8 +130,8 @@ def figure(found: Sequence[Point], path: Path) -> None:
             if line[0].bytes is None:
                 panel.axhline(means[0], color="0.5", linestyle=":", label=method)
                 continue
-            ends = [[abs(each["mean"] - each[end]) for each in way] for end in ("low", "high")]
-            kilobytes = [point.bytes / 1000 for point in line]
+            ends = [[_distance(each, end) for each in way] for end in ("low", "high")]
+            kilobytes = [(point.bytes or 0) / 1000 for point in line]
             panel.errorbar(kilobytes, means, yerr=ends, marker="o", capsize=3, label=method)
         panel.set(xscale="log", title=split, xlabel="update, kB")
         panel.grid(alpha=0.3)

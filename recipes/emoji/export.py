@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
@@ -107,7 +108,7 @@ def main() -> None:
         folder = options.runs / name / "model"
         if folder.exists():
             shutil.copytree(folder, TARGET / name, dirs_exist_ok=True)
-            extra = {"add_pooling_layer": False} if kind is ViTModel else {}
+            extra: dict[str, Any] = {"add_pooling_layer": False} if kind is ViTModel else {}
             kind.from_pretrained(folder, dtype=torch.float16, **extra).save_pretrained(TARGET / name)
     if (options.runs / "codec" / "model").exists():
         save_codec(load_codec(options.runs / "codec" / "model"), TARGET / "codec")

@@ -123,7 +123,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     gai = GAIS[options.name]
-    gai = replace(gai, widths=tuple(int(w * options.scale) // 32 * 32 for w in gai.widths))
+    narrow, wide = (int(width * options.scale) // 32 * 32 for width in gai.widths)
+    gai = replace(gai, widths=(narrow, wide))
     broad = World(data=options.data)
     core = World(data=options.data, groups=None, names=CORE) if options.world == "core" else broad
     vae = AutoencoderTiny.from_pretrained(options.runs / "autoencoder")
@@ -179,7 +180,8 @@ def batch_loss(
         text = encoder(ids).last_hidden_state
 
         def predict(noised: Tensor, timesteps: Tensor) -> Tensor:
-            return unet(noised, timesteps, text).sample
+            predicted: Tensor = unet(noised, timesteps, text).sample
+            return predicted
 
         return denoising_loss(predict, noise, clean, rng=rng, emphasis=emphasis)
 

@@ -10,6 +10,7 @@ Judges see every concept of the core world; no judge is ever part of a loss of w
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from world import ART, COLOURS, COMPOSITIONS, CORE, World, caption, paste, rende
 from dekag.training.loop import Loss, TrainConfig, train
 
 STYLES = {"fluent3d": "a glossy 3d icon of ", "noto": "a flat icon of ", "twemoji": "a flat simple icon of "}
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 160,
     "intermediate_size": 480,
     "num_hidden_layers": 4,
@@ -188,14 +189,18 @@ def main() -> None:
     world = World(data=options.data, groups=None, names=CORE)
     art = torch.stack([world.art(name) for name in ART])
     folder = options.runs / f"mini-{options.name}"
+    trained: nn.Module
+    model: CLIPModel | ViTModel
     if options.name == "clip":
         tokenizer = cached_tokenizer(world.concepts, folder / "model")
-        trained = model = clip_model(tokenizer)
-        loss = clip_loss(model, tokenizer, world, art, options.batch)
+        clip = clip_model(tokenizer)
+        trained, model = clip, clip
+        loss = clip_loss(clip, tokenizer, world, art, options.batch)
     else:
         torch.manual_seed(4)
         student = Student()
-        loss, trained, model = dino_loss(student, art, options.batch), student, student.vit
+        trained, model = student, student.vit
+        loss = dino_loss(student, art, options.batch)
     config = TrainConfig(
         steps=options.steps, learning_rate=1e-3, weight_decay=0.05, ema_decay=0.99, checkpoint_every=50
     )

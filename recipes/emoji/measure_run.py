@@ -16,6 +16,7 @@ from stages.lpips import load_lpips
 from stages.pictures import ART, read_art, stack
 from stages.plan import make_plan
 from stages.run import Run
+from stages.splits import HELD_OUT_COMPOSITIONS
 from torch import Tensor
 
 from dekag.evaluation.judges import load_clip, load_dino
@@ -79,7 +80,7 @@ def measure_clip(run: Run, compositions: int) -> dict[str, object]:
     """Retrieval among the captions of all core concepts, by pattern; intervals over concepts."""
     clip = load_clip(run.folder / "mini-clip" / "model")
     art = stack([run.art(hand, run.ids("core")) for hand in ART])
-    held_out = judges.HELD_OUT_COMPOSITIONS[:: 32 // compositions][:compositions]
+    held_out = HELD_OUT_COMPOSITIONS[:: 32 // compositions][:compositions]
     found: dict[str, object] = {"captions": len(run.ids("core")), "compositions": len(held_out)}
     patterns = [p for p in TRAINED_PATTERNS if p != "name"][:3]
     for pattern in (*patterns, *WORDINGS):
@@ -93,7 +94,7 @@ def measure_dino(run: Run) -> dict[str, object]:
     """Cosines of known pairs under the run's mini-dino and the shipped one; intervals over concepts."""
     art = stack([run.art(hand, run.ids("core")) for hand in ART])
     sources = {"run": run.folder / "mini-dino" / "model", "shipped": shipped("emoji/mini-dino")}
-    found = {}
+    found: dict[str, object] = {}
     for name, source in sources.items():
         cosines = judges.cosines(load_dino(source), run.things["core"], art)
         found[name] = {pair: mean_interval(values.mean(0)).to_json() for pair, values in cosines.items()}
@@ -109,7 +110,7 @@ def megabytes(run: Run) -> dict[str, object]:
         "text encoders": ["cloud/model/text_encoder", "edge/model/text_encoder"],
         "judges": ["mini-clip/model", "mini-dino/model"],
     }
-    found = {}
+    found: dict[str, object] = {}
     for name, folders in parts.items():
         files = [p for folder in folders for p in (run.folder / folder).glob("*.safetensors")]
         # runs are kept in fp32

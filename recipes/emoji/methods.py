@@ -12,7 +12,7 @@ by `reduce_rank`, RUNS/bundles/NAME-BUDGET-QUANTISATION; with `--ship` into the 
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -65,10 +65,11 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 """What differs from the defaults of MAKD."""
 EXTRAS = {"shipped": Extras(strengths=(0.8,))}
 """What validation chooses from, if not the usual. From 0.7 to 0.85 it found what ships equally good, to 0.001."""
+Precision = Literal["no", "bf16"]
 FEW_STEPS = FewStepConfig(steps=4, rank=2, train_steps=700)
 
 
-def training_config(name: str, precision: str) -> MakdConfig:
+def training_config(name: str, precision: Precision) -> MakdConfig:
     """The configuration of a method, rank and seed."""
     method, rank, seed = parts_of(name)
     config = replace(CONFIGS.get(method, CONFIG), rank=rank, seed=seed, precision=precision)
@@ -84,7 +85,7 @@ def parts_of(name: str) -> tuple[str, int, int]:
     return method, int(rank or CONFIGS.get(method, CONFIG).rank), int(seed)
 
 
-def train(name: str, edge: DiffusersGenerator, runs: Path, precision: str) -> GenerationUpdate:
+def train(name: str, edge: DiffusersGenerator, runs: Path, precision: Precision) -> GenerationUpdate:
     """The update of a method and seed at full rank, trained now or earlier, with what validation chose."""
     path = runs / "methods" / f"{name}.pt"
     if path.exists():
@@ -155,7 +156,7 @@ def shipped_name(name: str) -> str:
     return method if method in DOMAINS else f"rivals/{method}-{seed}"
 
 
-def settings_of(name: str, precision: str) -> dict[str, Setting]:
+def settings_of(name: str, precision: Precision) -> dict[str, Setting]:
     """The numbers of a training, for its bundle."""
     method, _, _ = parts_of(name)
     ours = method in CONFIGS or method in ABLATIONS

@@ -20,15 +20,17 @@ def cached_tokenizer(concepts: tuple[Concept, ...], folder: Path) -> CLIPTokeniz
     """The tokenizer kept in `folder`; training one breaks ties differently in each process."""
     if not (folder / "tokenizer.json").exists():
         train_tokenizer(concepts).save_pretrained(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def train_tokenizer(concepts: tuple[Concept, ...]) -> CLIPTokenizer:
     """A CLIP byte-pair tokenizer trained on the captions, names and keywords of the world."""
     corpus = [text for row in captions(concepts) for text in row]
     corpus += [" ".join(c.keywords) for c in concepts for _ in range(5)]
-    tokenizer = CLIPTokenizer(model_max_length=TOKENS, bos_token="<|startoftext|>", eos_token="<|endoftext|>")
-    return tokenizer.train_new_from_iterator(corpus, vocab_size=VOCABULARY)
+    blank = CLIPTokenizer(model_max_length=TOKENS, bos_token="<|startoftext|>", eos_token="<|endoftext|>")
+    tokenizer: CLIPTokenizer = blank.train_new_from_iterator(corpus, vocab_size=VOCABULARY)
+    return tokenizer
 
 
 def text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
@@ -50,12 +52,14 @@ def text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextCo
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
     """A text encoder with fresh weights; larger embeddings than CLIP's, since it trains for minutes."""
     encoder = CLIPTextModel(text_config(tokenizer, width, layers))
-    torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.1)
+    embeddings = encoder.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    torch.nn.init.normal_(embeddings.weight, std=0.1)
     return encoder
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token ids [texts, tokens], padded and truncated as diffusers' pipelines do."""
-    return tokenizer(
-        texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-    ).input_ids
+    read = tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+    ids: Tensor = read.input_ids
+    return ids

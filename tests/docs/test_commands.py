@@ -2,15 +2,14 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import click
 import pytest
 import typer
+from places import ROOT
 
 from dekag.cli import app
 
-ROOT = Path(__file__).parents[2]
 TEXTS = ("README.md", "docs/operations.md")
 
 

@@ -1,17 +1,15 @@
 """The codec and the channel that `docs/own_codec.md` shows are the ones that the tests use."""
 
 import re
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from places import ROOT
 
 
 @pytest.mark.parametrize("name", ["own_codec", "own_channel"])
 def test_the_page_shows_the_tested_file(name: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_codec.md").read_text(), flags=re.DOTALL)
-    assert (ROOT / "tests" / "unit" / f"{name}.py").read_text() in blocks
+    assert (ROOT / "tests" / "helpers" / f"{name}.py").read_text() in blocks
 
 
 def test_what_the_page_names_is_there() -> None:

@@ -1,14 +1,13 @@
 """What ships: sizes, formats, model cards; and what the README says exists."""
 
 import re
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from dekag.world import card, load_world, shipped, shipped_parts
 from dekag.world.shipped import WEIGHTS
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 LIMIT = 32 * 2**20
 

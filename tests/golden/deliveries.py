@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-import dekag
 from dekag.evaluation.metrics import psnr_db
 from dekag.types import Condition
+from dekag.world import load
 
 KEPT = Path(__file__).with_suffix(".json")
 PROMPTS = (
@@ -38,7 +38,7 @@ def measured() -> dict[str, Any]:
     """PSNR in dB of every prompt under every condition, with both alignments and with none, and what made it."""
     found: dict[str, Any] = {}
     for name, align in (("aligned", True), ("no_ka", False)):
-        system = dekag.load("emoji", align=align)
+        system = load("emoji", align=align)
         found[name] = {}
         for cell, condition in CONDITIONS.items():
             delivery = system.deliver(PROMPTS, condition, seeds=[7, 8, 9], channel_seed=5)

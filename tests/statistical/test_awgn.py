@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from random_draws import seeded
 from scipy import stats
 
 from dekag.channel import BlockFading, mmse_equalise
@@ -14,10 +15,6 @@ from dekag.units import linear_to_db, snr_db_to_noise_power
 
 NUM_SYMBOLS = 2**20
 FIVE_SIGMA = 5 / math.sqrt(NUM_SYMBOLS)  # relative, of the mean power of complex Gaussian samples
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def qpsk(batch: int, width: int, seed: int) -> torch.Tensor:

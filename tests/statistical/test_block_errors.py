@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from random_draws import seeded
 from scipy.stats import norm
 
 from dekag.baseline.code import BlockCode, block_code
@@ -14,10 +15,6 @@ from dekag.baseline.thresholds import TARGET, shipped_thresholds
 from dekag.channel import BlockFading
 from dekag.types import Condition
 from dekag.units import db_to_linear
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def lost(code: BlockCode, snr_db: float, blocks: int) -> int:

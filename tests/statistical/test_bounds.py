@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from random_draws import seeded
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.special import hyperu
@@ -27,10 +28,6 @@ from dekag.units import db_to_linear, linear_to_db
 NUMBERS = 256
 SLOPING = torch.linspace(0, -5, NUMBERS, dtype=torch.float64).exp()
 WHITE = torch.ones(NUMBERS, dtype=torch.float64)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def bounds_of(spectrum: torch.Tensor, seed: int = 0, **condition: object) -> Bounds:

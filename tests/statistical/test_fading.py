@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from random_draws import seeded
 from scipy import stats
 
 from dekag.channel import BlockFading
@@ -13,10 +14,6 @@ from dekag.types import Condition
 from dekag.units import snr_db_to_noise_power
 
 NUM_IMAGES = 2**16
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def covariance_of_blocks(gain: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from random_draws import seeded
 from scipy import integrate, special, stats
 from torch import Tensor
 
@@ -24,10 +25,6 @@ TDL_A = """0 -13.4 .3819 0 .4025 -2.2 .5868 -4 .461 -6 .5375 -8.2 .6708 -9.9 .57
 1.8978 -6.6 2.2242 -16.7 2.1718 -12.4 2.4942 -15.2 2.5119 -10.8 3.0582 -11.3 4.081 -12.7 4.4579 -16.2
 4.5695 -18.3 4.7966 -18.9 5.0066 -16.6 5.3043 -19.9 9.6586 -29.7"""
 """Normalised delay and power in dB of each tap: TR 38.901, Table 7.7.2-1."""
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def qpsk(batch: int, width: int) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_draws import seeded
 from scipy import stats
 
 from dekag.channel import BlockFading
@@ -13,10 +14,6 @@ from dekag.codec.constellation import CONSTELLATIONS, Constellation
 from dekag.types import Channel, Condition, InputError
 
 BOTH: tuple[Channel, Channel] = (BlockFading(), SionnaFlatFading())
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("snr_db", [0.0, 12.0])

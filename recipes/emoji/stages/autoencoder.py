@@ -99,6 +99,7 @@ def write_components(vae: AutoencoderTiny, pictures: Tensor) -> None:
     first, *strided, last = convolutions
     for layer in (first, last):
         layer.weight.zero_()
+        assert layer.bias is not None
         layer.bias.zero_()
     for channel in range(3):
         first.weight[channel, channel, 1, 1] = 1
@@ -116,6 +117,7 @@ def write_components(vae: AutoencoderTiny, pictures: Tensor) -> None:
         maps = torch.einsum("oc,bchw->bohw", matrix, groups)
     for channel in range(CHANNELS):
         last.weight[channel, channel, 1, 1] = 1
+    assert last.bias is not None
     last.bias.copy_(-maps.mean((0, 2, 3)))
 
 
@@ -135,7 +137,7 @@ def components(maps: Tensor, count: int, *, whiten: bool) -> Tensor:
     rows = maps.permute(0, 2, 3, 1).flatten(0, 2).double()
     count = min(count, rows.shape[1])
     variance, vectors = torch.linalg.eigh(torch.cov(rows.T))
-    matrix = vectors[:, -count:].flip(1).T
+    matrix: Tensor = vectors[:, -count:].flip(1).T
     if whiten:
         spread = variance[-count:].flip(0).clamp(min=1e-8).sqrt()
         matrix = matrix * (PEAK_STD / (spread * spread[0]).sqrt())[:, None]
@@ -145,13 +147,15 @@ def components(maps: Tensor, count: int, *, whiten: bool) -> Tensor:
 def loss(vae: AutoencoderTiny, art: Art, lpips: Lpips, batch: int, rng: torch.Generator) -> Tensor:
     """L1 and LPIPS (AlexNet) of pictures that were decoded from noised latents."""
     pictures = sample(art, batch, rng)
-    latents = vae.encode((pictures * 2 - 1).contiguous(memory_format=torch.channels_last)).latents.float()
+    latents: Tensor = vae.encode(
+        (pictures * 2 - 1).contiguous(memory_format=torch.channels_last)
+    ).latents.float()
     level = LATENT_NOISE * torch.rand(batch, 1, 1, 1, generator=rng, device=latents.device)
     noise = torch.randn(latents.shape, generator=rng, device=latents.device)
-    out = vae.decode(latents + level * noise).sample.float() / 2 + 0.5
+    out: Tensor = vae.decode(latents + level * noise).sample.float() / 2 + 0.5
     # the decoder clamps softly at 3; what the encoder sends there is lost
     beyond = (latents.abs() - 2.5).clamp(min=0).square().mean()
-    error = out - pictures
+    error: Tensor = out - pictures
     pixels = error.abs().mean() + SQUARE_WEIGHT * error.square().mean()
     return pixels + LPIPS_WEIGHT * lpips(out, pictures).mean() + 0.1 * beyond
 

@@ -139,24 +139,31 @@ def scenes_of(generator: Generator, things: dict[str, Sequence[Thing]], seeds: S
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolSize:
+    """How many scenes, written by how many processes, rendered so many at a time."""
+
+    scenes: int
+    processes: int = 1
+    chunk: int = CHUNK
+
+
 def build_pool(
     generator: Generator,
     things: dict[str, Sequence[Thing]],
     art: dict[str, Art],
     vae: AutoencoderTiny,
     tokenizer: CLIPTokenizer,
-    count: int,
-    *,
-    processes: int = 1,
+    size: PoolSize,
 ) -> Pool:
-    """The first `count` scenes, rendered and encoded on the autoencoder's device; art by the source's name.
+    """The first scenes, rendered and encoded on the autoencoder's device; art by the source's name.
 
     A source's art holds its concepts in the order of its things, once for each loose variation.
     """
-    chunks = [range(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK)]
+    chunks = [range(at, min(at + size.chunk, size.scenes)) for at in range(0, size.scenes, size.chunk)]
     write = partial(scenes_of, generator, things)
-    if processes > 1:
-        with ProcessPoolExecutor(processes) as workers:
+    if size.processes > 1:
+        with ProcessPoolExecutor(size.processes) as workers:
             drawn = list(workers.map(write, chunks))
     else:
         drawn = [write(chunk) for chunk in chunks]

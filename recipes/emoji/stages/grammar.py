@@ -226,7 +226,7 @@ def draw_scene(things: Sequence[Thing], *, seed: int) -> Scene:
     """
     rng = Random(seed + _SCENE_SEEDS)
     first = pick(things, rng)
-    chosen = (first,)
+    chosen: tuple[Thing, ...] = (first,)
     if rng.random() < PAIRS and len(things) > 1:
         second = first
         while second is first:
@@ -281,7 +281,8 @@ def _fields(scene: Scene, rng: Random, plain: bool) -> dict[str, str]:
     # `there is a cat and a dog`: the verb agrees with what follows it
     words["there"] = "there are" if first.plural else "there is"
     plural = first.plural or len(nouns) == 2
-    return words | (_MANY if plural else _ONE) | _COLOUR_FIELDS[scene.colour] | _PLACE_FIELDS[scene.place]
+    number = _MANY if plural else _ONE
+    return {**words, **number, **_COLOUR_FIELDS[scene.colour], **_PLACE_FIELDS[scene.place]}
 
 
 def _name(thing: Thing, rng: Random, plain: bool) -> str:
@@ -302,7 +303,8 @@ def _long_text(scene: Scene, rng: Random, plain: bool) -> str:
     content = [text.format_map(fields) for text in texts]
     # one more for the full stop of every sentence
     spare = LAST_CONTENT_TOKEN - sum(len(text.split()) + 1 for text in content)
-    fillers, sentences = list(_FILLERS), []
+    fillers = list(_FILLERS)
+    sentences: list[str] = []
     for text in content:
         room = int(rng.random() * (spare + 1))
         spare -= _add_filler(sentences, fillers, rng, (1, room - 1)) + 1

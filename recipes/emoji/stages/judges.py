@@ -8,6 +8,7 @@ that of mini-clip.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ PAIRS = 0.1
 JITTER = 1 / 32
 """Most that mini-dino's drawings are off their place, a share of the canvas: a quarter of the step between places."""
 PROTOTYPE_SCALE = 20.0
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 160,
     "intermediate_size": 480,
     "num_hidden_layers": 4,
@@ -110,7 +111,7 @@ def clip_scenes(things: Sequence[Thing], batch: int, rng: Random) -> list[Scene]
         first = next(drawn, None)
         if first is None:
             break
-        group = (things[first],)
+        group: tuple[Thing, ...] = (things[first],)
         if place in PAIR_PLACES and rng.random() < PAIRS and (second := next(drawn, None)) is not None:
             group = (things[first], things[second])
         found.append(Scene(things=group, colour=colour, place=place))
@@ -127,7 +128,7 @@ class ClipStudent(nn.Module):
     def __init__(self, clip: CLIPModel, things: int) -> None:
         super().__init__()
         self.clip = clip
-        self.prototypes = nn.Parameter(torch.randn(things, clip.config.projection_dim))
+        self.prototypes = nn.Parameter(torch.randn(things, clip.text_projection.out_features))
 
     def about(self, embeddings: Tensor, target: Tensor) -> Tensor:
         """Cross entropy of what embeddings [batch, width] are about; target [batch, things], rows of sum 1."""

@@ -96,7 +96,14 @@ Report = Callable[[Progress], None]
 
 
 def train(
-    model: nn.Module, loss: Loss, config: LoopConfig, budget: Budget, folder: Path, *, report: Report
+    model: nn.Module,
+    loss: Loss,
+    config: LoopConfig,
+    budget: Budget,
+    folder: Path,
+    *,
+    report: Report,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Progress:
     """Train what requires a gradient in `model`; it ends holding the moving average of its weights.
 
@@ -107,7 +114,7 @@ def train(
     device = next(model.parameters()).device
     state = State(model, config, device)
     progress = state.resume(folder, budget)
-    started = last = saved = time.monotonic()
+    started = last = saved = clock()
     first = progress.pictures
     model.train()
     while (share := budget.share(progress.step, progress.seconds)) < 1:
@@ -127,7 +134,7 @@ def train(
         # 4. progress; reading the loss waits for the device, so it is read every tenth step
         progress.step += 1
         progress.pictures += config.batch
-        now = time.monotonic()
+        now = clock()
         progress.seconds += min(now - last, LONGEST_STEP)
         if progress.step % 10 == 0 or progress.step < 10:
             progress.loss = moving_mean(progress.loss, value.item(), progress.step)
@@ -140,13 +147,13 @@ def train(
             progress.reports = int(share * config.reports)
             with state.averaged():
                 report(progress)
-            progress.seconds += time.monotonic() - now
+            progress.seconds += clock() - now
             share = budget.share(progress.step, progress.seconds)
         stable = fall_factor(taken, config) == 1
         if now - saved > config.checkpoint_seconds or (stable and fall_factor(share, config) < 1):
             state.save(folder, progress, share, stable=stable)
             saved = now
-        last = time.monotonic()
+        last = clock()
     state.save(folder, progress, share, stable=False)
     state.use_average()
     model.eval()
@@ -273,7 +280,7 @@ def read_header(path: Path) -> tuple[Progress, float]:
     return Progress(**json.loads(content["progress"])), float(content.get("share", 0))
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then move it there, safe against a crash of the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -285,4 +292,4 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, content: object) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))

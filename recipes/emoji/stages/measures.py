@@ -18,6 +18,8 @@ from dekag.world import shipped
 from .splits import Row
 from .tokenizer import forget_padding
 
+Numbers = dict[str, float | int | None]
+"""A mean with its interval, as `Mean` gives it."""
 SAMPLING = Sampling(steps=12, guidance=3.0, batch=64)
 CANDIDATES = 100
 """Captions that a picture's own one is told from."""
@@ -31,12 +33,12 @@ def drawn(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
     return generator.images(prompts, seeds=list(range(len(prompts))))
 
 
-def accuracy(clip: ClipJudge, images: Tensor, texts: Sequence[str]) -> dict[str, float]:
+def accuracy(clip: ClipJudge, images: Tensor, texts: Sequence[str]) -> Numbers:
     """Share of pictures whose own prompt is the nearest of 100, with an interval."""
     return dict(score_accuracy(clip, images, texts, seeds=1).to_json())
 
 
-def old_accuracy(concepts: Sequence[Concept], images: Tensor, rows: Sequence[Row]) -> dict[str, float]:
+def old_accuracy(concepts: Sequence[Concept], images: Tensor, rows: Sequence[Row]) -> Numbers:
     """As the shipped mini-clip has it, among captions of the concepts and the pattern that it was trained on.
 
     The pictures are those of plain statements on white, which is what that pattern says.

@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -50,7 +51,7 @@ def pack(data: Path, out: Path, root: Path, *, wheels: bool = True) -> dict[str,
         # no model learns from this hand's drawings of the others but the autoencoder, which can do without
         copy_members(data, out, hand, core, frozenset() if hand == "twemoji" else others)
     text = (data / "concepts.json").read_bytes()
-    write_atomically(out / "concepts.json", lambda part: part.write_bytes(text) and None)
+    write_atomically(out / "concepts.json", lambda part: part.write_bytes(text))
     tensors = {name: value.half() for name, value in read_package("alexnet").items()}
     write_atomically(out / PACKED_LPIPS, lambda part: save_file(tensors, part))
     if wheels:
@@ -131,7 +132,7 @@ def pack_results(run: Path, out: Path) -> dict[str, int]:
             save_pipeline(pipeline, half / name)
     for name, kind in (("mini-clip", CLIPModel), ("mini-dino", ViTModel)):
         if (run / name / "model").exists():
-            extra = {"add_pooling_layer": False} if kind is ViTModel else {}
+            extra: dict[str, Any] = {"add_pooling_layer": False} if kind is ViTModel else {}
             kind.from_pretrained(run / name / "model", dtype=torch.float16, **extra).save_pretrained(
                 half / name
             )

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from .loop import PROGRESS, Progress, train, write_atomically, write_json
 from .lpips import load_lpips
 from .pictures import ART, FLAT, GLOSSY, Art, drawn_ids, loosely, read_art, stack
 from .plan import Plan
-from .splits import write_splits
+from .splits import SEEN_COMPOSITIONS, write_splits
 from .tokenizer import read_tokenizer, tokenize, train_tokenizer
 
 PACKED_LPIPS = "lpips-alexnet.safetensors"
@@ -100,7 +100,7 @@ def trained_on(run: Run) -> dict[str, dict[str, list[str]]]:
     """Ids of the concepts whose art each model learns from, by kind of art."""
     core = run.ids("core")
     flat = sorted({i for hand in FLAT for i in autoencoder_ids(run, hand)})
-    ids = {"core": core, "others": run.ids("others")}
+    ids: dict[str, Sequence[str]] = {"core": core, "others": run.ids("others")}
     return {
         "autoencoder": {"glossy": autoencoder_ids(run, GLOSSY), "flat": flat},
         "mini-clip": {"glossy": core, "flat": core},
@@ -122,7 +122,7 @@ def prepare(run: Run) -> None:
         write_splits(run.folder / "splits.json", run.roles, by_id)
     write_json(run.folder / "trained_on.json", trained_on(run))
     write_atomically(
-        run.folder / "edge.md", lambda part: part.write_text(cards.edge_card(run.concepts), "utf-8") and None
+        run.folder / "edge.md", lambda part: part.write_text(cards.edge_card(run.concepts), "utf-8")
     )
     if not (run.folder / "tokenizer").exists():
         tokenizer = train_tokenizer([*run.things["core"], *run.things["others"]], run.plan.lines)
@@ -180,7 +180,7 @@ def train_clip(run: Run) -> None:
         folder = run.folder / stage / "seen"
         judges.save_judge(model, run.tokenizer, folder)
         clip = load_clip(folder, device=run.device)
-        known = judges.retrieval(clip, core, art, judges.SEEN_COMPOSITIONS[:1], "statement")
+        known = judges.retrieval(clip, core, art, SEEN_COMPOSITIONS[:1], "statement")
         run.write_progress(stage, progress, retrieval_seen=float(known[:, : len(some)].mean()))
         shutil.rmtree(folder)
 
@@ -223,9 +223,8 @@ def train_generator(run: Run, stage: str) -> None:
     path = run.folder / stage / "pool.safetensors"
     if not path.exists():
         art = source_art(run, generator)
-        pool = generators.build_pool(
-            generator, run.things, art, vae, run.tokenizer, run.plan.scenes, processes=run.plan.processes
-        )
+        size = generators.PoolSize(scenes=run.plan.scenes, processes=run.plan.processes)
+        pool = generators.build_pool(generator, run.things, art, vae, run.tokenizer, size)
         generators.save_pool(pool, path)
     pool = generators.load_pool(path).to(run.device)
     pipeline = generators.build_pipeline(generator, run.tokenizer, vae).to(run.device)
@@ -272,7 +271,7 @@ def accuracies(run: Run, pipeline: StableDiffusionPipeline) -> dict[str, object]
     return found
 
 
-STAGES = {
+STAGES: dict[str, Callable[[Run], None]] = {
     "autoencoder": train_autoencoder,
     "mini-clip": train_clip,
     "mini-dino": train_dino,

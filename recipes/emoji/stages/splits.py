@@ -279,4 +279,5 @@ def _pairs(prompts: _Prompts, known: Sequence[Thing]) -> Iterator[tuple[Thing, T
 
 
 def _pair_composition(prompts: _Prompts) -> Composition:
-    return prompts.one([c for c in SEEN_COMPOSITIONS if c[1] in PAIR_PLACES])
+    found: Composition = prompts.one([c for c in SEEN_COMPOSITIONS if c[1] in PAIR_PLACES])
+    return found

@@ -38,7 +38,7 @@ def train_tokenizer(things: Sequence[Thing], lines: int = 60_000) -> CLIPTokeniz
     vocabulary = [*letters, *("".join(pair) for pair in merges), *special]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(vocabulary)},
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]  # pairs are taken as well
         bos_token=special[0],
         eos_token=special[1],
         unk_token=special[1],
@@ -86,7 +86,8 @@ def _merged(tokens: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(folder)
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def forget_padding(tokenizer: CLIPTokenizer) -> None:
@@ -123,5 +124,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLI
     """A text encoder with fresh weights; larger embeddings than CLIP's, since it trains for hours, not weeks."""
     encoder = CLIPTextModel(text_config(tokenizer, width, layers))
     encoder.set_attn_implementation(ATTENTION)
-    torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.1)
+    embeddings = encoder.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    torch.nn.init.normal_(embeddings.weight, std=0.1)
     return encoder

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Rule:
 
     Looked at after every batch; after `blocks` blocks the share of lost ones decides. With any of the rules below
     a rate of TARGET * ratio passes, or one of TARGET / ratio fails, with a probability under 2 %, which
-    `tests/unit/test_baseline.py` computes exactly. In between either verdict may come: the threshold is
+    `tests/unit/baseline/test_baseline.py` computes exactly. In between either verdict may come: the threshold is
     that inexact. step_db: between two SNRs of a search.
     """
 
@@ -70,27 +70,50 @@ def rule_for(condition: Condition) -> Rule:
     return SLOW if int(condition.blocks) < 4 else FADING
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much is measured.
+
+    schemes: of a number of payload uses, the least efficient of each constellation first. rule: for every
+    condition, the one of its channel if None. highest_db: where a search ends.
+    """
+
+    schemes: Callable[[int], Sequence[Mcs]] = usable
+    rule: Rule | None = None
+    highest_db: float = HIGHEST_DB
+
+
+ALL = Extent()
+
+
 def measure(
-    condition: Condition, known: dict[str, tuple[Measurement, ...]], *, seed: int = 0
+    condition: Condition,
+    known: dict[str, tuple[Measurement, ...]],
+    *,
+    seed: int = 0,
+    extent: Extent = ALL,
 ) -> Iterator[tuple[str, tuple[Measurement, ...]]]:
     """Measure every usable scheme on the kind of channel of one condition, whose SNR does not matter.
 
     Yields each scheme's name and measurements once they are known; those in `known` are not repeated. A search
     starts where the scheme would hold if it were as far from the SNR whose capacity log2(1 + SNR) is its
-    efficiency as the scheme before. Once a scheme fails at HIGHEST_DB, those of less redundancy in the same
+    efficiency as the scheme before. Once a scheme fails at the highest SNR, those of less redundancy in the same
     constellation fail there too and have no measurements.
     """
     name = kind(condition)
     gap_db = CODE_GAP_DB + fade_margin_db(condition)
+    rule = rule_for(condition) if extent.rule is None else extent.rule
     beyond: set[int] = set()
-    for mcs in usable(int(condition.payload)):
+    for mcs in extent.schemes(int(condition.payload)):
         if mcs.name in known:
             points = known[mcs.name]
         elif mcs.bits in beyond:
             points = ()
         else:
             start_db = capacity_db(mcs) + gap_db
-            points = tuple(search(condition, mcs, start_db, rule=rule_for(condition), seed=seed))
+            points = tuple(
+                search(condition, mcs, start_db, rule=rule, seed=seed, highest_db=extent.highest_db)
+            )
         yield mcs.name, points
         found_db = Thresholds(measured={name: {mcs.name: points}}).threshold_db(name, mcs)
         if math.isfinite(found_db):
@@ -114,15 +137,21 @@ def fade_margin_db(condition: Condition) -> float:
 
 
 def search(
-    condition: Condition, mcs: Mcs, start_db: float, *, rule: Rule, seed: int = 0
+    condition: Condition,
+    mcs: Mcs,
+    start_db: float,
+    *,
+    rule: Rule,
+    seed: int = 0,
+    highest_db: float = HIGHEST_DB,
 ) -> Iterator[Measurement]:
     """Measurements from near the start upwards until one passes, or downwards until one fails."""
-    snr_db = min(max(rule.step_db * round(start_db / rule.step_db), LOWEST_DB), HIGHEST_DB)
+    snr_db = min(max(rule.step_db * round(start_db / rule.step_db), LOWEST_DB), highest_db)
     first = count_errors(condition, mcs, snr_db, rule=rule, seed=seed)
     yield first
     step_db = -rule.step_db if first.passes else rule.step_db
     passed = first.passes
-    while passed == first.passes and LOWEST_DB <= snr_db + step_db <= HIGHEST_DB:
+    while passed == first.passes and LOWEST_DB <= snr_db + step_db <= highest_db:
         snr_db += step_db
         point = count_errors(condition, mcs, snr_db, rule=rule, seed=seed)
         yield point
@@ -173,6 +202,7 @@ def extend_table(
     taken: Iterable[Path] = (),
     made_by: str,
     report: Callable[[str], None],
+    extent: Extent = ALL,
 ) -> None:
     """Measure what the tables at `path` and `taken` lack; written after every scheme, start again to go on.
 
@@ -183,7 +213,7 @@ def extend_table(
     for condition in conditions:
         name = kind(condition)
         points = dict(measured.get(name, {}))
-        for mcs, found in measure(condition, points):
+        for mcs, found in measure(condition, points, extent=extent):
             if mcs in points:
                 continue
             points[mcs] = found

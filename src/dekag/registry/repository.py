@@ -24,21 +24,28 @@ from dekag.registry.faults import RegistryError
 from dekag.registry.keys import ROLES, Keys, Lifetimes, Role, new_keys
 from dekag.registry.listing import CHANNEL_FILE, MAX_CHANNEL_BYTES, Channel, Listed, check_channel, check_name
 from dekag.registry.signed import TIMESTAMP, Signing, first_moment, first_root, now, read_signing, target_path
-from dekag.registry.storage import open_storage
+from dekag.registry.storage import Storage, open_storage
 from dekag.types import InputError
 
 
 class Repository:
-    """A registry and the keys to publish in it.
+    """A registry and the keys to publish in it; its files are at the URL, or in a storage of one's own.
 
     Every change is one whole moment to readers; one that is killed can simply be made again. Methods raise
     RegistryError if what is published is not what the keys signed, InputError if a key is missing, OSError if the
     disk refuses.
     """
 
-    def __init__(self, url: str, keys: Path, *, clock: Callable[[], datetime] = now) -> None:
+    def __init__(
+        self,
+        url: str,
+        keys: Path,
+        *,
+        clock: Callable[[], datetime] = now,
+        storage: Storage | None = None,
+    ) -> None:
         self.url = url
-        self._storage = open_storage(url)
+        self._storage = open_storage(url) if storage is None else storage
         self._keys = Keys(folder=keys)
         self._clock = clock
 

@@ -62,13 +62,14 @@ def receive(
     bundles: Sequence[str | Path] = (),
     channel_seed: int | None,
     on_stage: OnStage,
+    batch: int = BATCH,
 ) -> dict[str, Any]:
     """Decode a recording to a folder of pictures; returns what index.json says.
 
     world: the sender's; if None, it has to be one that ships, by the name that the recording tells. With
     `channel_seed`, the channel that the metadata names lies between. Without it, the samples are taken as they are, at
     unit gain and the SNR of the condition: what carrier, timing and gain recovery leave. bundles: updates in place of
-    the world's.
+    the world's. batch: images that are decoded at a time.
     """
     incoming = _from_recording(path, channel_seed)
     on_stage("load")
@@ -76,7 +77,7 @@ def receive(
     _check_fits(incoming, receiver.link)
     with staged(out) as folder:
         on_stage("decode")
-        decoded = _decode(incoming, receiver, folder, 0)
+        decoded = _decode(incoming, receiver, folder, 0, batch)
         index = {"recording": path.name, **decoded}
         write_json(folder / "index.json", index)
     return index
@@ -191,13 +192,15 @@ def _named_world(incoming: Incoming) -> World:
     return load_world(incoming.world)
 
 
-def _decode(incoming: Incoming, receiver: Receiver, folder: Path, first: int) -> dict[str, Any]:
+def _decode(
+    incoming: Incoming, receiver: Receiver, folder: Path, first: int, batch: int = BATCH
+) -> dict[str, Any]:
     """Write the pictures of one file, the first of which has that number; returns what index.json says of it."""
     condition = incoming.condition
     link.warn_outside(receiver.link, condition)
     images, names = [], image_names(first + len(condition))[first:]
-    for start in range(0, len(names), BATCH):
-        rows = slice(start, start + BATCH)
+    for start in range(0, len(names), batch):
+        rows = slice(start, start + batch)
         arrived = link.receive(receiver.link, _rows(incoming.received, rows), condition[rows])
         write_images(folder, names[rows], arrived.image)
         images += _images_json(names[rows], condition[rows], arrived.erased_uses)

@@ -33,8 +33,8 @@ LEDGER_SECONDS = 10.0
 AWAY = "the database does not answer, or has another schema; the log says more"
 
 
-def create(settings: CloudSettings) -> FastAPI:
-    """The application.
+def create(settings: CloudSettings, *, look_seconds: float = LEDGER_SECONDS) -> FastAPI:
+    """The application, which looks at its database every `look_seconds`.
 
     Raises InputError if the database has another schema, or there is no registry or no keys to publish in it.
     """
@@ -43,7 +43,7 @@ def create(settings: CloudSettings) -> FastAPI:
     database = open_database(settings.database_address)
     check_schema(database)
     metrics = HttpMetrics()
-    cloud = Cloud(settings, database, metrics.registry)
+    cloud = Cloud(settings, database, metrics.registry, look_seconds=look_seconds)
     cloud.require_registry()
     if settings.images:
         cloud.images = image_service(world, settings, metrics.registry)
@@ -67,7 +67,14 @@ def create(settings: CloudSettings) -> FastAPI:
 class Cloud:
     """The parts of the cloud, and what they do by themselves while it serves."""
 
-    def __init__(self, settings: CloudSettings, database: Database, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        settings: CloudSettings,
+        database: Database,
+        registry: CollectorRegistry,
+        *,
+        look_seconds: float = LEDGER_SECONDS,
+    ) -> None:
         self.settings = settings
         self.database = database
         self.store = JobStore(database)
@@ -75,6 +82,7 @@ class Cloud:
         self.files = Files(settings.registry_address)
         self.pulls = Pulls()
         self.images: ImageService | None = None
+        self._look_seconds = look_seconds
         self._away: str | None = None
         self._jobs = Gauge("dekag_jobs", "Jobs of the cloud.", ["state"], registry=registry)
 
@@ -103,7 +111,7 @@ class Cloud:
             device=settings.device,
         )
         runner = Runner(self.store, place, workers=settings.job_workers)
-        loops = [_every(LEDGER_SECONDS, self._look_at_database)]
+        loops = [_every(self._look_seconds, self._look_at_database)]
         if settings.keys_folder.is_dir():
             loops.append(_every(3600 * settings.refresh_hours, self._repository.refresh_timestamp))
         tasks = [asyncio.create_task(loop) for loop in loops]

@@ -1,0 +1,233 @@
+"""Laws of the codec: they hold for any weights, so the weights here are random."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_codecs import SMALL
+
+from dekag.channel import BlockFading, mmse_equalise
+from dekag.codec import JsccCodec, JsccConfig, fit_klt, load_codec, save_codec
+from dekag.codec.spreading import despread, rudin_shapiro, spread
+from dekag.types import ChannelState, Condition, InputError, Received
+
+
+def make(config: JsccConfig = SMALL) -> JsccCodec:
+    torch.manual_seed(0)
+    return JsccCodec(config).eval()
+
+
+def latents(batch: int) -> torch.Tensor:
+    return torch.randn(batch, 8, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+MIXED = Condition(
+    uses=torch.tensor([64, 17, 40, 8]),
+    snr_db=torch.tensor([10.0, 0.0, 20.0, 5.0]),
+    rayleigh=torch.tensor([False, True, True, False]),
+    blocks=torch.tensor([1, 4, 2, 1]),
+    pilots=torch.tensor([0, 0, 3, 0]),
+)
+
+
+@pytest.mark.parametrize("constellation", ["qpsk", "16qam", "64qam", "256qam", "analogue"])
+def test_power_is_one_per_image_over_its_payload(constellation: str) -> None:
+    """Mean |s|^2 = 1 for each image, whatever its rate, brightness or batch mates."""
+    codec = make(replace(SMALL, constellation=constellation))
+    bright = latents(4) * torch.tensor([1.0, 30.0, 0.01, 5.0]).reshape(4, 1, 1, 1)
+    symbols = codec.encode(bright, MIXED)
+    for row, payload in zip(symbols, MIXED.payload.tolist(), strict=True):
+        torch.testing.assert_close(row[:payload].abs().square().mean(), torch.tensor(1.0))
+        assert not row[payload:].any()
+
+
+def test_an_image_does_not_depend_on_its_batch_mates() -> None:
+    """encode(batch)[i] == encode(batch[i:i+1]); matrix products of other sizes may round differently."""
+    codec = make()
+    whole = codec.encode(latents(4), MIXED)
+    for i, payload in enumerate(MIXED.payload.tolist()):
+        alone = codec.encode(latents(4)[i : i + 1], MIXED[i : i + 1])
+        assert alone.shape == (1, payload)
+        torch.testing.assert_close(whole[i, :payload], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_fewer_uses_carry_a_prefix_of_more_up_to_power() -> None:
+    """Nested rates of the analogue codec: what the shorter transmission spreads is the beginning of what the
+    longer one does, rescaled."""
+    codec = make(replace(SMALL, constellation="analogue"))
+    long, short = (
+        despread(
+            codec.encode(latents(2), Condition(uses=uses, snr_db=10.0).expand(2)), torch.tensor([uses] * 2)
+        )
+        for uses in (64, 24)
+    )
+    ratio = short / long[:, :24]
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=1e-4)
+    assert ratio.imag.abs().max() < 1e-3
+
+
+def test_symbols_lie_on_the_constellation_up_to_one_real_scale_per_image() -> None:
+    codec = make(replace(SMALL, constellation="16qam"))
+    symbols = codec.encode(latents(3), Condition(uses=64, snr_db=10.0).expand(3))
+    for row in symbols:
+        amplitudes = torch.cat([row.real, row.imag]).abs()
+        # the two amplitudes of 16-QAM are 1 : 3
+        low = amplitudes.min()
+        assert set((amplitudes / low).round().int().tolist()) <= {1, 3}
+        torch.testing.assert_close(amplitudes / low, (amplitudes / low).round(), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_reach_the_input_through_quantiser_channel_and_equaliser() -> None:
+    codec = make()
+    sent = latents(4).requires_grad_()
+    received = BlockFading()(codec.encode(sent, MIXED), MIXED, rng=torch.Generator().manual_seed(2))
+    out = codec.decode(mmse_equalise(received), MIXED)
+    out.square().sum().backward()
+    assert out.shape == sent.shape
+    assert sent.grad is not None
+    assert sent.grad.isfinite().all()
+    assert (sent.grad.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_the_decoder_does_not_see_beyond_the_payload() -> None:
+    """Garbage after an image's payload changes nothing."""
+    codec = make()
+    condition = Condition(uses=torch.tensor([64, 20]), snr_db=10.0)
+    symbols = torch.randn(2, 64, dtype=torch.complex64)
+    state = ChannelState(gain=torch.ones(2, 64, dtype=torch.complex64), noise_power=torch.full((2,), 0.1))
+    clean = codec.decode(Received(symbols=symbols, state=state), condition)
+    symbols[1, 20:] = 99
+    dirty = codec.decode(Received(symbols=symbols, state=state), condition)
+    assert torch.equal(clean, dirty)
+
+
+def test_codec_survives_its_files(tmp_path: Path) -> None:
+    codec = make()
+    save_codec(codec, tmp_path)
+    again = load_codec(tmp_path)
+    assert again.config == codec.config
+    for name, tensor in codec.state_dict().items():
+        kept = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(kept, again.state_dict()[name])
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_damaged_codec_is_one_clear_line(tmp_path: Path, file: str) -> None:
+    save_codec(make(), tmp_path)
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"codec|config"):
+        load_codec(tmp_path)
+
+
+def test_wrong_sizes_are_refused() -> None:
+    codec = make()
+    with pytest.raises(InputError, match=r"takes latents \[batch, 8, 4, 4\]"):
+        codec.encode(torch.zeros(1, 8, 8, 8), Condition(uses=8, snr_db=0.0))
+    with pytest.raises(InputError, match="at most 64"):
+        codec.encode(latents(1), Condition(uses=65, snr_db=0.0))
+    with pytest.raises(InputError, match="describes 1 images, but there are 2"):
+        codec.encode(latents(2), Condition(uses=8, snr_db=0.0))
+    with pytest.raises(InputError, match="known are analogue, qpsk"):
+        make(replace(SMALL, constellation="8psk"))
+
+
+def test_more_uses_than_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match="128 numbers fill 64 uses, got 65"):
+        replace(SMALL, max_uses=65)
+
+
+def decaying(batch: int, seed: int) -> torch.Tensor:
+    """Gaussian latents of a separable covariance with falling eigenvalues, and a mean."""
+    rng = torch.Generator().manual_seed(seed)
+    shapes = [
+        torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(n)))[0] for n in (8, 4)
+    ]
+    channels, grid = (basis * torch.arange(1.0, len(basis) + 1).pow(-1.5) for basis in shapes)
+    white = torch.randn(batch, 8, 4, 4, generator=rng)
+    return torch.einsum("ck,ip,jq,nkpq->ncij", channels, grid, grid, white) + 0.5
+
+
+def test_the_transform_decorrelates_a_separable_source() -> None:
+    """Components of 20,000 draws of a separable Gaussian source: orthonormal bases, and correlations of at most
+    6 standard errors, 6 / sqrt(n), of which 128^2 / 2 are looked at (false alarm 2e-5)."""
+    sent, importance = decaying(20000, 1), torch.linspace(0.5, 1.5, 8)
+    klt = fit_klt(sent, importance)
+    for basis in (klt.channel_basis, *klt.row_basis, *klt.col_basis):
+        torch.testing.assert_close(basis.T @ basis, torch.eye(len(basis)), rtol=0, atol=1e-5)
+    weighted = (sent - klt.mean) * klt.weight[:, None, None]
+    assert weighted.square().mean().item() == pytest.approx(1.0, rel=1e-4)
+    x = torch.einsum("cd,nchw->ndhw", klt.channel_basis, weighted)
+    components = torch.einsum("ndhw,dhi,dwj->ndij", x, klt.row_basis, klt.col_basis).flatten(1)
+    torch.testing.assert_close(components.square().mean(0), klt.variance, rtol=1e-3, atol=1e-5)
+    correlations = torch.corrcoef(components.T) - torch.eye(128)
+    assert correlations.abs().max() < 6 / 20000**0.5
+
+
+@torch.no_grad()
+def test_a_fresh_codec_is_the_linear_code_of_lee_and_petersen() -> None:
+    """With the stacks silenced, an analogue codec straight from its transform loses no more than its theory says.
+
+    Lee and Petersen 1976: N components of variance v_i over N amplitudes of power 1/2 each on average and noise
+    n = N0 / 2 leave an error of v_i n / (p_i + n), p_i = v_i^(1/2) / mean(v^(1/2)) / 2. The images sent have the
+    mean's power each, as the code's power constraint is for each image.
+    """
+    codec = make(replace(SMALL, constellation="analogue"))
+    klt = fit_klt(decaying(20000, 1), torch.ones(8))
+    codec.start_from(klt)
+    for stack in (codec.encoder, codec.decoder):
+        stack.leave.weight.zero_()
+    kept = klt.variance.sort(descending=True).values.unflatten(0, (-1, 2)).mean(1)
+    share = kept.sqrt() / kept.sqrt().mean()
+    codec.power.log.copy_(share.log())
+    away = decaying(2000, 2) - klt.mean
+    components = codec.analysis.analyse((away * klt.weight[:, None, None]).flatten(2).mT @ klt.channel_basis)
+    own = (
+        (components[:, codec.order].unflatten(1, (-1, 2)) * codec.gain()[:, None]).square().flatten(1).mean(1)
+    )
+    sent = klt.mean + away * (kept.sqrt().mean() / own).sqrt()[:, None, None, None]
+    condition = Condition(uses=64, snr_db=10.0).expand(len(sent))
+    received = BlockFading()(codec.encode(sent, condition), condition, rng=torch.Generator().manual_seed(3))
+    error = (codec.decode(mmse_equalise(received), condition) - sent) * klt.weight[:, None, None]
+    theory = (kept * 0.05 / (share / 2 + 0.05)).mean()
+    assert error.square().mean().item() == pytest.approx(theory.item(), rel=0.1)
+
+
+def test_spreading_is_unitary_and_its_own_rows_only() -> None:
+    """Energy of each row's payload is kept, the inverse gives it back, nothing lies beyond it, and a row is what
+    numpy's transform of it alone is."""
+    payload = torch.tensor([64, 17, 40, 17])
+    rows = torch.randn(4, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    sent = spread(rows, payload)
+    back = despread(sent, payload)
+    for row, out, again, length in zip(rows, sent, back, payload.tolist(), strict=True):
+        expected = np.fft.fft(row[:length].numpy()) / length**0.5 * rudin_shapiro(length).numpy()
+        np.testing.assert_allclose(out[:length].numpy(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(again[:length], row[:length], rtol=1e-4, atol=1e-5)
+        assert not out[length:].any()
+        assert not again[length:].any()
+
+
+def test_spread_symbols_have_equal_power() -> None:
+    """Independent components of powers from 1 to 1/64: every use has their mean power.
+
+    Each is a mean of 20,000 squares, of exponential law, so its relative error is 1 / sqrt(20,000) = 0.7 %; 5 of
+    those for 64 uses is a false alarm of 4e-5.
+    """
+    rng = torch.Generator().manual_seed(1)
+    power = torch.arange(1, 65).float().reciprocal()
+    rows = torch.randn(20000, 64, dtype=torch.complex64, generator=rng) * power.sqrt()
+    found = spread(rows, torch.full((20000,), 64)).abs().square().mean(0)
+    torch.testing.assert_close(found, power.mean().expand(64), rtol=5 * 20000**-0.5, atol=0)
+
+
+def test_signs_flatten_a_tone() -> None:
+    """Golay 1961: the spectrum of the first 2^m signs is at most twice its mean, at any frequency; so is that of a
+    tone times them. Without them all of its energy would be at one."""
+    for length in (64, 128, 256, 512):
+        tone = torch.zeros(1, length, dtype=torch.complex64)
+        tone[0, 5] = 1.0
+        waveform = torch.fft.ifft(spread(tone, torch.tensor([length])), n=8 * length, norm="ortho")
+        energy = waveform.abs().square()
+        assert (energy.max() / energy.mean()).item() <= 2.0 + 1e-4

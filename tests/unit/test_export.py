@@ -1,5 +1,6 @@
 """Exports: a fresh process that knows diffusers alone draws what dekag draws; names are kohya's; bad input."""
 
+import copy
 import json
 import re
 import subprocess
@@ -15,8 +16,9 @@ import pytest
 import safetensors
 import torch
 from diffusers import FluxTransformer2DModel
+from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_pipelines import LAYERS, build, flux2_klein, stable_diffusion, stable_diffusion_xl
+from tiny_pipelines import LAYERS, build, flux2_klein, prx, stable_diffusion, stable_diffusion_xl
 from torch import Tensor, nn
 
 from dekag.alignment.generation.update import GenerationUpdate, remove_update
@@ -24,7 +26,7 @@ from dekag.alignment.updates import apply_generation, save_generation
 from dekag.bundle.bundle import Bundle, Metaword, save_bundle
 from dekag.bundle.container import CALA, EMBEDDING, LORA
 from dekag.bundle.digest import digest_json
-from dekag.bundle.export import export
+from dekag.bundle.export import export, usual_layout
 from dekag.generation import families, metaword
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
@@ -150,10 +152,11 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
     for layout in ("comfyui", "a1111"):
         export(saved["sd"], work / layout, layout=layout)
 
-    def readme(name: str, base: str, blocks: int = 1) -> str:
-        export(saved[name], work / f"{name} export", layout="diffusers")
-        text = (work / f"{name} export" / "README.md").read_text()
-        text = text.replace("BASE", base).replace("FOLDER", f"{name} export")
+    def readme(name: str, base: str, blocks: int = 1, layout: str = "diffusers") -> str:
+        folder = f"{name} {layout} export"
+        export(saved[name], work / folder, layout=layout)
+        text = (work / folder / "README.md").read_text()
+        text = text.replace("BASE", base).replace("FOLDER", folder)
         return "".join(re.findall("```python\n(.*?)```", text, re.DOTALL)[:blocks])
 
     base = 'from diffusers import DiffusionPipeline\npipeline = DiffusionPipeline.from_pretrained("sd")\n'
@@ -167,15 +170,20 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
         "sd": readme("sd", "sd"),
         "sd few": readme("sd", "sd", blocks=2),
         "int8": readme("int8", "sd"),
+        "sd peft": readme("sd", "sd", layout="peft"),
+        "sd peft few": readme("sd", "sd", blocks=2, layout="peft"),
         "comfyui": comfyui + image.format(4, 3.0),
         "comfyui few": comfyui + few.format("comfyui/loras") + image.format(2, 2.0),
         "a1111": base + lora.format("a1111/Lora"),
         "sdxl": readme("sdxl", "sdxl"),
         "flux2": readme("flux2", "flux2"),
+        "flux2 peft": readme("flux2", "flux2", layout="peft"),
     }
     layers = {"flux2": f", text_encoder_out_layers={LAYERS}"}
     codes = {
-        name: code.replace(").images", f', generator=rng(), output_type="np"{layers.get(name, "")}).images')
+        name: code.replace(
+            ").images", f', generator=rng(), output_type="np"{layers.get(name.split()[0], "")}).images'
+        )
         for name, code in codes.items()
     }
     (work / "codes.json").write_text(json.dumps(codes))
@@ -193,6 +201,7 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
     ("case", "tolerance"),
     [
         *(("sd", 1e-5), ("sd few", 1e-5), ("sdxl", 1e-5), ("flux2", 1e-5)),
+        *(("sd peft", 1e-5), ("sd peft few", 1e-5), ("flux2 peft", 1e-5)),
         *(("int8", 1e-3), ("comfyui", 1e-3), ("comfyui few", 1e-3)),
     ],
 )
@@ -207,13 +216,62 @@ def test_diffusers_alone_draws_the_same_picture(
 
     The update changes pixels by a hundred times the larger tolerance.
     """
-    edge = edges.get(case, edges["sd"])
-    bundle = work / f"{case if case in {'int8', *edges} else 'sd'} bundle"
+    name = case.split()[0]
+    edge = edges.get(name, edges["sd"])
+    bundle = work / f"{name if name in {'int8', *edges} else 'sd'} bundle"
     before, ours = draw(edge, bundle, few="few" in case)
     assert (ours - before).abs().max() > 0.1
     difference = (strangers[0][case] - ours).abs().max()
     print(f"{case}: max abs difference {difference:.1e}, change {(ours - before).abs().max():.2f}")
     assert difference < tolerance
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`LoraLoaderMixin` is deprecated:FutureWarning"
+)  # diffusers' PRX, of itself
+@pytest.mark.filterwarnings("ignore:Adapter cleanup")
+@pytest.mark.parametrize("make", [prx, stable_diffusion])
+def test_peft_alone_gives_the_denoiser_the_same_update(make: Callable[[], Any], tmp_path: Path) -> None:
+    """Loaded into a fresh denoiser, output for output; every layer has another rank than its neighbours."""
+    edge = DiffusersGenerator(pipeline=build(make), sampling=SAMPLING)
+    targets = re.compile(edge.family.targets)
+    lora = {
+        name: tensor
+        for name, tensor in random_lora(edge.denoiser).items()
+        if targets.fullmatch(name.rpartition(".lora_")[0])
+    }
+    assert len({len(tensor) for name, tensor in lora.items() if "lora_A" in name}) == len(RANKS)
+    saved = save_generation(tmp_path / "b", edge, GenerationUpdate(adapter=lora), settings={})
+    export(saved, tmp_path / "out", layout="peft")
+    noised = torch.randn(2, *edge.latent_shape, generator=torch.Generator().manual_seed(SEED))
+
+    @torch.no_grad()
+    def predicted(generator: DiffusersGenerator) -> Tensor:
+        with generator.active():
+            pipeline, family = generator.pipeline, generator.family
+            told = family.condition(pipeline, [PROMPT, "a tree"])
+            return family.predict(pipeline, noised, torch.tensor([500, 10]), told)
+
+    pipeline = copy.copy(edge.pipeline)
+    setattr(pipeline, edge.family.denoiser, copy.deepcopy(edge.denoiser))
+    fresh = DiffusersGenerator(pipeline=pipeline, sampling=SAMPLING)
+    before = predicted(edge)
+    ours = predicted(apply_generation(edge, tmp_path / "b")[0])
+    PeftModel.from_pretrained(fresh.denoiser, str(tmp_path / "out"))
+    assert (ours - before).abs().max() > 0.1
+    assert (predicted(fresh) - ours).abs().max() < 1e-5
+
+
+def test_the_usual_layout_is_one_that_loads(bundle: Bundle, tmp_path: Path) -> None:
+    """diffusers where it has a loader, PEFT for PRX; either replaces an earlier export of the other."""
+    other = save(tmp_path / "b", {LORA: PRX, EMBEDDING: {TOKEN: noise(3, 16)}})
+    for exported, layout, names in (
+        (other, "peft", {"adapter_config.json", "adapter_model.safetensors", EMBEDDING, "README.md"}),
+        (bundle, "diffusers", {LORA, "few_step_lora_weights.safetensors", EMBEDDING, "README.md"}),
+    ):
+        assert usual_layout(exported) == layout
+        assert {path.name for path in export(exported, tmp_path / "out")} == names
+        assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
 def test_diffusers_refuses_a_lora_file_that_holds_a_metaword(
@@ -380,7 +438,7 @@ def renamed(component: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("lora", "layout", "text"),
     [
-        (PAIR, "webui", "unknown layout 'webui'; known are diffusers, comfyui, a1111"),
+        (PAIR, "webui", "unknown layout 'webui'; known are diffusers, peft, comfyui, a1111"),
         (renamed("transformer"), "a1111", "no names for LoRA of a transformer"),
         (renamed("text_encoder"), "diffusers", "updates text_encoder; only LoRA"),
         (PAIR | renamed("transformer"), "diffusers", "updates transformer, unet; only LoRA of one"),

@@ -33,7 +33,7 @@ def usual_layout(bundle: Bundle) -> str:
     return _read(bundle, "dekag").usual_layout
 
 
-def export(
+def export_bundle(
     bundle: Bundle, folder: Path | str, *, layout: str | None = None, name: str | None = None
 ) -> list[Path]:
     """Write the bundle in another program's layout and return the files; the same bundle gives the same bytes.

@@ -50,12 +50,12 @@ def bundle_export(
 ) -> None:
     """Write a bundle in the layout of another program."""
     from dekag.bundle.bundle import load_bundle
-    from dekag.bundle.export import export, usual_layout
+    from dekag.bundle.export import export_bundle, usual_layout
     from dekag.world import locate
 
     bundle = load_bundle(locate(path, "bundle"))
     layout = to or usual_layout(bundle)
-    files = export(bundle, out, layout=layout)
+    files = export_bundle(bundle, out, layout=layout)
     print(f"layout {layout}")
     for file in files:
         print(f"wrote {file}")

@@ -53,6 +53,9 @@ def pictures(folder: Path) -> None:
         (folder / f"{number}.txt").write_text(caption)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:16 x 16 pixels is all that judge:dekag.evaluation.judges.JudgeSizeWarning"
+)
 def test_the_world_of_the_page_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All its Python, in one go, from a tiny pipeline and a few pictures to a report; only numbers are smaller."""
     pipeline = tiny_pipelines.build(lambda: tiny_pipelines.stable_diffusion(channels=4, pixels=32))

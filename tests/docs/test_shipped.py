@@ -69,6 +69,15 @@ def test_readme_python_runs() -> None:
     assert "delivery" in names
 
 
+@pytest.mark.slow
+def test_readme_library_runs() -> None:
+    """All its other Python blocks, in one go."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[1:])
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert {"report", "pizza", "owl"} <= names.keys()
+
+
 def test_held_out_prompts_are_not_distilled() -> None:
     """No evaluation prompt is among the distilled ones, and no held-out concept is named there."""
     distilled = load_world("emoji").prompts("distill")

@@ -13,7 +13,7 @@ from dekag.version import __version__
 
 if TYPE_CHECKING:
     from dekag.link import deliver
-    from dekag.tasks.align_generation import align_generation
+    from dekag.tasks.align_generation import align_generation, material
     from dekag.tasks.align_transmission import align_transmission
     from dekag.tasks.demo import run_demo
     from dekag.tasks.evaluate import evaluate_generation, evaluate_transmission
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate_transmission",
     "load",
     "load_world",
+    "material",
     "run_demo",
     "train_codec",
 ]

@@ -14,10 +14,10 @@ from dekag.lazy import homes
 NAMES = {
     "dekag": (
         "Condition Delivery InputError Model System World align_generation align_transmission deliver "
-        "evaluate_generation evaluate_transmission load load_world run_demo train_codec"
+        "evaluate_generation evaluate_transmission load load_world material run_demo train_codec"
     ),
     "dekag.alignment": (
-        "CalaConfig FewStepConfig MakdConfig apply_generation apply_transmission describe "
+        "CalaConfig FewStepConfig MakdConfig apply_generation apply_transmission "
         "read_generation save_generation save_transmission trained_range"
     ),
     "dekag.alignment.generation": (
@@ -72,7 +72,7 @@ NAMES = {
     "dekag.tasks": (
         "AccuracyTask CodecConfig DeliverTask Demo DemoConfig Drawing Extras GenerateTask "
         "GenerationEvaluation GenerationTask ImageSource Material Report TrainedCodec Transmission "
-        "TransmissionSettings TransmissionTask conditions_of edge_latents material "
+        "TransmissionSettings TransmissionTask conditions_of edge_latents "
         "transmission_training"
     ),
     "dekag.tasks.sweep": (

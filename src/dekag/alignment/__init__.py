@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from dekag.alignment.updates import (
         apply_generation,
         apply_transmission,
-        describe,
         read_generation,
         save_generation,
         save_transmission,
@@ -22,7 +21,6 @@ __all__ = [
     "MakdConfig",
     "apply_generation",
     "apply_transmission",
-    "describe",
     "read_generation",
     "save_generation",
     "save_transmission",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dekag.lazy import lazy
 
 if TYPE_CHECKING:
-    from dekag.tasks.align_generation import Extras, GenerationTask, ImageSource, Material, material
+    from dekag.tasks.align_generation import Extras, GenerationTask, ImageSource, Material
     from dekag.tasks.align_transmission import (
         TransmissionTask,
         conditions_of,
@@ -47,7 +47,6 @@ __all__ = [
     "TransmissionTask",
     "conditions_of",
     "edge_latents",
-    "material",
     "transmission_training",
 ]
 

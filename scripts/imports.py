@@ -1,8 +1,8 @@
 """Check that imports inside `dekag` point one way: `python scripts/imports.py`.
 
 Every module of the package belongs to a layer, named by its first component, and may import its own layer,
-`dekag.version` and what the table below allows. Imports within functions and type-checking blocks count as
-well. `dekag/__init__.py` may import anything, but only when it is used.
+`dekag.version`, `dekag.lazy` and what the table below allows. Imports within functions and type-checking
+blocks count as well. `dekag/__init__.py` may import anything, but only when it is used.
 """
 
 import ast
@@ -17,8 +17,10 @@ STAGES = NOUNS | {"channel", "codec", "generation"}
 LINKED = STAGES | {"wire", "link"}
 PARTS = LINKED | {"baseline", "bundle", "training", "alignment", "evaluation", "data", "registry"}
 TASKS = PARTS | {"world", "tasks"}
+EVERYWHERE = frozenset({"version", "lazy"})
 LAYERS = {
     "version": frozenset[str](),
+    "lazy": frozenset[str](),
     "errors": frozenset[str](),
     "types": frozenset({"errors"}),
     "units": frozenset({"errors"}),
@@ -78,7 +80,7 @@ def layer_of(path: Path) -> str:
 
 def judge(layer: str, imported: Import) -> str | None:
     """What is wrong with one import, or None."""
-    if imported.layer in {layer, "version"}:
+    if imported.layer in {layer, *EVERYWHERE}:
         return None
     if not layer:
         return None if imported.lazy else f"{PACKAGE} imports {imported.module} before it is used"

@@ -6,21 +6,21 @@ delivery = system.deliver(["a red apple on a blue background"], dekag.Condition(
 delivery.image  # float [1, 3, 64, 64] in [0, 1]
 """
 
-from importlib import import_module
+from typing import TYPE_CHECKING
 
+from dekag.lazy import lazy
 from dekag.version import __version__
 
-_HOMES = {
-    "Condition": "dekag.types",
-    "Delivery": "dekag.types",
-    "InputError": "dekag.types",
-    "Model": "dekag.world",
-    "System": "dekag.world",
-    "World": "dekag.world",
-    "deliver": "dekag.link",
-    "load": "dekag.world",
-    "load_world": "dekag.world",
-}
+if TYPE_CHECKING:
+    from dekag.link import deliver
+    from dekag.tasks.align_generation import align_generation
+    from dekag.tasks.align_transmission import align_transmission
+    from dekag.tasks.demo import run_demo
+    from dekag.tasks.evaluate import evaluate_generation, evaluate_transmission
+    from dekag.tasks.material import material
+    from dekag.tasks.train_codec import train_codec
+    from dekag.types import Condition, Delivery, InputError
+    from dekag.world import Model, System, World, load, load_world
 
 __all__ = [
     "Condition",
@@ -30,16 +30,16 @@ __all__ = [
     "System",
     "World",
     "__version__",
+    "align_generation",
+    "align_transmission",
     "deliver",
+    "evaluate_generation",
+    "evaluate_transmission",
     "load",
     "load_world",
+    "material",
+    "run_demo",
+    "train_codec",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name when it is first used; `import dekag` alone stays quick."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dekag' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy(__name__)

@@ -10,6 +10,8 @@ from dekag.world.shipped import WEIGHTS
 
 README = (ROOT / "README.md").read_text()
 LIMIT = 32 * 2**20
+PICTURES = 1_500_000
+"""Bytes of all pictures in docs/."""
 
 
 def test_weights_fit_the_budget() -> None:
@@ -40,7 +42,21 @@ def test_readme_tree_is_the_tree() -> None:
 def test_readme_commands_exist() -> None:
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
-    assert (ROOT / "docs" / "report.png").exists()
+
+
+def test_pictures_are_there_and_small() -> None:
+    """Those that the texts show exist; all together stay under the budget (`scripts/small_picture.py`)."""
+    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = {
+        text.parent / picture
+        for text in texts
+        for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text.read_text())
+    }
+    assert len(shown) > 3
+    assert all(picture.is_file() for picture in shown)
+    kinds = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg"}
+    pictures = [path for path in (ROOT / "docs").rglob("*") if path.suffix in kinds]
+    assert sum(path.stat().st_size for path in pictures) < PICTURES
 
 
 def test_readme_python_runs() -> None:
@@ -50,6 +66,15 @@ def test_readme_python_runs() -> None:
     names: dict[str, object] = {}
     exec(block.group(1), names)
     assert "delivery" in names
+
+
+@pytest.mark.slow
+def test_readme_library_runs() -> None:
+    """All its other Python blocks, in one go."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[1:])
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert {"report", "pizza", "owl"} <= names.keys()
 
 
 def test_held_out_prompts_are_not_distilled() -> None:

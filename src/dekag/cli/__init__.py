@@ -12,6 +12,8 @@ from dekag.cli.console import complain, quiet_libraries
 from dekag.errors import InputError
 from dekag.version import __version__
 
+__all__ = ["app", "main"]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(system.app)
 app.add_typer(world.app, name="world")

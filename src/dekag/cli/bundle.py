@@ -41,12 +41,21 @@ def bundle_pack(
 def bundle_export(
     path: BundlePath,
     out: Out,
-    to: Annotated[str, typer.Option(help="diffusers, comfyui or a1111.")] = "diffusers",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="diffusers, peft, comfyui or a1111; default: diffusers, or peft where diffusers cannot load it."
+        ),
+    ] = None,
 ) -> None:
     """Write a bundle in the layout of another program."""
     from dekag.bundle.bundle import load_bundle
-    from dekag.bundle.export import export
+    from dekag.bundle.export import export_bundle, usual_layout
     from dekag.world import locate
 
-    for file in export(load_bundle(locate(path, "bundle")), out, layout=to):
+    bundle = load_bundle(locate(path, "bundle"))
+    layout = to or usual_layout(bundle)
+    files = export_bundle(bundle, out, layout=layout)
+    print(f"layout {layout}")
+    for file in files:
         print(f"wrote {file}")

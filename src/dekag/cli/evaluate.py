@@ -37,7 +37,7 @@ def evaluate_generation(
     With several methods the edge draws twice: from noise of its own and from the cloud's noise; and the world's
     independent judges are asked as well.
     """
-    from dekag.cli.tables import comparison_tables
+    from dekag.cli.tables import rich_tables
     from dekag.tasks import compare
     from dekag.training.processes import device_of
 
@@ -55,7 +55,7 @@ def evaluate_generation(
     if as_json:
         print_json(report.to_json())
         return
-    print_tables(*comparison_tables(report))
+    print_tables(*rich_tables(report))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +165,9 @@ def evaluate_transmission(
     if as_json:
         print_json(summary.to_json())
         return
-    from dekag.cli.tables import sweep_lines, sweep_tables
+    from dekag.cli.tables import rich_tables, sweep_lines
 
-    print_tables(*sweep_tables(summary))
+    print_tables(*rich_tables(summary))
     for line in sweep_lines(summary):
         print(line)
     print("wrote " + ", ".join(str(path) for path in written))

@@ -55,7 +55,7 @@ def demo(
     with staged(out) as folder, working("demo") as stage:
         result = demonstration.run_demo(world.load(), numbers, on_stage=stage)
         stage("write")
-        write_json(folder / "report.json", result.report())
+        write_json(folder / "report.json", result.to_json())
         figure = report_figure(
             result.rows,
             result.columns,
@@ -64,11 +64,11 @@ def demo(
         )
         save_figure(figure, folder / "report.png")
     if as_json:
-        print_json(result.report())
+        print_json(result.to_json())
         return
-    from dekag.cli.tables import demo_tables
+    from dekag.cli.tables import rich_tables
 
-    print_tables(*demo_tables(result))
+    print_tables(*rich_tables(result))
     for line in demonstration.summary(result):
         print(line)
     print(f"wrote {out / 'report.json'} and {out / 'report.png'}")

@@ -19,6 +19,7 @@ from dekag.evaluation.generation import (
     GenerationScores,
     score_generation,
 )
+from dekag.evaluation.table import Cell, Table, Tabular
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.training.run import OnStage
 from dekag.types import Image, InputError
@@ -28,6 +29,20 @@ Noise = Literal["own", "shared"]
 """Whether the edge draws from noise of its own or from the cloud's, mapped to its latents."""
 NO_KA = "no_ka"
 """The edge as it is."""
+ARM_NAMES = {
+    "floor": "floor (other prompts)",
+    "no_ka": "edge without KA",
+    "words": "words by hand",
+    "textual_inversion": "textual inversion",
+    "lora": "LoRA alone",
+    "dreambooth": "DreamBooth",
+    "lokr": "LoKr",
+    "makd_short": "MAKD, as short as rivals",
+    "makd": "MAKD as shipped",
+    "makd_few_steps": "MAKD as shipped, few steps",
+    "ceiling": "ceiling (cloud, other seed)",
+}
+"""What the methods are called in a table, in its order; others follow under their own names."""
 _PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -170,7 +185,7 @@ def weight_bytes(folder: Path) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Tabular):
     """Scores by noise and split, and what every method sends: bytes of its bundle as a packed file.
 
     edge_bytes: of the edge's weights, None if they are not in a folder here.
@@ -192,6 +207,39 @@ class Report:
             "update_bytes": dict(self.update_bytes),
             "edge_bytes": self.edge_bytes,
         }
+
+    def tables(self) -> list[Table]:
+        """A table for each split and kind of noise."""
+        return [
+            generation_table(f"{split}, {noise} noise", scores, self.update_bytes)
+            for noise, by_split in self.scores.items()
+            for split, scores in by_split.items()
+        ]
+
+
+def generation_table(
+    title: str, scores: GenerationScores, update_bytes: Mapping[str, int] | None = None
+) -> Table:
+    """Consistency with the cloud by method and judge, and how far on the way to the ceiling that is."""
+    judges = list(scores.consistency[NO_KA])
+    arms = [arm for arm in ARM_NAMES if arm in scores.consistency]
+    rows: dict[str, list[Cell | None]] = {}
+    for arm in dict.fromkeys([*arms, *scores.consistency]):
+        gain, closed = scores.gain_percent.get(arm), scores.gap_closed.get(arm)
+        row = [Cell(scores.consistency[arm][judge]) for judge in judges]
+        size = None if update_bytes is None or gain is None else update_bytes.get(arm)
+        rows[ARM_NAMES.get(arm, arm)] = [
+            *row,
+            None if gain is None else Cell(gain, 1),
+            None if closed is None else Cell(closed, 2),
+            *([] if update_bytes is None else [None if size is None else Cell(size)]),
+        ]
+    sizes = [] if update_bytes is None else ["bytes"]
+    return Table(
+        title=f"Consistency with the cloud: {title}",
+        headings=("", *judges, "gain %", "way to ceiling", *sizes),
+        sections=(rows,),
+    )
 
 
 def scores_json(scores: GenerationScores) -> dict[str, Any]:

@@ -19,9 +19,18 @@ from dekag.evaluation.generation import Drawn, GenerationScores, score_generatio
 from dekag.evaluation.grid import SMALL, Grid
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.statistics import Mean, mean_interval
+from dekag.evaluation.table import Cell, Table, Tabular
 from dekag.evaluation.transmission import TransmissionScores, score_transmission, transmit
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.tasks.compare import NO_KA, Drawing, compare, draw_references, drawing_methods, scores_json
+from dekag.tasks.compare import (
+    NO_KA,
+    Drawing,
+    compare,
+    draw_references,
+    drawing_methods,
+    generation_table,
+    scores_json,
+)
 from dekag.types import Codec, Condition, InputError
 from dekag.wire.png import png_bytes
 from dekag.world import Cloud, World
@@ -49,7 +58,7 @@ class DemoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(Tabular):
     """What the demonstration found; `seconds` by stage is all that differs between two runs."""
 
     world: str
@@ -62,18 +71,33 @@ class Demo:
     seconds: dict[str, float]
     config: DemoConfig
 
-    def report(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The contents of report.json."""
         return {
             "world": self.world,
-            "generation": generation_json(self.generation),
-            "transmission": transmission_json(self.transmission),
+            "generation": {split: scores_json(scores) for split, scores in self.generation.items()},
+            "transmission": self.transmission.to_json(),
             "traffic": self.traffic,
             "config": asdict(self.config),
             "seed": self.config.seed,
             "versions": versions(),
             "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},
         }
+
+    def tables(self) -> list[Table]:
+        """Both alignments and the traffic."""
+        generation = [generation_table(split, scores) for split, scores in self.generation.items()]
+        means = {"bytes as PNG": "image_bytes", "bytes as prompt": "prompt_bytes"}
+        traffic = {
+            **{unit: [Cell(float(self.traffic[name]["mean"]), 0)] for unit, name in means.items()},
+            "channel uses to the user": [Cell(self.traffic["channel_uses"])],
+            **{
+                f"bytes of the {kind} bundle, once": [Cell(size)]
+                for kind, size in self.traffic["bundle_bytes"].items()
+            },
+        }
+        amounts = Table(title="Traffic of one image", headings=("", ""), sections=(traffic,))
+        return [*generation, *self.transmission.tables(), amounts]
 
 
 def run_demo(world: World, config: DemoConfig, *, on_stage: Callable[[str], None] = print) -> Demo:
@@ -213,25 +237,6 @@ def _traffic(images: Pictures, parts: _Parts) -> dict[str, Any]:
         "prompt_bytes": mean_interval(lengths).to_json(),
         "bundle_bytes": {bundle.manifest.kind: bundle.size_bytes for bundle in parts.bundles},
         "channel_uses": int(parts.shown.uses),
-    }
-
-
-def generation_json(scores: dict[str, GenerationScores]) -> dict[str, Any]:
-    """Scores of every split as JSON values."""
-    return {split: scores_json(of_split) for split, of_split in scores.items()}
-
-
-def transmission_json(scores: TransmissionScores) -> dict[str, Any]:
-    """Scores over the grid as JSON values."""
-    return {
-        **{
-            codec: {
-                "psnr_db": mean.to_json(),
-                "by_condition": {cell: by[codec].to_json() for cell, by in scores.by_condition.items()},
-            }
-            for codec, mean in scores.overall.items()
-        },
-        "gain_db": scores.gain_db["cala"].to_json(),
     }
 
 

@@ -1,1 +1,31 @@
-"""Training loops, their processes and what watches them."""
+"""One resumable loop for one process or many, and the losses of diffusion."""
+
+from typing import TYPE_CHECKING
+
+from dekag.lazy import lazy
+
+if TYPE_CHECKING:
+    from dekag.training.diffusion import Diffusion, Flow, denoising_loss, noising
+    from dekag.training.loop import Progress, TrainConfig, Trained, train
+    from dekag.training.processes import device_of, from_main, joined, process_count
+    from dekag.training.run import ALONE, Run, Tracking
+
+__all__ = [
+    "ALONE",
+    "Diffusion",
+    "Flow",
+    "Progress",
+    "Run",
+    "Tracking",
+    "TrainConfig",
+    "Trained",
+    "denoising_loss",
+    "device_of",
+    "from_main",
+    "joined",
+    "noising",
+    "process_count",
+    "train",
+]
+
+__getattr__, __dir__ = lazy(__name__)

@@ -1,6 +1,7 @@
 """Worlds: what a system is made of, as a value that every task takes."""
 
 from dekag.world.file import load, load_world
+from dekag.world.new import NewWorld, describe_world, new_world
 from dekag.world.shipped import card, locate, shipped, shipped_parts, shipped_worlds
 from dekag.world.world import UPDATE_NAMES, Cloud, DrawingMethod, Model, System, World
 
@@ -9,12 +10,15 @@ __all__ = [
     "Cloud",
     "DrawingMethod",
     "Model",
+    "NewWorld",
     "System",
     "World",
     "card",
+    "describe_world",
     "load",
     "load_world",
     "locate",
+    "new_world",
     "shipped",
     "shipped_parts",
     "shipped_worlds",

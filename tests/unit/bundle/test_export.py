@@ -1,5 +1,6 @@
 """Exports: a fresh process that knows diffusers alone draws what dekag draws; names are kohya's; bad input."""
 
+import copy
 import json
 import re
 import subprocess
@@ -15,9 +16,10 @@ import pytest
 import safetensors
 import torch
 from diffusers import FluxTransformer2DModel
+from peft import PeftModel
 from random_draws import normal
 from safetensors.torch import load_file
-from tiny_pipelines import LAYERS, build, flux2_klein, stable_diffusion, stable_diffusion_xl
+from tiny_pipelines import LAYERS, build, flux2_klein, prx, stable_diffusion, stable_diffusion_xl
 from torch import Tensor, nn
 
 from dekag.alignment.generation.bundles import apply_generation, save_generation
@@ -25,7 +27,7 @@ from dekag.alignment.generation.update import GenerationUpdate, remove_update
 from dekag.bundle.bundle import Bundle, Contents, save_bundle
 from dekag.bundle.container import CALA, EMBEDDING, LORA
 from dekag.bundle.digest import digest_json
-from dekag.bundle.export import export
+from dekag.bundle.export import export_bundle, usual_layout
 from dekag.bundle.manifest import Metaword
 from dekag.generation import metaword
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
@@ -148,12 +150,13 @@ def draw(generator: DiffusersGenerator, folder: Path, *, few: bool) -> tuple[Ten
 def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What a process with diffusers alone draws from each export, and what it refuses."""
     for layout in ("comfyui", "a1111"):
-        export(saved["sd"], work / layout, layout=layout)
+        export_bundle(saved["sd"], work / layout, layout=layout)
 
-    def readme(name: str, base: str, blocks: int = 1) -> str:
-        export(saved[name], work / f"{name} export", layout="diffusers")
-        text = (work / f"{name} export" / "README.md").read_text()
-        text = text.replace("BASE", base).replace("FOLDER", f"{name} export")
+    def readme(name: str, base: str, blocks: int = 1, layout: str = "diffusers") -> str:
+        folder = f"{name} {layout} export"
+        export_bundle(saved[name], work / folder, layout=layout)
+        text = (work / folder / "README.md").read_text()
+        text = text.replace("BASE", base).replace("FOLDER", folder)
         return "".join(re.findall("```python\n(.*?)```", text, re.DOTALL)[:blocks])
 
     base = 'from diffusers import DiffusionPipeline\npipeline = DiffusionPipeline.from_pretrained("sd")\n'
@@ -167,15 +170,20 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
         "sd": readme("sd", "sd"),
         "sd few": readme("sd", "sd", blocks=2),
         "int8": readme("int8", "sd"),
+        "sd peft": readme("sd", "sd", layout="peft"),
+        "sd peft few": readme("sd", "sd", blocks=2, layout="peft"),
         "comfyui": comfyui + image.format(4, 3.0),
         "comfyui few": comfyui + few.format("comfyui/loras") + image.format(2, 2.0),
         "a1111": base + lora.format("a1111/Lora"),
         "sdxl": readme("sdxl", "sdxl"),
         "flux2": readme("flux2", "flux2"),
+        "flux2 peft": readme("flux2", "flux2", layout="peft"),
     }
     layers = {"flux2": f", text_encoder_out_layers={LAYERS}"}
     codes = {
-        name: code.replace(").images", f', generator=rng(), output_type="np"{layers.get(name, "")}).images')
+        name: code.replace(
+            ").images", f', generator=rng(), output_type="np"{layers.get(name.split()[0], "")}).images'
+        )
         for name, code in codes.items()
     }
     (work / "codes.json").write_text(json.dumps(codes))
@@ -193,6 +201,7 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
     ("case", "tolerance"),
     [
         *(("sd", 1e-5), ("sd few", 1e-5), ("sdxl", 1e-5), ("flux2", 1e-5)),
+        *(("sd peft", 1e-5), ("sd peft few", 1e-5), ("flux2 peft", 1e-5)),
         *(("int8", 1e-3), ("comfyui", 1e-3), ("comfyui few", 1e-3)),
     ],
 )
@@ -207,13 +216,61 @@ def test_diffusers_alone_draws_the_same_picture(
 
     The update changes pixels by a hundred times the larger tolerance.
     """
-    edge = edges.get(case, edges["sd"])
-    bundle = work / f"{case if case in {'int8', *edges} else 'sd'} bundle"
+    name = case.split()[0]
+    edge = edges.get(name, edges["sd"])
+    bundle = work / f"{name if name in {'int8', *edges} else 'sd'} bundle"
     before, ours = draw(edge, bundle, few="few" in case)
     assert (ours - before).abs().max() > 0.1
     difference = (strangers[0][case] - ours).abs().max()
     print(f"{case}: max abs difference {difference:.1e}, change {(ours - before).abs().max():.2f}")
     assert difference < tolerance
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`LoraLoaderMixin` is deprecated:FutureWarning"
+)  # diffusers' PRX, of itself
+@pytest.mark.parametrize("make", [prx, stable_diffusion])
+def test_peft_alone_gives_the_denoiser_the_same_update(make: Callable[[], Any], tmp_path: Path) -> None:
+    """Loaded into a fresh denoiser, output for output; every layer has another rank than its neighbours."""
+    edge = DiffusersGenerator(pipeline=build(make), sampling=SAMPLING)
+    targets = re.compile(edge.family.targets)
+    lora = {
+        name: tensor
+        for name, tensor in random_lora(edge.denoiser).items()
+        if targets.fullmatch(name.rpartition(".lora_")[0])
+    }
+    assert len({len(tensor) for name, tensor in lora.items() if "lora_A" in name}) == len(RANKS)
+    saved = save_generation(tmp_path / "b", edge, GenerationUpdate(adapter=lora), settings={})
+    export_bundle(saved, tmp_path / "out", layout="peft")
+    noised = torch.randn(2, *edge.latent_shape, generator=torch.Generator().manual_seed(SEED))
+
+    @torch.no_grad()
+    def predicted(generator: DiffusersGenerator) -> Tensor:
+        with generator.active():
+            pipeline, family = generator.pipeline, generator.family
+            told = family.condition(pipeline, [PROMPT, "a tree"])
+            return family.predict(pipeline, noised, torch.tensor([500, 10]), told)
+
+    pipeline = copy.copy(edge.pipeline)
+    setattr(pipeline, edge.family.denoiser, copy.deepcopy(edge.denoiser))
+    fresh = DiffusersGenerator(pipeline=pipeline, sampling=SAMPLING)
+    before = predicted(edge)
+    ours = predicted(apply_generation(edge, tmp_path / "b")[0])
+    PeftModel.from_pretrained(fresh.denoiser, str(tmp_path / "out"))
+    assert (ours - before).abs().max() > 0.1
+    assert (predicted(fresh) - ours).abs().max() < 1e-5
+
+
+def test_the_usual_layout_is_one_that_loads(bundle: Bundle, tmp_path: Path) -> None:
+    """diffusers where it has a loader, PEFT for PRX; either replaces an earlier export of the other."""
+    other = save(tmp_path / "b", {LORA: PRX, EMBEDDING: {TOKEN: noise(3, 16)}})
+    for exported, layout, names in (
+        (other, "peft", {"adapter_config.json", "adapter_model.safetensors", EMBEDDING, "README.md"}),
+        (bundle, "diffusers", {LORA, "few_step_lora_weights.safetensors", EMBEDDING, "README.md"}),
+    ):
+        assert usual_layout(exported) == layout
+        assert {path.name for path in export_bundle(exported, tmp_path / "out")} == names
+        assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
 def test_diffusers_refuses_a_lora_file_that_holds_a_metaword(
@@ -229,7 +286,7 @@ def test_kohya_names_every_layer_once_and_its_product_is_the_layers_update(
     edges: dict[str, DiffusersGenerator], bundle: Bundle, tmp_path: Path, layout: str, place: str
 ) -> None:
     """alpha / rank * up @ down, which ComfyUI, A1111 and kohya's trainer add to the weight; names from the U-Net."""
-    export(bundle, tmp_path / "out", layout=layout)
+    export_bundle(bundle, tmp_path / "out", layout=layout)
     held = load_file(tmp_path / "out" / place / "dekag.safetensors")
     lora = bundle.lora()
     layers = targeted(edges["sd"].denoiser)
@@ -252,7 +309,7 @@ def test_kohya_names_every_layer_once_and_its_product_is_the_layers_update(
 
 def test_one_rank_is_exact_in_every_layout_and_alpha_is_the_rank(tmp_path: Path) -> None:
     matrices = {"unet.a.lora_A.weight": noise(3, 5), "unet.a.lora_B.weight": noise(7, 3, seed=1)}
-    export(save(tmp_path / "b", {LORA: matrices}), tmp_path / "out", layout="comfyui")
+    export_bundle(save(tmp_path / "b", {LORA: matrices}), tmp_path / "out", layout="comfyui")
     held = load_file(tmp_path / "out" / "loras" / "dekag.safetensors")
     assert held["lora_unet_a.alpha"] == 3
     assert torch.equal(held["lora_unet_a.lora_down.weight"], matrices["unet.a.lora_A.weight"])
@@ -265,7 +322,7 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def test_a1111_bundles_the_metaword_and_has_it_as_a_file(bundle: Bundle, tmp_path: Path) -> None:
-    files = export(bundle, tmp_path, layout="a1111", name="My-Edge")
+    files = export_bundle(bundle, tmp_path, layout="a1111", name="My-Edge")
     names = ["Lora/my-edge.safetensors", "Lora/my-edge_few_step.safetensors", "README.md"]
     assert files == [tmp_path / name for name in [*names, "embeddings/my-edge.safetensors"]]
     vectors = bundle.embedding()[TOKEN].half()
@@ -286,7 +343,7 @@ def test_kohya_metadata_says_for_which_base(tmp_path: Path, width: int, version:
     layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
     lora = {f"{layer}.lora_A.weight": noise(2, width), f"{layer}.lora_B.weight": noise(4, 2)}
     bundle = save(tmp_path / "b", {LORA: lora})
-    export(bundle, tmp_path / "out", layout="a1111")
+    export_bundle(bundle, tmp_path / "out", layout="a1111")
     said = metadata(tmp_path / "out" / "Lora" / "dekag.safetensors")
     assert (said["ss_base_model_version"], said["ss_v2"]) == (version, v2)
     assert said["ss_network_dim"] == said["ss_network_alpha"] == "2"
@@ -300,7 +357,7 @@ def test_two_text_encoders_keep_their_names(saved: dict[str, Bundle], tmp_path: 
     vectors = saved["sdxl"].embedding()
     assert vectors.keys() == {"clip_l", "clip_g"}
     for layout in ("comfyui", "a1111"):
-        export(saved["sdxl"], tmp_path / layout, layout=layout)
+        export_bundle(saved["sdxl"], tmp_path / layout, layout=layout)
         held = load_file(tmp_path / layout / "embeddings" / "dekag.safetensors")
         assert held.keys() == vectors.keys()
         assert all(torch.equal(held[name], rows.half()) for name, rows in vectors.items())
@@ -326,7 +383,7 @@ def test_a_transformers_lora_keeps_pefts_names_and_scale(tmp_path: Path, layout:
     """Loaded by diffusers, every layer changes by up @ down whatever its rank."""
     flux = tiny_flux()
     lora = random_lora(flux, prefix="transformer.")
-    export(save(tmp_path / "b", {LORA: lora}), tmp_path / "out", layout=layout)
+    export_bundle(save(tmp_path / "b", {LORA: lora}), tmp_path / "out", layout=layout)
     assert load_file(tmp_path / "out" / file).keys() == lora.keys()
     layers = list(targeted(flux))
     flux.load_lora_adapter(tmp_path / "out", weight_name=file, prefix="transformer", adapter_name="dekag")
@@ -340,10 +397,10 @@ def test_a_metaword_alone_or_lora_alone_is_exported(bundle: Bundle, tmp_path: Pa
     word = save(tmp_path / "word", {EMBEDDING: {TOKEN: noise(3, 16)}})
     files = {"diffusers": [EMBEDDING], "comfyui": ["embeddings/dekag.safetensors"]}
     for layout, names in (files | {"a1111": files["comfyui"]}).items():
-        written = export(word, tmp_path / "out" / layout, layout=layout)
+        written = export_bundle(word, tmp_path / "out" / layout, layout=layout)
         assert sorted(written) == sorted(tmp_path / "out" / layout / name for name in [*names, "README.md"])
     lora = save(tmp_path / "lora", {LORA: bundle.lora()})
-    written = export(lora, tmp_path / "out" / "lora", layout="a1111")
+    written = export_bundle(lora, tmp_path / "out" / "lora", layout="a1111")
     assert [path.name for path in written] == ["dekag.safetensors", "README.md"]
     assert "`a red apple <lora:dekag:1>`" in written[1].read_text()
 
@@ -351,16 +408,18 @@ def test_a_metaword_alone_or_lora_alone_is_exported(bundle: Bundle, tmp_path: Pa
 def test_the_same_bundle_gives_the_same_bytes_and_replaces_an_earlier_export(
     bundle: Bundle, tmp_path: Path
 ) -> None:
-    first = {path: path.read_bytes() for path in export(bundle, tmp_path / "out", layout="a1111")}
-    export(bundle, tmp_path / "out", layout="comfyui")
+    first = {path: path.read_bytes() for path in export_bundle(bundle, tmp_path / "out", layout="a1111")}
+    export_bundle(bundle, tmp_path / "out", layout="comfyui")
     assert not (tmp_path / "out" / "Lora").exists()
-    assert {path: path.read_bytes() for path in export(bundle, tmp_path / "out", layout="a1111")} == first
+    assert {
+        path: path.read_bytes() for path in export_bundle(bundle, tmp_path / "out", layout="a1111")
+    } == first
 
 
 def test_a_strangers_setting_does_not_become_python(bundle: Bundle, tmp_path: Path) -> None:
     held = {LORA: bundle.lora()}
     sly = save(tmp_path / "b", held, settings={"sampling_steps": "1); evil(", "sampling_guidance": 2.5})
-    export(sly, tmp_path / "out", layout="diffusers")
+    export_bundle(sly, tmp_path / "out", layout="diffusers")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "evil" not in text
     assert "guidance_scale=2.5" in text
@@ -380,7 +439,7 @@ def renamed(component: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("lora", "layout", "text"),
     [
-        (PAIR, "webui", "unknown layout 'webui'; known are diffusers, comfyui, a1111"),
+        (PAIR, "webui", "unknown layout 'webui'; known are diffusers, peft, comfyui, a1111"),
         (renamed("transformer"), "a1111", "no names for LoRA of a transformer"),
         (renamed("text_encoder"), "diffusers", "updates text_encoder; only LoRA"),
         (PAIR | renamed("transformer"), "diffusers", "updates transformer, unet; only LoRA of one"),
@@ -404,7 +463,7 @@ def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(
 ) -> None:
     bundle = save(tmp_path / "b", {LORA: lora}, quantisation="fp32" if lora is LARGE else "fp16")
     with pytest.raises(InputError, match=text) as error:
-        export(bundle, tmp_path / "out", layout=layout)
+        export_bundle(bundle, tmp_path / "out", layout=layout)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -413,15 +472,15 @@ def test_a_bundle_of_another_kind_or_with_nothing_in_it_is_refused(bundle: Bundl
     held = {CALA: {"scale": noise(3)}}
     other = save(tmp_path / "b", held, kind="transmission", tokenizer_digest=None)
     with pytest.raises(InputError, match="is for transmission"):
-        export(other, tmp_path / "out", layout="diffusers")
+        export_bundle(other, tmp_path / "out", layout="diffusers")
     with pytest.raises(InputError, match="nothing to export"):
-        export(replace(bundle, tensors={}), tmp_path / "out", layout="diffusers")
+        export_bundle(replace(bundle, tensors={}), tmp_path / "out", layout="diffusers")
 
 
 @pytest.mark.parametrize("name", ["", "two words", "../up", "a" * 63])
 def test_a_name_that_is_no_file_name_is_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="the name of an export is"):
-        export(bundle, tmp_path / "out", layout="comfyui", name=name)
+        export_bundle(bundle, tmp_path / "out", layout="comfyui", name=name)
 
 
 def a_file(target: Path) -> None:
@@ -448,10 +507,10 @@ def test_what_is_no_export_is_kept(bundle: Bundle, tmp_path: Path, put: Callable
     put(tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="is not an earlier export, so it is kept"):
-        export(bundle, tmp_path / "out", layout="comfyui")
+        export_bundle(bundle, tmp_path / "out", layout="comfyui")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_bundles_own_folder_is_kept(bundle: Bundle, work: Path) -> None:
     with pytest.raises(InputError, match="is not an earlier export"):
-        export(bundle, work / "sd bundle", layout="diffusers")
+        export_bundle(bundle, work / "sd bundle", layout="diffusers")

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dekag.bundle.bundle import load_bundle
-from dekag.cli.tables import comparison_tables
 from dekag.evaluation.generation import CEILING_SEED, EDGE_SEED, Drawn, score_generation
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.preprocessing import Preprocessing
@@ -161,4 +160,4 @@ def test_the_report_has_both_noises_and_bytes() -> None:
     values = report.to_json()
     assert set(values) == {"world", "own", "shared", "update_bytes", "edge_bytes"}
     assert values["update_bytes"]["makd"] < 0.05 * values["edge_bytes"]
-    assert len(comparison_tables(report)) == 4
+    assert len(report.tables()) == 4

@@ -79,4 +79,4 @@ def test_another_seed_gives_another_report(reports: list[Path]) -> None:
         load_world("emoji"), demo.DemoConfig(prompts=4, seeds=1, sent=2, seed=1), on_stage=str
     )
     report = json.loads((reports[0] / "report.json").read_text())
-    assert result.report()["generation"] != report["generation"]
+    assert result.to_json()["generation"] != report["generation"]

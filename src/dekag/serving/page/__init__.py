@@ -20,6 +20,8 @@ from dekag.generation.prompts import LONGEST_PROMPT
 from dekag.serving.http.errors import ApiError, json_response
 from dekag.types import InputError
 
+__all__ = ["PageConfig", "PageDefaults", "PageLimits", "page_files", "page_router"]
+
 PUBLIC = ("/", "/page/*")
 """Paths that ask for no token: the page holds no secret, its calls carry one."""
 EXAMPLES = (

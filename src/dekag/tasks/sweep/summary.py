@@ -10,12 +10,24 @@ from typing import Any
 import numpy as np
 
 from dekag.evaluation.statistics import Mean, mean_interval
+from dekag.evaluation.table import Cell, Table, Tabular
 from dekag.tasks.sweep.cells import Result
 from dekag.tasks.sweep.results import WEIGHTED, BoundRow, Outcome, mean_of
 
 REFERENCE, ADAPTED = "no_ka", "cala"
 LOW_SNR_DB = 10.0
 """Below it the analogue way has to be ahead of the digital one."""
+METRICS = {
+    "psnr_db": ("PSNR (dB)", 2),
+    "weighted_snr_db": ("latent SNR (dB)", 2),
+    "latent_nmse": ("latent NMSE", 3),
+    "ssim": ("SSIM", 3),
+    "dino": ("dino", 3),
+    "clip": ("clip", 3),
+    "lpips": ("LPIPS", 3),
+    "arrived": ("arrived", 2),
+}
+"""Metrics of a received image, what a table calls them, and their digits there."""
 
 Cells = dict[str, Result]
 """The results of one method by the name of their point."""
@@ -74,7 +86,7 @@ class Duel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class Summary(Tabular):
     """What a sweep found, by method."""
 
     world: str
@@ -97,6 +109,15 @@ class Summary:
                 for d in self.duels
             ],
         }
+
+    def tables(self) -> list[Table]:
+        """Means over the grid, gains by channel, uses and split, and distances to the bound."""
+        found = [_means_table(self)]
+        if any(method.gains is not None for method in self.methods.values()):
+            found.append(_gains_table(self))
+        if any(method.to_bound for method in self.methods.values()):
+            found.append(_bound_table(self))
+        return found
 
 
 def summarise(outcome: Outcome) -> Summary:
@@ -234,3 +255,50 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
         for snr, gap in method.to_bound.items()
     }
     return entry
+
+
+def _means_table(summary: Summary) -> Table:
+    methods = summary.methods
+    rows: dict[str, list[Cell | None]] = {}
+    for name, (heading, digits) in METRICS.items():
+        found = [method.metrics.get(name) for method in methods.values()]
+        if any(found):
+            rows[heading] = [None if mean is None else Cell(mean, digits) for mean in found]
+    gains = [method.gains for method in methods.values()]
+    over: dict[str, list[Cell | None]] = {}
+    if any(gains):
+        over["gain over no_ka (dB)"] = [None if gain is None else Cell(gain.overall, 2) for gain in gains]
+    title = f"Mean over the grid, {summary.images} images, {summary.cells} cells"
+    return Table(title=title, headings=("", *methods), sections=(rows, over))
+
+
+def _gains_table(summary: Summary) -> Table:
+    found = {label: method.gains for label, method in summary.methods.items() if method.gains is not None}
+    first = next(iter(found.values()))
+    sections = [
+        {
+            f"{name}{unit}": [Cell(getattr(gains, group)[name], 2) for gains in found.values()]
+            for name in getattr(first, group)
+        }
+        for group, unit in (("by_family", ""), ("by_uses", " uses"), ("by_split", ""))
+    ]
+    return Table(
+        title="Gain over no_ka in dB of PSNR, by channel, uses and split",
+        headings=("", *found),
+        sections=tuple(sections),
+    )
+
+
+def _bound_table(summary: Summary) -> Table:
+    found = {label: method.to_bound for label, method in summary.methods.items() if method.to_bound}
+    rows = {
+        f"{snr}, {spectrum}": [Cell(getattr(gaps[snr], field), 2) for gaps in found.values()]
+        for snr in next(iter(found.values()))
+        for spectrum, field in (("measured", "measured_db"), ("held out", "held_out_db"))
+    }
+    return Table(
+        title="Distance to the bound in dB of weighted latent SNR, by SNR and spectrum",
+        headings=("SNR (dB), spectrum", *found),
+        sections=(rows,),
+        caption=f"spectrum of {summary.draws} latents; with few the measured one is too high, the held-out one too low",
+    )

@@ -1,0 +1,26 @@
+"""Prompts and the cloud's pictures: from files, folders and endpoints."""
+
+from typing import TYPE_CHECKING
+
+from dekag.lazy import lazy
+
+if TYPE_CHECKING:
+    from dekag.data.endpoint import EndpointCloud, ImageEndpoint, draw_to_folder
+    from dekag.data.folder import CloudImages, open_picture, picture_tensor, read_folder, read_pictures
+    from dekag.data.pictures import PictureSet
+    from dekag.data.prompts import read_prompts
+
+__all__ = [
+    "CloudImages",
+    "EndpointCloud",
+    "ImageEndpoint",
+    "PictureSet",
+    "draw_to_folder",
+    "open_picture",
+    "picture_tensor",
+    "read_folder",
+    "read_pictures",
+    "read_prompts",
+]
+
+__getattr__, __dir__ = lazy(__name__)

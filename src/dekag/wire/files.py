@@ -25,7 +25,8 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     After an error or a kill `path` is as it was. Raises OSError that says so if the disk refuses.
     """
     writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
-    part = path.with_name(f"{TEMPORARY}{writer}-{path.name}")
+    # the writer comes last: what looks for files of a suffix must not find it
+    part = path.with_name(f"{TEMPORARY}{path.name}.{writer}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode))

@@ -40,15 +40,15 @@ def test_merged_equals_gated_for_each_image(name: str) -> None:
     assert module is not None
     module.double()
     rank = module.lora_B.in_features
-    module.opening = torch.rand(2, rank, dtype=torch.float64)
+    module.gate_values = torch.rand(2, rank, dtype=torch.float64)
     torch.testing.assert_close(module(x), module.base(x))
     for parameter in module.parameters():
         parameter.normal_()
     both = module(x)
     assert not torch.allclose(both, module.base(x))
-    for row, opening in enumerate(module.opening):
+    for row, opening in enumerate(module.gate_values):
         torch.testing.assert_close(module.merged(opening)(x[row : row + 1]), both[row : row + 1])
-    module.opening = torch.zeros(2, rank, dtype=torch.float64)
+    module.gate_values = torch.zeros(2, rank, dtype=torch.float64)
     torch.testing.assert_close(module(x), module.base(x))
 
 
@@ -68,7 +68,7 @@ def test_kinds_are_exact() -> None:
 def test_rows_that_are_no_images_are_refused() -> None:
     module = gated(nn.Linear(8, 5), RANKS)
     assert module is not None
-    module.opening = torch.ones(2, 3)
+    module.gate_values = torch.ones(2, 3)
     with pytest.raises(
         InputError, match="was given 12 rows of 2 images; the first dimension must be the image"
     ):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from missing_packages import complaint
+from missing_packages import complaint, complaints
 from typer.testing import CliRunner
 
 from dekag.channel import BlockFading, ChannelSettings, named_channel
@@ -164,6 +164,7 @@ def test_ray_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     assert contents(out) == expected
 
 
+@pytest.mark.slow
 def test_ray_that_is_not_there_is_named() -> None:
     code = "from dekag.tasks.sweep.engines import RayCluster\nnext(iter(RayCluster(workers=1)(None, ())))"
     assert "there is no Ray at 'auto': ray start --head starts one" in complaint(code, missing=[])
@@ -397,17 +398,15 @@ def test_wrong_input_is_found_before_any_cell(case: str, tmp_path: Path) -> None
     assert not (tmp_path / "cells").exists()
 
 
-@pytest.mark.parametrize(
-    ("call", "extra"),
-    [
-        ("next(iter(engines.RayCluster(workers=1)(None, ())))", "sweep"),
-        ("next(iter(engines.Slurm(workers=1, folder=Path())(None, ())))", "sweep"),
-        ("bench.load_lpips('cpu')", "lpips"),
-    ],
-)
-def test_extras_that_are_not_there_are_named(call: str, extra: str) -> None:
-    code = f"from pathlib import Path\nfrom dekag.tasks.sweep import bench, engines\n{call}"
-    assert f"pip install 'dekag[{extra}]'" in complaint(code, missing=["ray", "submitit", "lpips"])
+def test_extras_that_are_not_there_are_named() -> None:
+    said = complaints(
+        "from dekag.tasks.sweep import engines\nnext(iter(engines.RayCluster(workers=1)(None, ())))",
+        "next(iter(engines.Slurm(workers=1, folder=None)(None, ())))",
+        "from dekag.tasks.sweep.bench import load_lpips\nload_lpips('cpu')",
+        missing=["ray", "submitit", "lpips"],
+    )
+    for line, extra in zip(said, ("sweep", "sweep", "lpips"), strict=True):
+        assert f"pip install 'dekag[{extra}]'" in line
 
 
 def test_further_codecs_and_constellations(folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dekag.serving.http.app import create_app
 from dekag.serving.http.settings import ServiceSettings
 from dekag.serving.page import PUBLIC, PageConfig, page_files, page_router
 from dekag.types import InputError
+from dekag.world import load_world
 
 VENDOR = "vendor/onnxruntime-web-1.30.0"
 WASM = f"{VENDOR}/ort-wasm-simd-threaded.wasm"
@@ -126,5 +127,5 @@ def test_a_cloud_that_is_no_address_is_refused(cloud: str) -> None:
     ("most", "uses", "default"), [(512, (64, 512), 256), (1024, (64, 1024), 256), (48, (48, 48), 48)]
 )
 def test_sliders_go_as_far_as_the_codec(most: int, uses: tuple[int, int], default: int) -> None:
-    told = _page(EdgeSettings(), most)
+    told = _page(EdgeSettings(), load_world("emoji"), most)
     assert (told.limits.uses, told.defaults.uses) == (uses, default)

@@ -24,7 +24,9 @@ def small(picture: Image.Image, width: int) -> Image.Image:
 
 def main() -> None:
     """Read, write, and say what became of the size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, help="a file .webp")
     parser.add_argument("--width", type=int, default=1800, help="most pixels in a row")

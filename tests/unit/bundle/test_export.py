@@ -21,6 +21,7 @@ from random_draws import normal
 from safetensors.torch import load_file
 from tiny_pipelines import LAYERS, build, flux2_klein, prx, stable_diffusion, stable_diffusion_xl
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from dekag.alignment.generation.bundles import apply_generation, save_generation
 from dekag.alignment.generation.update import GenerationUpdate, remove_update
@@ -29,6 +30,7 @@ from dekag.bundle.container import CALA, EMBEDDING, LORA
 from dekag.bundle.digest import digest_json
 from dekag.bundle.export import export_bundle, usual_layout
 from dekag.bundle.manifest import Metaword
+from dekag.cli import app
 from dekag.generation import metaword
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
@@ -271,6 +273,16 @@ def test_the_usual_layout_is_one_that_loads(bundle: Bundle, tmp_path: Path) -> N
         assert usual_layout(exported) == layout
         assert {path.name for path in export_bundle(exported, tmp_path / "out")} == names
         assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+@pytest.mark.parametrize(("more", "layout"), [([], "peft"), (["--to", "comfyui"], "comfyui")])
+def test_the_command_says_which_layout_it_wrote(more: list[str], layout: str, tmp_path: Path) -> None:
+    save(tmp_path / "b", {LORA: PRX})
+    words = ["bundle", "export", str(tmp_path / "b"), "--out", str(tmp_path / "out"), *more]
+    lines = CliRunner().invoke(app, words).output.splitlines()
+    assert lines[0] == f"layout {layout}"
+    written = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert lines[1:] == [f"wrote {path}" for path in written]
 
 
 def test_diffusers_refuses_a_lora_file_that_holds_a_metaword(

@@ -108,7 +108,7 @@ def test_a_prompt_that_fits_does_not_warn(edge: DiffusersGenerator) -> None:
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "nobody/no-such-model"])
 def test_an_unknown_model_is_one_clear_line(source: str) -> None:
-    with pytest.raises(InputError, match="no diffusers pipeline directory and no hub id"):
+    with pytest.raises(InputError, match="no diffusers pipeline folder and no hub id"):
         load_generator(source)
 
 

@@ -235,6 +235,7 @@ def decoded(file: OnnxFile, received: Received, condition: Condition) -> np.ndar
     return np.asarray(session.run(None, inputs)[0])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_decoders_as_onnx_equal_pytorch(large: ConvCodec, decoders: Path) -> None:
     """With CALA's gates in its convolutions, at several rates, within 1e-3."""
@@ -276,6 +277,7 @@ def test_a_decoder_in_complex_numbers_alone_does_not_leave(large: ConvCodec, tmp
         export_decoders(tmp_path, emoji_link(Local(EMOJI, 512)))
 
 
+@pytest.mark.slow
 def test_an_edge_serves_it(large: ConvCodec, decoders: Path, tmp_path: Path) -> None:
     """Its update goes onto the shelf, passes its test and is used; deliveries and decoders follow it."""
     adapted = trained_like(CalaCodec(large, SIZE))

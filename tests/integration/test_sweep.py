@@ -103,6 +103,7 @@ def copied(folder: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     """SIGKILL after the first cells: the second run repeats none of them and ends in the same files.
 
@@ -170,6 +171,7 @@ def test_ray_that_is_not_there_is_named() -> None:
     assert "there is no Ray at 'auto': ray start --head starts one" in complaint(code, missing=[])
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = (
         "import time, sys\n"

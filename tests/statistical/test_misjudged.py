@@ -33,6 +33,7 @@ def test_no_error_is_the_channel_itself() -> None:
     assert torch.equal(one.state.noise_power, other.state.noise_power)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_three_decibels_of_error_cost_little() -> None:
     """24 held-out pictures at a true SNR of 0, 5, 10 and 15 dB, 128 and 256 uses, AWGN and 8 blocks: with both ends

@@ -405,8 +405,8 @@ def test_impossible_runs_are_refused(change: dict[str, Any], options: dict[str, 
 def test_missing_tracker_says_what_to_install() -> None:
     code = """
 from pathlib import Path
-from dekag.training.trackers import tracking
-with tracking(["{}"], Path("logs"), {{}}):
+from dekag.training.trackers import Tracking, tracked
+with tracked(Tracking(trackers=("{}",), folder=Path("logs")), {{}}):
     pass
 """
     names = ("wandb", "tensorboard")

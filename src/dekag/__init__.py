@@ -1,7 +1,7 @@
 """Knowledge alignment for generative semantic communication.
 
 import dekag
-system = dekag.load("emoji")
+system = dekag.load()  # the world that ships
 delivery = system.deliver(["a red apple on a blue background"], dekag.Condition(uses=256, snr_db=10))
 delivery.image  # float [1, 3, 64, 64] in [0, 1]
 """

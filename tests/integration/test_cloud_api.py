@@ -140,6 +140,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a line break": ({"prompts": ["a cat\nand a dog"]}, "prompt 0 has a line break; a prompt is one line"),
     "many prompts": ({"prompts": ["a cat"] * 10_001}, "at most 10000 items"),
     "many images": ({"prompts": ["a cat"] * 9_000, "draws": 3}, "more than 20000 images"),
+    "another world": ({"world": "paper"}, "this cloud is of the world emoji, and the job is for paper"),
     "prompts and domain": ({"domain": "food"}, "give prompts or a domain of the world, not both"),
     "an unknown domain": ({"prompts": None, "domain": "cars"}, "unknown split 'distill:cars'"),
     "an unknown method": ({"method": "full"}, "method"),
@@ -167,7 +168,9 @@ def test_a_bad_spec_is_one_line_and_no_job(client: TestClient, case: str) -> Non
     assert client.get("/v1/jobs").json()["data"] == []
 
 
-@pytest.mark.parametrize("spec", [{"name": "all"}, {"name": "f", "domain": "food"}, SPEC | {"few_steps": 4}])
+@pytest.mark.parametrize(
+    "spec", [{"name": "all", "world": "emoji"}, {"name": "f", "domain": "food"}, SPEC | {"few_steps": 4}]
+)
 def test_the_worlds_prompts_do_as_well(client: TestClient, spec: dict[str, Any]) -> None:
     assert client.post("/v1/jobs", json=spec).status_code == 201
 

@@ -11,7 +11,7 @@ from typing_extensions import Doc
 from dekag.alignment.config import CalaConfig, FewStepConfig, MakdConfig
 from dekag.cli.console import joined, print_bundle, progress, working
 from dekag.cli.generated import Options, with_options
-from dekag.cli.options import Out, Resume, WorldOptions
+from dekag.cli.options import Out, Resume, TrainingWorld
 
 if TYPE_CHECKING:
     from dekag.tasks.material import ImageSource
@@ -102,7 +102,7 @@ class TransmissionOptions:
 @with_options
 def align_generation(
     out: Out,
-    world: WorldOptions,
+    world: TrainingWorld,
     data: DataOptions,
     config: Annotated[MakdConfig, Options(names=MAKD_NAMES)],
     few_steps: FewSteps,
@@ -137,7 +137,7 @@ def align_generation(
 @with_options
 def align_transmission(
     out: Out,
-    world: WorldOptions,
+    world: TrainingWorld,
     config: TransmissionOptions,
     size: Annotated[CalaConfig, Options(only=("rank", "norm_rank", "gain_rank"))],
     method: Annotated[

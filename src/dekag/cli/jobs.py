@@ -26,6 +26,9 @@ LOCAL = "http://127.0.0.1:8001"
 class JobOptions:
     """What a job is to do."""
 
+    world: Annotated[str | None, Doc("Name of the world it is for; a cloud of another one refuses it.")] = (
+        None
+    )
     prompts_file: Annotated[Path | None, Doc("One prompt a line; default: the world's.")] = None
     domain: Annotated[str | None, Doc("One group of the world's prompts.")] = None
     channel: Annotated[str, Doc("canary or stable.")] = "canary"
@@ -42,6 +45,8 @@ class JobOptions:
         from dekag.data.prompts import read_prompts
 
         given: dict[str, Any] = {"channel": self.channel, "method": self.method}
+        if self.world is not None:
+            given["world"] = self.world
         if self.prompts_file is not None:
             given["prompts"] = read_prompts(self.prompts_file)
         if self.domain is not None:

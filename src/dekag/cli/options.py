@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 from annotated_types import Gt
 from typing_extensions import Doc
 
 from dekag.cli.console import warn
+from dekag.cli.generated import Options
 from dekag.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from dekag.bundle.manifest import Kind
     from dekag.world import World
+    from dekag.world.world import Precision
 
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of everything random.")]
@@ -51,6 +53,7 @@ class WorldOptions:
     bundle: Annotated[
         tuple[str, ...], Doc("Update in place of the world's: a shipped one, a folder or a tar; repeatable.")
     ] = ()
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Doc("In which edge and cloud draw.")] = "fp32"
     preset: Annotated[str | None, Doc("The old name of --world.")] = None
 
     def load(self, kinds: "Sequence[Kind]" = ("generation", "transmission")) -> "World":
@@ -66,7 +69,12 @@ class WorldOptions:
             found = replace(found, codec_model=locate(self.codec, "codec"))
         if self.judge:
             found = replace(found, judge_models=dict(map(_judge, self.judge)), independent_judges={})
+        found = _at_precision(found, self.precision)
         return found.with_bundles(self.bundle, kinds)
+
+
+TrainingWorld = Annotated[WorldOptions, Options(names={"precision": "draw_precision"})]
+"""A world of a command that trains, whose --precision is that of the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +158,16 @@ class SamplingOptions:
             guidance=usual.guidance if self.guidance is None else self.guidance,
         )
         return replace(world, edge_model=replace(model, sampling=sampling))
+
+
+def _at_precision(world: "World", precision: "Precision") -> "World":
+    """The world whose pipelines have weights of that precision."""
+    from dekag.world import Model
+
+    cloud = world.cloud_model
+    if isinstance(cloud, Model):
+        cloud = replace(cloud, precision=precision)
+    return replace(world, edge_model=replace(world.edge_model, precision=precision), cloud_model=cloud)
 
 
 def _model(source: str) -> Any:

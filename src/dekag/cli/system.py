@@ -21,6 +21,7 @@ from dekag.cli.options import (
     ReceiverOptions,
     SamplingOptions,
     WorldOptions,
+    chosen_name,
     parse_seeds,
 )
 
@@ -42,18 +43,20 @@ def demo(
     config: DemoOptions,
     world: WorldOptions,
     out: Out = Path("demo"),
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Run the system without and with alignment on held-out prompts; write report.json and report.png."""
     from dekag.evaluation.figures import report_figure, save_figure
     from dekag.tasks import demo as demonstration
+    from dekag.training.processes import device_of
     from dekag.wire.files import staged, write_json
 
     numbers = demonstration.DemoConfig(
         prompts=config.prompts, seeds=config.seeds, sent=min(24, config.prompts), seed=config.seed
     )
     with staged(out) as folder, working("demo") as stage:
-        result = demonstration.run_demo(world.load(), numbers, on_stage=stage)
+        result = demonstration.run_demo(world.load(), numbers, device=device_of(device), on_stage=stage)
         stage("write")
         write_json(folder / "report.json", result.to_json())
         figure = report_figure(
@@ -160,12 +163,14 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page and the edge.")] = 8000,
     cloud_port: Annotated[int, typer.Option(min=1, max=65535, help="Of the cloud.")] = 8001,
     world: Annotated[str, typer.Option(help="A shipped world or the folder of one.")] = DEFAULT_WORLD,
+    preset: Annotated[str | None, typer.Option("--preset", hidden=True)] = None,
 ) -> None:
     """Start a cloud, an edge and the page on this machine, with the shipped updates published; Ctrl-C stops them."""
     with needing("serve"):
         from dekag.serving.up import Site, prepare, running, until_stopped, wait
 
-    site = Site(folder=folder, port=port, cloud_port=cloud_port, world=world)
+    named = chosen_name(world, preset) or world
+    site = Site(folder=folder, port=port, cloud_port=cloud_port, world=named)
     with until_stopped(), ExitStack() as stack:
         with working("up") as stage:
             prepare(site, on_stage=stage)

@@ -100,11 +100,17 @@ class Demo(Tabular):
         return [*generation, *self.transmission.tables(), amounts]
 
 
-def run_demo(world: World, config: DemoConfig, *, on_stage: Callable[[str], None] = print) -> Demo:
+def run_demo(
+    world: World,
+    config: DemoConfig,
+    *,
+    device: str | torch.device = "cpu",
+    on_stage: Callable[[str], None] = print,
+) -> Demo:
     """Measure a world without and with alignment on its reported prompts."""
     clock: dict[str, float] = {}
     with _stage("load", clock, on_stage):
-        parts = _load(world, config)
+        parts = _load(world, config, device)
     texts, drawing = parts.texts, Drawing(seeds=config.seeds, seed=config.seed)
     with _stage("draw", clock, on_stage):
         methods = drawing_methods(world, ["makd"])
@@ -152,14 +158,14 @@ class _Parts:
         return Condition(uses=shown_uses(self.grid), snr_db=SHOWN_SNR_DB)
 
 
-def _load(world: World, config: DemoConfig) -> _Parts:
-    texts, judges = world.reported_prompts(config.prompts), world.judges()
+def _load(world: World, config: DemoConfig, device: str | torch.device) -> _Parts:
+    texts, judges = world.reported_prompts(config.prompts), world.judges(device=device)
     bundle = load_bundle(world.update("generation"))
-    codec = world.codec()
+    codec = world.codec(device=device)
     adapted, t_bundle = apply_transmission(codec, world.update("transmission"))
     return _Parts(
-        cloud=world.reference(),
-        edge=world.edge(),
+        cloud=world.reference(device=device),
+        edge=world.fitting_edge(codec, device=device),
         codecs={NO_KA: codec, "cala": adapted},
         judges=judges,
         texts=texts,

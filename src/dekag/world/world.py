@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -32,6 +32,8 @@ Source = str | Path
 """A folder, a shipped name, or a hub id."""
 UPDATE_NAMES: Mapping[Kind, str] = {"generation": "makd", "transmission": "cala"}
 """What the update of a kind is called where it is published."""
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NOMINAL = Condition(uses=512, snr_db=10.0)
 
 
@@ -50,7 +52,7 @@ class Model:
 
     source: a folder, a hub id, or a generator that is loaded already. revision: commit of a hub id; None is the one
     that `world.hub` knows. sha256: digest of a folder (`alignment.digest.digest_folder`), compared before it is loaded.
-    pixels: side to draw at, the pipeline's own if None. licence: of the weights.
+    pixels: side to draw at, the pipeline's own if None. precision: of its weights. licence: of the weights.
     """
 
     source: Source | DiffusersGenerator
@@ -58,9 +60,10 @@ class Model:
     pixels: int | None = None
     revision: str | None = None
     sha256: str | None = None
+    precision: Precision = "fp32"
     licence: str = ""
 
-    def load(self, *, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersGenerator:
+    def load(self, *, device: Device = "cpu") -> DiffusersGenerator:
         """The generator. Raises InputError if the source holds no pipeline."""
         if isinstance(self.source, DiffusersGenerator):
             return self.source
@@ -73,7 +76,7 @@ class Model:
             sampling=self.sampling,
             pixels=self.pixels,
             device=device,
-            dtype=dtype,
+            dtype=DTYPES[self.precision],
         )
 
 
@@ -149,19 +152,19 @@ class World:
     def __hash__(self) -> int:
         return hash((self.name, self.folder))
 
-    def edge(self, *, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersGenerator:
+    def edge(self, *, device: Device = "cpu") -> DiffusersGenerator:
         """The edge-GAI, without an update. Raises InputError if its latents are not those that the world says."""
-        edge = self.edge_model.load(device=device, dtype=dtype)
+        edge = self.edge_model.load(device=device)
         if self.latents is not None and edge.latent_shape != self.latents:
             shapes = f"{list(edge.latent_shape)}, and the world {self.name} says {list(self.latents)}"
             raise InputError(f"the latents of the edge are {shapes}")
         return edge
 
-    def cloud(self, *, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> DiffusersGenerator:
+    def cloud(self, *, device: Device = "cpu") -> DiffusersGenerator:
         """The cloud-GAI. Raises InputError if the world has no model of it."""
         if not isinstance(self.cloud_model, Model):
             raise self._lacks("model of a cloud")
-        return self.cloud_model.load(device=device, dtype=dtype)
+        return self.cloud_model.load(device=device)
 
     @property
     def side(self) -> int:

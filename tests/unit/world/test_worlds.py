@@ -20,7 +20,7 @@ from dekag.generation.diffusers import Sampling
 from dekag.serving.edge.settings import EdgeSettings
 from dekag.serving.http.settings import load_settings
 from dekag.types import Condition, InputError
-from dekag.wire.png import png_bytes
+from dekag.wire.png import png_bytes, read_image
 from dekag.world import Model, World, load_world, shipped_worlds
 from dekag.world.new import NewWorld, describe_world, new_world, split_prompts
 from dekag.world.shipped import WEIGHTS
@@ -351,3 +351,16 @@ def test_what_a_world_lacks_is_said_before_a_model_is_loaded(
     assert done.complaints == ["dekag: the world paper has no update; name one, or train one"]
     plain = dekag(capsys, "deliver", "a red apple", "--world", "paper", "--no-ka", "--out", tmp_path / "out")
     assert plain.complaints == ["dekag: the world paper has no codec; name one, or train one"]
+
+
+def test_a_world_draws_in_the_precision_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another one than fp32 gives other pictures of the same thing."""
+    shown = {}
+    for precision in ("fp32", "bf16"):
+        words = ("deliver", "a red apple", "--no-ka", "--precision", precision, "--out", tmp_path / precision)
+        assert dekag(capsys, *words).code == 0
+        shown[precision] = read_image(tmp_path / precision / "0000_seed0.png")
+    assert not torch.equal(*shown.values())
+    assert float((shown["fp32"] - shown["bf16"]).abs().mean()) < 0.1

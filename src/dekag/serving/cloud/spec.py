@@ -53,6 +53,8 @@ class JobFields(BaseModel):
     """What the update is called; on a channel it takes the place of an earlier one of that name."""
     channel: Literal["canary", "stable"] = "canary"
     """Where it is published."""
+    world: Annotated[str, Field(max_length=64)] | None = None
+    """Name of the world that the update is for; a cloud of another one refuses the job."""
     prompts: Annotated[list[Prompt], Field(min_length=1, max_length=MOST_PROMPTS)] | None = None
     domain: Annotated[str, Field(max_length=64)] | None = None
     """A group of the world's prompts; without prompts and domain, all of them."""
@@ -76,6 +78,8 @@ class JobFields(BaseModel):
 
     def checked_for(self, world: World) -> "JobSpec":
         """The spec with its prompts stripped; InputError if this world cannot do it."""
+        if self.world not in (None, world.name):
+            raise InputError(f"this cloud is of the world {world.name}, and the job is for {self.world}")
         if self.prompts is not None and self.domain is not None:
             raise InputError("give prompts or a domain of the world, not both")
         if not self.stages():

@@ -251,10 +251,13 @@ def centroids(levels: NDArray[np.int32], spread: Numbers, *, laplacian: bool) ->
     reach = np.abs(levels)[:, None]
     at = reach + NODES / 2
     # relative to the near edge, so that a cell far out in the tail does not underflow
-    density = np.exp(
-        law.logpdf(at / spread[:, None]) - law.logpdf(np.maximum(reach - 0.5, 0) / spread[:, None])
-    )
-    mean = (WEIGHTS * density * at).sum(1) / (WEIGHTS * density).sum(1)
+    near = law.logpdf(np.maximum(reach - 0.5, 0) / spread[:, None])
+    # where scipy's logarithm is -inf at the near edge already, no node has any density
+    density = np.exp(law.logpdf(at / spread[:, None]) - np.where(np.isfinite(near), near, 0.0))
+    mass = (WEIGHTS * density).sum(1)
+    # where all of it lies closer to the edge than any node, the edge itself
+    edge = np.maximum(np.abs(levels) - 0.5, 0.0)
+    mean = np.divide((WEIGHTS * density * at).sum(1), mass, out=edge, where=mass > 0)
     return np.asarray(np.where(levels == 0, 0.0, np.sign(levels) * mean))
 
 

@@ -23,7 +23,7 @@ from dekag.baseline import (
 from dekag.baseline.mcs import BY_NAME, TABLE, usable
 from dekag.baseline.measuring import BATCH, Extent, Rule, extend_table
 from dekag.baseline.pictures import FORMATS
-from dekag.baseline.source import fit, from_bits, load_source, save_source, to_bits
+from dekag.baseline.source import centroids, fit, from_bits, load_source, save_source, to_bits
 from dekag.baseline.thresholds import TARGET, Measurement, kind, merge, read_thresholds, write_thresholds
 from dekag.types import Condition, InputError
 from dekag.units import db_to_linear
@@ -400,3 +400,11 @@ def test_bad_input_is_one_clear_line(source: LatentSource, tmp_path) -> None:
         with pytest.raises(InputError, match=text) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("laplacian", [False, True])
+def test_a_level_far_in_the_tail_has_a_finite_centroid(laplacian: bool) -> None:
+    """All of its probability lies at the edge of its cell, where no node of the integral is."""
+    levels, spread = np.array([3, -3, 1, 0], dtype=np.int32), np.array([1e-4, 1e-4, 1e-3, 1e-4])
+    found = centroids(levels, spread, laplacian=laplacian)
+    np.testing.assert_allclose(found, [2.5, -2.5, 0.5, 0.0], atol=0.03)

@@ -117,6 +117,7 @@ def _option(described: DescribedField, name: str, as_options: Options, *, hidden
     optional = default is None and not needed
     note = typer.Option(
         f"{shown}/--no-{shown[2:]}" if kind is bool else shown,
+        metavar=f"<{kind.__name__}> ..." if listed else None,
         help=described.help,
         min=described.minimum if kind in (int, float) else None,
         max=described.maximum if kind in (int, float) else None,

@@ -16,7 +16,7 @@ SHARES = {
     "cuda": {"autoencoder": 0.33, "mini-clip": 0.16, "mini-dino": 0.17, "cloud": 0.36, "edge": 0.31},
 }
 """Shares of the minutes; what is not listed takes the rest of its lane."""
-ENOUGH = {"autoencoder": 75.0, "mini-clip": 20.0, "mini-dino": 45.0}
+ENOUGH = {"autoencoder": 150.0, "mini-clip": 20.0, "mini-dino": 45.0}
 """Minutes on a CPU beyond which the generators need the time more."""
 CONFIGS = {
     "autoencoder": LoopConfig(

@@ -297,15 +297,15 @@ def test_distillation_is_deterministic_and_resumable(edge: DiffusersGenerator, t
     """A run that was interrupted in its last stage ends in the same bytes as one that was not."""
     images = edge.decode(edge(PROMPTS, seeds=[5, 6]))
 
-    class Stop(Exception):  # noqa: N818
+    class StopError(Exception):
         pass
 
     def stop(stage: str, _: object) -> None:
         if stage == "frozen":
-            raise Stop
+            raise StopError
 
     straight = distil(edge, pairs(images, prior=PROMPTS), QUICK)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         distil(edge, pairs(images, prior=PROMPTS), QUICK, TrainingRun(checkpoint=tmp_path, on_step=stop))
     resumed = distil(edge, pairs(images, prior=PROMPTS), QUICK, TrainingRun(checkpoint=tmp_path))
     assert straight.metaword is not None

@@ -36,7 +36,7 @@ CONFIG = LoopConfig(rate=1e-2, batch=8, warmup_steps=5, weight_decay=0.1, seed=3
 STEPS = Budget(steps=40)
 
 
-class Interrupted(Exception):  # noqa: N818
+class InterruptedRunError(Exception):
     """Stands for the power cut."""
 
 
@@ -55,7 +55,7 @@ def loss_of(net: nn.Module, *, fail_at: int = -1, planted: Callable[[int], float
     def loss(rng: torch.Generator) -> Tensor:
         call = next(calls)
         if call == fail_at:
-            raise Interrupted
+            raise InterruptedRunError
         x = torch.randn(8, 3, 4, 4, generator=rng)
         value = (net(x) - x[:, :2, 0, 0]).square().mean()
         return value if planted is None else value * planted(call)
@@ -80,7 +80,7 @@ def trained(
 
 
 def interrupted(folder: Path, at: int, budget: Budget = STEPS, config: LoopConfig = CONFIG) -> None:
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         trained(folder, budget, config, fail_at=at)
 
 
@@ -166,7 +166,7 @@ def test_by_the_clock_a_run_goes_on_from_its_exact_state(tmp_path: Path, at: int
     budget = Budget(seconds=40.0)
     straight, progress = trained(tmp_path / "straight", budget, clock=clock.monotonic, planted=clock.tick)
     assert (progress.step, progress.seconds) == (40, 40.0)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         trained(tmp_path / "broken", budget, fail_at=at, clock=clock.monotonic, planted=clock.tick)
     reached, used = read_header(tmp_path / "broken" / STATE)
     assert (reached.step, reached.seconds, used) == (at, float(at), at / 40)
@@ -330,7 +330,7 @@ def test_reports_change_nothing_and_none_comes_twice(
                 tmp_path,
                 report=lambda progress: steps.append(progress.step),
             )
-        except Interrupted:
+        except InterruptedRunError:
             assert at == 23
     assert steps == [5, 10, 15, 20, 25, 30, 35, 40]
     assert equal(straight[0], net)

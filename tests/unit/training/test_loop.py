@@ -28,7 +28,7 @@ from dekag.training.trackers import Tracking
 from dekag.types import InputError
 
 
-class Interrupted(Exception):  # noqa: N818
+class InterruptedRunError(Exception):
     """Stands for the power cut."""
 
 
@@ -50,7 +50,7 @@ CONFIG = TrainConfig(steps=40, learning_rate=1e-2, warmup_steps=5, checkpoint_ev
 
 def stop_at_27(progress: Progress) -> None:
     if progress.step == 27:
-        raise Interrupted
+        raise InterruptedRunError
 
 
 def equal(first: nn.Module, second: nn.Module) -> bool:
@@ -69,7 +69,7 @@ def test_interrupted_and_uninterrupted_runs_end_in_the_same_bytes(tmp_path: Path
     straight = model()
     train(straight, loss_of(straight), config)
     broken = model()
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         train(broken, loss_of(broken), config, checkpoint=tmp_path / "state.pt", on_step=stop_at_27)
     resumed = model()
     train(resumed, loss_of(resumed), config, checkpoint=tmp_path / "state.pt")
@@ -91,7 +91,7 @@ def test_dropout_is_drawn_again_and_the_global_generator_stays(tmp_path: Path) -
 
     straight, broken, resumed = model(), model(), model()
     train(straight, dropped(straight), config)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         train(broken, dropped(broken), config, checkpoint=tmp_path / "state.pt", on_step=stop_at_27)
     torch.manual_seed(77)
     before = torch.get_rng_state()
@@ -206,7 +206,7 @@ def test_validation_leaves_the_run_as_it_is_and_keeps_the_best_average(tmp_path:
         assert not any(seen)
         return net, trained
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         run(stop_at_27)
     net, trained = run(None)
     assert equal(net, plain if keep == "last" else early)
@@ -312,7 +312,7 @@ def old_format(path: Path) -> None:
 def test_checkpoint_of_the_first_format_is_resumed(tmp_path: Path) -> None:
     straight, broken, resumed = model(), model(), model()
     train(straight, loss_of(straight), CONFIG)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedRunError):
         train(broken, loss_of(broken), CONFIG, checkpoint=tmp_path / "state.pt", on_step=stop_at_27)
     old_format(tmp_path / "state.pt")
     with pytest.raises(InputError, match="is of a run with accumulation 1, this one has 2"):

@@ -25,12 +25,11 @@ from dekag.alignment.generation.few_steps import distil_few_steps
 from dekag.alignment.generation.makd import distil
 from dekag.alignment.generation.method import DistillationData, OnStep, TrainingRun
 from dekag.alignment.generation.methods import method_config
-from dekag.alignment.generation.noise_map import fit_noise_map
+from dekag.alignment.generation.noise_map import shared_noise_map
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.bundle.manifest import Quantisation, Setting
 from dekag.bundle.rank import reduce_rank
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.tasks.align_generation import NOISE_IMAGES
 from dekag.tasks.material import ImageSource, material
 from dekag.tasks.validate import Extras, tuned, validation
 from dekag.training.run import ALONE, Run
@@ -107,9 +106,7 @@ def train(name: str, edge: DiffusersGenerator, runs: Path, precision: Precision)
         run = TrainingRun(checkpoint=runs / "methods" / name, on_step=on_step)
         update = distil(edge, pairs, config, run)
     update = tuned(update, *check.choose(edge, update, EXTRAS.get(method, Extras())))
-    some = data.images[:: max(1, len(data.images) // NOISE_IMAGES)]
-    both = [chosen.cloud().encode(some), edge.encode(some)]
-    update = replace(update, noise_map=fit_noise_map(*both))
+    update = replace(update, noise_map=shared_noise_map(chosen.cloud(), edge, data.images))
     torch.save(update, path)
     return update
 

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
@@ -141,8 +141,4 @@ def _plain(kind: Any) -> tuple[Any, bool]:
     if get_origin(kind) is tuple:
         return get_args(kind)[0], True
     parts = [part for part in _parts(kind) if part is not NoneType]
-    if float in parts:
-        return float, False
-    if get_origin(parts[0]) is Literal:
-        return parts[0], False
-    return parts[0], False
+    return float if float in parts else parts[0], False

@@ -32,11 +32,18 @@ class PictureSet:
 
         Raises InputError if a prompt has no picture or a file cannot be read.
         """
+        files = self._files(prompts)
+        return read_pictures(
+            [own[seed % len(own)] for own, seed in zip(files, seeds, strict=True)], self.pixels
+        )
+
+    def counts(self, prompts: Sequence[str]) -> list[int]:
+        """How many pictures there are of each prompt. Raises InputError if a prompt has none."""
+        return [len(own) for own in self._files(prompts)]
+
+    def _files(self, prompts: Sequence[str]) -> list[list[Path]]:
         if missing := [prompt for prompt in prompts if prompt not in self.by_prompt]:
             raise InputError(
                 f"{self.folder} has no picture of {missing[0]!r}, nor of {len(missing) - 1} others"
             )
-        files = [self.by_prompt[prompt] for prompt in prompts]
-        return read_pictures(
-            [own[seed % len(own)] for own, seed in zip(files, seeds, strict=True)], self.pixels
-        )
+        return [self.by_prompt[prompt] for prompt in prompts]

@@ -5,14 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dekag.alignment.config import MakdConfig
 from dekag.alignment.generation.bundles import save_generation
 from dekag.alignment.generation.few_steps import distil_few_steps
 from dekag.alignment.generation.method import DistillationData, TrainingRun
 from dekag.alignment.generation.methods import find_method
-from dekag.alignment.generation.noise_map import fit_noise_map
+from dekag.alignment.generation.noise_map import shared_noise_map
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.bundle.bundle import Bundle
 from dekag.bundle.manifest import Setting
@@ -21,11 +19,8 @@ from dekag.tasks.material import Material
 from dekag.tasks.validate import Check, Extras, tuned, validation
 from dekag.training.processes import from_main, process_count
 from dekag.training.run import ALONE, Run
-from dekag.types import InputError, Latent
+from dekag.types import InputError
 from dekag.world import World
-
-NOISE_IMAGES = 64
-"""Images that the noise map is fitted on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,18 +95,9 @@ def align_generation(
     settings |= {"method": task.method, "images": len(train.images)}
 
     def write() -> Bundle:
-        whole = replace(update, noise_map=_noise_map(world, edge, data, run))
+        cloud = world.cloud(device=run.device) if data.drawn_by_cloud else None
+        whole = replace(update, noise_map=shared_noise_map(cloud, edge, train.images))
         return save_generation(out, edge, whole, settings=settings, quantisation=task.extras.quantisation)
 
     run.on_stage("write")
     return from_main(write)
-
-
-def _noise_map(world: World, edge: DiffusersGenerator, data: Material, run: Run) -> torch.Tensor | None:
-    """The map of shared noise, where the world's cloud drew the images and the latents have one shape."""
-    if not data.drawn_by_cloud:
-        return None
-    images = data.train.images[:: max(1, len(data.train.images) // NOISE_IMAGES)]
-    cloud_latents: Latent = world.cloud(device=run.device).encode(images)
-    edge_latents: Latent = edge.encode(images)
-    return fit_noise_map(cloud_latents, edge_latents) if cloud_latents.shape == edge_latents.shape else None

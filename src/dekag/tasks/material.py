@@ -114,13 +114,11 @@ def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:
 
 def _from_pictures(pictures: PictureSet, prompts: Sequence[str]) -> CloudImages:
     """All pictures of the prompts, several of one prompt as well."""
-    rows = [
-        (text, number)
-        for text in dict.fromkeys(prompts)
-        for number in range(len(pictures.by_prompt.get(text, "x")))
-    ]
-    images = pictures.images([text for text, _ in rows], seeds=[number for _, number in rows])
-    return CloudImages(prompts=tuple(text for text, _ in rows), images=images)
+    texts = list(dict.fromkeys(prompts))
+    counts = pictures.counts(texts)
+    every = tuple(text for text, count in zip(texts, counts, strict=True) for _ in range(count))
+    images = pictures.images(every, seeds=[number for count in counts for number in range(count)])
+    return CloudImages(prompts=every, images=images)
 
 
 def held_back(data: CloudImages) -> Material:

@@ -1,6 +1,5 @@
 """A nominal codec for a world's latents: its transform is fitted, its layers are trained at one condition."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +18,10 @@ from dekag.training.run import ALONE, Run
 from dekag.types import InputError, Latent
 from dekag.wire.files import staged
 from dekag.world import World
+from dekag.world.new import usual_uses
 
 MOST_CELLS = 256
 """Cells that the codec's attention sees, if no patch is given."""
-MOST_USES = 4096
 PROBES = 60
 """Latents at which the importance of the channels is measured, of pictures of PROBE_SIDE; fewer of larger ones."""
 PROBE_SIDE = 64
@@ -81,8 +80,8 @@ def train_codec(
 def codec_sizes(latents: tuple[int, ...], config: CodecConfig) -> JsccConfig:
     """Sizes of a codec for latents of a shape [channels, rows, cols]; what the config leaves out is chosen here.
 
-    The patch is the smallest power of two that leaves at most MOST_CELLS cells; the highest rate is a quarter of the
-    latent's numbers, at most MOST_USES.
+    The patch is the smallest power of two that leaves at most MOST_CELLS cells; the highest rate is
+    `world.new.usual_uses`.
     """
     channels, rows, cols = latents
     patch = config.patch or _usual_patch(rows, cols)
@@ -94,7 +93,7 @@ def codec_sizes(latents: tuple[int, ...], config: CodecConfig) -> JsccConfig:
         width=config.width,
         encoder_depth=config.encoder_depth,
         decoder_depth=config.decoder_depth,
-        max_uses=config.max_uses or max(1, min(MOST_USES, math.prod(latents) // 4)),
+        max_uses=config.max_uses or usual_uses((channels, rows, cols)),
         constellation=config.constellation,
     )
 

@@ -21,9 +21,10 @@ from dekag.world.world import Model, World
 
 HELD_OUT_SHARE = 0.1
 """Of the prompts, for validation and for reporting each."""
-MOST_USES = 4096
 FEWEST = 2
 """Prompts of each of these at least."""
+MOST_USES = 4096
+"""Channel uses at most, where nobody says how many."""
 LACKS = ("cloud", "ceiling", "prompts", "judges", "codec", "generation", "transmission")
 """What a world may lack; a ceiling is what a cloud draws anew, which pictures alone do not."""
 SPLITS = ("distill", "validation", "heldout")

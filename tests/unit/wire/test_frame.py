@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sent_symbols import odd_symbols
 
 from dekag.bundle.bundle import load_bundle
 from dekag.bundle.digest import canonical_json, digest_json
@@ -32,18 +33,7 @@ MOST_SECONDS = 1.0
 
 
 def sent() -> Frame:
-    """Three images of 5, 4 and 12 payload symbols under three conditions, none of them a round number."""
-    condition = Condition(
-        uses=torch.tensor([5, 8, 12]),
-        snr_db=torch.tensor([3.7, -4.9, 19.1]),
-        rayleigh=torch.tensor([False, True, True]),
-        blocks=torch.tensor([1, 2, 3]),
-        correlation=torch.tensor([0.0, 0.3, 1.0]),
-        phase=torch.tensor([0.0, -2.2, 1 / 3]),
-        pilots=torch.tensor([0, 2, 0]),
-    )
-    symbols = torch.randn(3, 14, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
-    symbols[torch.arange(14) >= condition.payload[:, None]] = 0
+    symbols, condition = odd_symbols()
     return Frame(symbols=symbols, condition=condition, seed=-(2**63), world="emoji", bundles={})
 
 

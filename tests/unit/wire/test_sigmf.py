@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from full_disk import full_after
+from sent_symbols import odd_symbols
 
 from dekag.channel import BlockFading
 from dekag.types import Condition, InputError
@@ -23,19 +24,7 @@ Metadata = dict[str, Any]
 
 
 def recording() -> Recording:
-    """Three images of 5, 4 and 12 payload symbols under three conditions, none of them a round number."""
-    condition = Condition(
-        uses=torch.tensor([5, 8, 12]),
-        snr_db=torch.tensor([3.7, -4.9, 19.1]),
-        rayleigh=torch.tensor([False, True, True]),
-        blocks=torch.tensor([1, 2, 3]),
-        correlation=torch.tensor([0.0, 0.3, 1.0]),
-        phase=torch.tensor([0.0, -2.2, 1 / 3]),
-        pilots=torch.tensor([0, 2, 0]),
-    )
-    rng = torch.Generator().manual_seed(1)
-    symbols = torch.randn(3, 14, dtype=torch.complex64, generator=rng)
-    symbols[torch.arange(14) >= condition.payload[:, None]] = 0
+    symbols, condition = odd_symbols()
     return Recording(symbols=symbols, condition=condition, seed=-(2**63), sample_rate_hz=1.92e6)
 
 

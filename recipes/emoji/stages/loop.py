@@ -34,7 +34,7 @@ Loss = Callable[[torch.Generator], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long a stage trains: a number of steps, or seconds of wall-clock time. Exactly one is given."""
+    """How long a stage trains: a number of steps, or seconds of `clock_of` its device. Exactly one is given."""
 
     steps: int | None = None
     seconds: float | None = None
@@ -75,7 +75,7 @@ class LoopConfig:
 
 @dataclass(kw_only=True)
 class Progress:
-    """What a run has come to; seconds are wall-clock time of all its starts together, without pauses."""
+    """What a run has come to; seconds are of all its starts together, without pauses."""
 
     step: int = 0
     pictures: int = 0
@@ -91,6 +91,11 @@ class Progress:
         return asdict(self)
 
 
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """What a budget in seconds is measured with: a CPU's own time, which no other process uses up, else the wall's."""
+    return time.process_time if device.type == "cpu" else time.monotonic
+
+
 Report = Callable[[Progress], None]
 """Called with the averaged weights in the model and the model in evaluation mode."""
 
@@ -103,18 +108,21 @@ def train(
     folder: Path,
     *,
     report: Report,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
 ) -> Progress:
     """Train what requires a gradient in `model`; it ends holding the moving average of its weights.
 
     The state is written into `folder` every `checkpoint_seconds` and at the end, and read from there at the start.
     A run whose budget has grown goes on from before its learning rate fell.
+    clock: `clock_of` the model's device if None.
     Raises ValueError if the loss or what it made of the weights is not finite.
     """
     device = next(model.parameters()).device
+    clock = clock_of(device) if clock is None else clock
     state = State(model, config, device)
     progress = state.resume(folder, budget)
-    started = last = saved = clock()
+    last, started = clock(), time.monotonic()
+    saved = started
     first = progress.pictures
     model.train()
     while (share := budget.share(progress.step, progress.seconds)) < 1:
@@ -140,7 +148,7 @@ def train(
             progress.loss = moving_mean(progress.loss, value.item(), progress.step)
             if not math.isfinite(progress.loss):
                 raise ValueError(f"the loss is not finite at step {progress.step}: {progress.loss}")
-        progress.pictures_per_second = (progress.pictures - first) / max(1e-9, now - started)
+        progress.pictures_per_second = (progress.pictures - first) / max(1e-9, time.monotonic() - started)
         # 5. report and checkpoint
         taken, share = share, budget.share(progress.step, progress.seconds)
         if share * config.reports >= progress.reports + 1:
@@ -150,9 +158,9 @@ def train(
             progress.seconds += clock() - now
             share = budget.share(progress.step, progress.seconds)
         stable = fall_factor(taken, config) == 1
-        if now - saved > config.checkpoint_seconds or (stable and fall_factor(share, config) < 1):
+        if time.monotonic() - saved > config.checkpoint_seconds or (stable and fall_factor(share, config) < 1):
             state.save(folder, progress, share, stable=stable)
-            saved = now
+            saved = time.monotonic()
         last = clock()
     state.save(folder, progress, share, stable=False)
     state.use_average()

@@ -19,6 +19,7 @@ from dekag.channel import BlockFading
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient
 from dekag.registry.source import open_source
+from dekag.serving.edge.alignment import AlignmentMetrics, Alignments
 from dekag.serving.edge.api import EdgeService, bundles_router, deliveries_router
 from dekag.serving.edge.bundles import KINDS, Bundles
 from dekag.serving.edge.decoders import DecoderFiles
@@ -55,16 +56,17 @@ def create(settings: EdgeSettings, world: World | None = None, *, air: Channel |
         title="dekag edge",
         settings=settings,
         lifespan=_lifespan(settings, service),
-        ready=partial(_missing, service),
+        ready=lambda: service.engine.failure or service.alignments.missing(),
         metrics=metrics,
         public=PUBLIC,
     )
     side = world.side
     images = ImageService(
         engine=service.engine,
-        models=service.bundles,
+        models=service.models,
         size=f"{side}x{side}",
         log_prompts=settings.log_prompts,
+        alignment=service.alignments.of_model,
         on_answer=_counting(service.traffic),
     )
     page = page_router(_page(settings, world, service.most_uses))
@@ -101,10 +103,16 @@ def _service(settings: EdgeSettings, world: World, metrics: HttpMetrics, air: Ch
     bundles = Bundles(
         generator=generator, codec=codec, shelf=shelf, engine=engine, max_loaded=settings.max_loaded
     )
-    return EdgeService(
-        engine=engine,
+    alignments = Alignments(
         bundles=bundles,
         puller=None if client is None else _puller(settings, client, bundles, metrics),
+        allow_unaligned=settings.allow_unaligned,
+        max_offline_age=settings.max_offline_age,
+    )
+    AlignmentMetrics(alignments, metrics.registry)
+    return EdgeService(
+        engine=engine,
+        alignments=alignments,
         decoders=DecoderFiles(settings.folder / "decoders", bundles),
         traffic=Traffic(metrics.registry),
         world=world.name,
@@ -114,14 +122,6 @@ def _service(settings: EdgeSettings, world: World, metrics: HttpMetrics, air: Ch
         deliveries=Recent(settings.deliveries),
         air=air,
     )
-
-
-def _missing(service: EdgeService) -> str | None:
-    """What has to be there before work: a model that works, and once, with a registry, the first look at it."""
-    puller = service.puller
-    lacking = any(service.bundles.active(kind) is None for kind in KINDS)
-    fresh = puller is not None and not puller.tried and lacking
-    return service.engine.failure or ("the first pull has not ended" if fresh else None)
 
 
 def _stock(shelf: Shelf, world: World) -> None:
@@ -187,7 +187,7 @@ def _lifespan(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.engine.start()
         await service.bundles.restore()
-        tasks = []
+        tasks = [asyncio.create_task(service.alignments.follow())]
         if service.puller is not None:
             tasks.append(asyncio.create_task(service.puller.follow(settings.poll_seconds)))
         if settings.cloud_url is not None:

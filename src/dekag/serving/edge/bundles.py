@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from dekag.alignment.generation.bundles import apply_generation
@@ -65,6 +65,14 @@ class Bundles:
         """Id of the update that is used unless another one is asked for."""
         return self._active[kind]
 
+    def pinned(self, bundle_id: str) -> bool:
+        """Whether an operator keeps an update, whatever a channel lists."""
+        return any(bundle.pinned for bundle in self.shelf.bundles() if bundle.id == bundle_id)
+
+    def asks_active(self, name: str | None, bundle: str | None) -> bool:
+        """Whether a request is for the active update, by saying so or by naming none."""
+        return name in (None, "edge") and bundle in (None, "active")
+
     def loaded(self, bundle_id: str) -> bool:
         """Whether an update is in memory."""
         return bundle_id in self._models or bundle_id in self._coders
@@ -86,12 +94,24 @@ class Bundles:
 
     async def coder(self) -> Coder:
         """The codec with the active update."""
-        wanted = self._active["transmission"]
+        return await self.coder_with(self._active["transmission"])
+
+    async def coder_with(self, wanted: str | None) -> Coder:
+        """The codec with one update, or without."""
         if wanted is None:
             return self.plain_coder
         if wanted not in self._coders:
             await self.load(wanted)
         return self._coders[wanted]
+
+    async def coders(self) -> list[Coder]:
+        """The codec without an update, and with each one on the shelf."""
+        coders = [self.plain_coder]
+        for bundle in self.shelf.bundles():
+            if bundle.kind == "transmission" and bundle.bad is None:
+                with suppress(InputError):  # one for another model
+                    coders.append(await self.coder_with(bundle.id))
+        return coders
 
     async def restore(self) -> None:
         """Take up where the last process ended: the active updates, or where one fails the one before it."""

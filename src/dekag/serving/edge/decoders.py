@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from dekag.link import Link
-from dekag.serving.edge.bundles import Bundles
+from dekag.serving.edge.bundles import Bundles, Coder
 from dekag.serving.edge.requests import DecoderFile, DecodersReply
 from dekag.serving.onnx import Decoders, OnnxFile, export_decoders
 
@@ -22,19 +22,25 @@ class DecoderFiles:
     async def current(self) -> DecodersReply:
         """Those that belong to the active update of the codec."""
         coder = await self._bundles.coder()
+        made = await self._make(coder)
+        return DecodersReply(transmission=coder.bundle, codec=_told(made.codec), image=_told(made.image))
+
+    async def find(self, sha256: str) -> Path | None:
+        """The file of that digest, if one of the codec's updates here has it: another edge may have named it."""
+        if sha256 not in self._files:
+            for coder in await self._bundles.coders():
+                await self._make(coder)
+        file = self._files.get(sha256)
+        return None if file is None else file.path
+
+    async def _make(self, coder: Coder) -> Decoders:
         async with self._alone:
             if coder.bundle not in self._made:
                 link = Link(generator=self._bundles.plain.generator, codec=coder.codec)
                 made = await asyncio.to_thread(export_decoders, self._folder, link)
                 self._made[coder.bundle] = made
                 self._files |= {file.sha256: file for file in (made.codec, made.image)}
-        made = self._made[coder.bundle]
-        return DecodersReply(transmission=coder.bundle, codec=_told(made.codec), image=_told(made.image))
-
-    def path(self, sha256: str) -> Path | None:
-        """The file of that digest, if it was named before."""
-        file = self._files.get(sha256)
-        return None if file is None else file.path
+        return self._made[coder.bundle]
 
 
 def _told(file: OnnxFile) -> DecoderFile:

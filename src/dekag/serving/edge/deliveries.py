@@ -4,18 +4,17 @@ import io
 import tarfile
 import tempfile
 import time
-import uuid
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from dekag.channel import BlockFading
 from dekag.evaluation.metrics import psnr_db
 from dekag.link import BUNDLE_ID_BYTES, SEED_BYTES, Link, receive
 from dekag.serving.edge.bundles import Coder
+from dekag.serving.edge.recipes import Recipe
 from dekag.serving.images.engine import Drawn, Model
 from dekag.types import Channel, Condition, Image, Ledger, Received, Symbols
 from dekag.wire.frame import Frame, write_frame
@@ -57,16 +56,25 @@ class Picture:
 class Delivery:
     """One image on its way: drawn, encoded for a condition, and sent over a simulated channel, `air`."""
 
-    prompt: str
+    recipe: Recipe
     picture: Picture
     model: Model
     coder: Coder
     condition: Condition
     symbols: Symbols
     encode_ms: float
-    world: str
-    air: Channel = field(default_factory=BlockFading)
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    air: Channel
+
+    @property
+    def id(self) -> str:
+        """Its name, from which any edge with the same world and updates can make it again."""
+        return self.recipe.to_id()
+
+    @property
+    def prompt(self) -> str:
+        """What was drawn."""
+        assert self.recipe.prompt is not None
+        return self.recipe.prompt
 
     @property
     def bundles(self) -> dict[str, str]:
@@ -91,29 +99,21 @@ class Seen:
 
 
 @torch.no_grad()
-def encode(
-    prompt: str,
-    picture: Picture,
-    model: Model,
-    coder: Coder,
-    condition: Condition,
-    world: str,
-    air: Channel,
-) -> Delivery:
+def encode(recipe: Recipe, picture: Picture, model: Model, coder: Coder, air: Channel) -> Delivery:
     """Put a drawn latent on the air. Raises InputError for a condition that the codec does not serve."""
+    condition = recipe.condition.condition()
     started = time.perf_counter()
     latent = picture.drawn.latent
     assert latent is not None
     symbols = coder.codec.encode(latent, condition)
     return Delivery(
-        prompt=prompt,
+        recipe=recipe,
         picture=picture,
         model=model,
         coder=coder,
         condition=condition,
         symbols=symbols,
         encode_ms=1000 * (time.perf_counter() - started),
-        world=world,
         air=air,
     )
 
@@ -126,7 +126,7 @@ def frame_bytes(delivery: Delivery, channel_seed: int | None) -> bytes:
             symbols=delivery.symbols if received is None else received.symbols,
             condition=delivery.condition,
             seed=delivery.picture.drawn.seed,
-            world=delivery.world,
+            world=delivery.recipe.world,
             bundles=delivery.bundles,
             delivery=delivery.id,
             gain=None if received is None else received.state.gain,
@@ -142,7 +142,7 @@ def sigmf_bytes(delivery: Delivery) -> bytes:
         symbols=delivery.symbols,
         condition=delivery.condition,
         seed=delivery.picture.drawn.seed,
-        world=delivery.world,
+        world=delivery.recipe.world,
         bundles=delivery.bundles,
     )
     buffer = io.BytesIO()

@@ -2,19 +2,20 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter
 
 from dekag.bundle.manifest import Kind
-from dekag.registry import Listing
 from dekag.registry.client import RegistryClient
+from dekag.registry.listing import Listed, Listing
 from dekag.serving.edge.bundles import Bundles
 from dekag.serving.http.logs import facts
 from dekag.types import InputError
 
 log = logging.getLogger("dekag.serving")
+Some = TypeVar("Some", bound=Listed)
 
 
 class Puller:
@@ -22,6 +23,8 @@ class Puller:
 
     bases: digest of what an update of each kind must be made for; others are left alone.
     follow: names of the bundles that may become active, all if there are none.
+    looked: what the registry said when it was last read, before this process as well. expiries: until when each role
+    of what was read then is signed.
     """
 
     def __init__(
@@ -35,8 +38,9 @@ class Puller:
         registry: CollectorRegistry,
     ) -> None:
         self.error: str | None = None
-        self.checked: int | None = None
         self.tried = False
+        self.looked = client.last(channel)
+        self.expiries = client.expiries()
         self._client = client
         self._bundles = bundles
         self._channel = channel
@@ -45,6 +49,15 @@ class Puller:
         self._alone = asyncio.Lock()
         self._pulls = Counter("dekag_edge_pulls", "Looks at the registry.", ["result"], registry=registry)
         self._refused = Counter("dekag_edge_updates_refused", "Updates that failed.", registry=registry)
+
+    @property
+    def channel_name(self) -> str:
+        """The channel in words."""
+        return f"channel {self._channel}"
+
+    def listed(self, kind: Kind) -> list[Listed]:
+        """What the channel listed for this edge when it was last read, and may become active."""
+        return [] if self.looked is None else self._mine(kind, self.looked.listed)
 
     async def follow(self, seconds: float) -> None:
         """Pull for ever, with so long a wait between two pulls."""
@@ -71,7 +84,8 @@ class Puller:
                 raise
             finally:
                 self.tried = True
-            self.error, self.checked = None, int(time.time())
+                self.looked, self.expiries = self._client.last(self._channel), self._client.expiries()
+            self.error = None
             self._pulls.labels("done").inc()
             return new
 
@@ -92,9 +106,14 @@ class Puller:
             await asyncio.to_thread(shelf.prune)
         return [listing.id for listing in new]
 
+    def _mine(self, kind: Kind, listed: Sequence[Some]) -> list[Some]:
+        """Those of a list that may become active here."""
+        fitting = [one for one in listed if one.kind == kind and one.base_digest == self._bases.get(kind)]
+        return [one for one in fitting if not self._follow or one.name in self._follow]
+
     async def _follow_kind(self, kind: Kind, listed: Sequence[Listing]) -> None:
         """Activate the last one listed, unless it is active or bad, or the active one is pinned."""
-        mine = [one for one in listed if one.kind == kind and (not self._follow or one.name in self._follow)]
+        mine = self._mine(kind, listed)
         active = self._bundles.active(kind)
         shelved = {bundle.id: bundle for bundle in self._bundles.shelf.bundles()}
         if not mine or mine[-1].id == active or shelved[mine[-1].id].bad is not None:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from dekag.bundle.manifest import Kind
+from dekag.serving.alignment import State
 from dekag.serving.images.requests import Bundle, Prompt, Seed, Steps, Strict
 from dekag.types import Condition
 
@@ -49,9 +51,19 @@ class DeliveryRequest(Strict):
 
 
 class SeeRequest(Strict):
-    """The channel between the edge and a user."""
+    """The channel between the edge and a user. prompt: only of a delivery whose prompt is too long for its id."""
 
     channel_seed: ChannelSeed = 0
+    prompt: Prompt | None = None
+
+
+class AlignmentReply(BaseModel):
+    """The state of one kind of update: see `dekag.serving.alignment`."""
+
+    kind: Kind
+    state: State
+    bundle: str | None
+    reason: str
 
 
 class SeenReply(BaseModel):
@@ -63,6 +75,7 @@ class SeenReply(BaseModel):
     erased_uses: int
     condition: dict[str, Any]
     bundles: dict[str, str]
+    alignment: list[AlignmentReply]
     ledger: dict[str, Any]
     warnings: list[str]
 
@@ -81,12 +94,18 @@ class BundleReply(BaseModel):
 
 
 class BundleList(BaseModel):
-    """All bundles, oldest first. checked: when the registry was last read. error: why the last pull failed."""
+    """All bundles, oldest first, and the state of each kind.
+
+    checked: when the registry was last read, as Unix time. error: why the last pull failed. expires: until when each
+    role of what was read is signed, as Unix time.
+    """
 
     bundles: list[BundleReply]
+    alignment: list[AlignmentReply]
     channel: str | None
     checked: int | None
     error: str | None
+    expires: dict[str, int]
 
 
 class PullReply(BaseModel):
@@ -94,6 +113,7 @@ class PullReply(BaseModel):
 
     new: list[str]
     active: dict[str, str | None]
+    alignment: list[AlignmentReply]
 
 
 class DecoderFile(BaseModel):

@@ -29,6 +29,10 @@ class EdgeSettings(ServiceSettings):
     channel: str = Field(default="stable", pattern="^[a-z][a-z0-9-]{0,31}$")
     follow: tuple[str, ...] = ()
     """Names of the bundles that may become active by themselves; all if there are none."""
+    allow_unaligned: bool = False
+    """Whether an edge with a registry may draw without an update; else it is not ready and answers 503 meanwhile."""
+    max_offline_age: float | None = Field(default=None, gt=0)
+    """Seconds since the registry was last read after which the edge is not ready; no limit if left out."""
     poll_seconds: float = Field(default=60.0, gt=0)
     keep: int = Field(default=3, ge=1)
     """Bundles of a kind that stay on the disk beside the pinned and active ones."""

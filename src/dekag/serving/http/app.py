@@ -54,6 +54,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.stopping = False
+    app.state.guarded = settings.guarded
     measured = metrics or HttpMetrics()
     open_paths = ("/healthz", "/readyz", *public)
     install_errors(app)
@@ -119,7 +120,9 @@ class Observed:
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.observe(method, route, status, seconds)
         level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
-        details = facts(method=method, path=scope["path"][:200], status=status, ms=round(1000 * seconds, 1))
+        # the route's pattern: a delivery's id, which is in its path, holds a prompt
+        path = scope["path"][:200] if route == "none" else route
+        details = facts(method=method, path=path, status=status, ms=round(1000 * seconds, 1))
         log.log(level, "request", extra=details)
 
 

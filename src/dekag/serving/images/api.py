@@ -15,11 +15,14 @@ from fastapi.sse import format_sse_event
 from starlette.responses import Response, StreamingResponse
 
 from dekag.link import BUNDLE_ID_BYTES, SEED_BYTES
-from dekag.serving.http.errors import ApiError, as_api_error
+from dekag.serving.alignment import Alignment
+from dekag.serving.http.callers import caller_of
+from dekag.serving.http.errors import ApiError, as_api_error, json_response
 from dekag.serving.http.logs import facts
 from dekag.serving.images.engine import Drawing, Drawn, Engine, Model, Order
 from dekag.serving.images.files import FORMATS, image_file
 from dekag.serving.images.requests import (
+    AlignmentDetails,
     Details,
     HubParameters,
     HubRequest,
@@ -55,12 +58,16 @@ class Models(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageService:
-    """What the routes need. size: WIDTHxHEIGHT of the images. on_answer: is given the details of every answer."""
+    """What the routes need. size: WIDTHxHEIGHT of the images. on_answer: is given the details of every answer.
+
+    alignment: says the state of what a model draws, None of a service that has no updates.
+    """
 
     engine: Engine
     models: Models
     size: str
     log_prompts: bool = False
+    alignment: Callable[[Model], Alignment | None] = field(default=lambda _: None)
     on_answer: OnAnswer = field(default=lambda _: None)
     started: int = field(default_factory=lambda: int(time.time()))
 
@@ -145,12 +152,16 @@ async def _generate(service: ImageService, asked: ImageRequest, request: Request
             seeds=tuple(range(first, first + images)),
             steps=asked.steps,
             partials=asked.partial_images or 0,
+            caller=caller_of(request),
         )
         drawing = _submit(service, order)
-    answer = _Answer(service=service, order=order, form=asked.output_format or "png", asked=asked)
+    form = asked.output_format or "png"
+    answer = _Answer(service=service, order=order, form=form, asked=asked, state=service.alignment(model))
     if asked.stream:
-        return StreamingResponse(_events(answer, drawing), media_type="text/event-stream")
-    return await answer.reply(await while_connected(request, drawing))
+        events = _events(answer, drawing)
+        return StreamingResponse(events, media_type="text/event-stream", headers=answer.headers)
+    reply = await answer.reply(await while_connected(request, drawing))
+    return json_response(reply.model_dump(), headers=answer.headers)
 
 
 async def _text_to_image(
@@ -162,14 +173,18 @@ async def _text_to_image(
         raise ApiError(400, f"images have {service.size} pixels", param="parameters.width")
     async with service.models.using(name, given.bundle) as model:
         order = Order(
-            model=model, prompt=asked.inputs, seeds=(given.seed or 0,), steps=given.num_inference_steps
+            model=model,
+            prompt=asked.inputs,
+            seeds=(given.seed or 0,),
+            steps=given.num_inference_steps,
+            caller=caller_of(request),
         )
         drawing = _submit(service, order)
-    answer = _Answer(service=service, order=order, form="png", asked=None)
+    answer = _Answer(service=service, order=order, form="png", asked=None, state=service.alignment(model))
     drawn = await while_connected(request, drawing)
     (file,) = await answer.files(drawn)
     answer.details(drawn, [file])
-    return Response(file, media_type=FORMATS["png"])
+    return Response(file, media_type=FORMATS["png"], headers=answer.headers)
 
 
 def _submit(service: ImageService, order: Order) -> Drawing:
@@ -181,12 +196,18 @@ def _submit(service: ImageService, order: Order) -> Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """An order's images in the form that was asked for."""
+    """An order's images in the form that was asked for. state: of what draws them."""
 
     service: ImageService
     order: Order
     form: str
     asked: ImageRequest | None
+    state: Alignment | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the head of the answer says of them."""
+        return {} if self.state is None else {"x-alignment": self.state.state}
 
     async def files(self, drawn: Sequence[Drawn]) -> list[bytes]:
         """The images as files."""
@@ -195,6 +216,8 @@ class _Answer:
     async def _file(self, image: Image, *, seed: int) -> bytes:
         compression = None if self.asked is None else self.asked.output_compression
         notes = {"seed": str(seed), "bundle": self.order.model.bundle or "none", "software": "dekag"}
+        if self.state is not None:
+            notes["alignment"] = self.state.state
         quality = JPEG_QUALITY if compression is None else compression
         return await asyncio.to_thread(image_file, image, self.form, quality=quality, notes=notes)
 
@@ -235,7 +258,7 @@ class _Answer:
 
     def details(self, drawn: Sequence[Drawn], files: Sequence[bytes]) -> Details:
         """How the images were drawn; the service is told of it."""
-        bundle, last = self.order.model.bundle, drawn[-1]
+        bundle, last, state = self.order.model.bundle, drawn[-1], self.state
         details = Details(
             bundle=bundle,
             seeds=list(self.order.seeds),
@@ -247,6 +270,7 @@ class _Answer:
                 id_bytes=BUNDLE_ID_BYTES if bundle else 0,
                 image_bytes=sum(len(file) for file in files),
             ),
+            alignment=state and AlignmentDetails(state=state.state, reason=state.reason),
             warnings=[]
             if not last.unread
             else [f"the text encoder does not read the last {last.unread} of {last.tokens} tokens"],

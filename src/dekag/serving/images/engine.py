@@ -11,7 +11,7 @@ import logging
 import random
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -46,13 +46,17 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One prompt, drawn once with each seed. steps: the model's own if None. partials: pictures on the way."""
+    """One prompt, drawn once with each seed. steps: the model's own if None. partials: pictures on the way.
+
+    caller: who asks; callers have equal shares.
+    """
 
     model: Model
     prompt: str
     seeds: tuple[int, ...]
     steps: int | None = None
     partials: int = 0
+    caller: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +117,11 @@ class Drawing:
 
 
 class Engine:
-    """Draws orders first come, first served; those of one model and as many steps share batches.
+    """Draws for its callers in turn, the orders of one first come, first served.
 
-    batch: images of every batch. queue: images that wait or are drawn at a time; more are refused.
+    Who was served longest ago is first; those of one model and as many steps share batches, an image of each caller
+    at a time. batch: images of every batch. queue: images that wait or are drawn at a time; more are refused, but for
+    a caller who has less than an equal share of them: for him there is as much room again.
     threads: of the model; the machine's choice if None.
     """
 
@@ -124,14 +130,16 @@ class Engine:
         self._queue = queue
         self._metrics = metrics
         self._line: deque[_Ticket] = deque()
-        self._places = 0
+        self._served: dict[str, int] = {}
+        self._batches = 0
+        self._places = Counter[str]()
         self._jobs = 0
         self._batch_seconds = 1.0
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         start = None if threads is None else lambda: torch.set_num_threads(threads)
         self._executor = ThreadPoolExecutor(1, "engine", initializer=start)
-        metrics.watch(lambda: self._places)
+        metrics.watch(self._places.total)
 
     async def start(self) -> None:
         """Begin to draw."""
@@ -152,7 +160,7 @@ class Engine:
 
     def submit(self, order: Order) -> Drawing:
         """Take an order into the line. Raises ApiError 429 if there is no room; it says when to come back."""
-        self.require_room(len(order.seeds))
+        self.require_room(len(order.seeds), order.caller)
         partials: asyncio.Queue[Image] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -170,10 +178,12 @@ class Engine:
         """Submit an order and wait for its images."""
         return await self.submit(order).result()
 
-    def require_room(self, images: int) -> None:
-        """Raise ApiError 429 unless so many more images may wait."""
-        over = self._places + images - self._queue
-        if over > 0:
+    def require_room(self, images: int, caller: str = "") -> None:
+        """Raise ApiError 429 unless so many more images of a caller may wait."""
+        over = self._places.total() + images - self._queue
+        share = self._queue // len({*self._places, caller})
+        has_share = self._places[caller] + images <= share and over <= self._queue
+        if over > 0 and not has_share:
             raise self._busy(over)
 
     async def compute(self, work: Callable[..., Result], *args: Any) -> Result:
@@ -201,14 +211,17 @@ class Engine:
         return ApiError(429, f"{self._queue} images are under way, which is the most", headers=headers)
 
     def _enter(self, ticket: _Ticket) -> None:
-        self._places += 1
+        self._places[ticket.order.caller] += 1
         ticket.order.model.users += 1
         ticket.done.add_done_callback(lambda _: self._leave(ticket))
         self._line.append(ticket)
         self._arrived.set()
 
     def _leave(self, ticket: _Ticket) -> None:
-        self._places -= 1
+        caller = ticket.order.caller
+        self._places[caller] -= 1
+        if not self._places[caller]:
+            del self._places[caller]
         ticket.order.model.users -= 1
         if ticket in self._line:
             self._line.remove(ticket)
@@ -222,10 +235,17 @@ class Engine:
                 self._arrived.clear()
 
     def _next_batch(self) -> list[_Ticket]:
-        """Who is first, and the next ones of the same group."""
+        """An image of each caller in turn, all of the group of the first."""
         waiting = [ticket for ticket in self._line if not ticket.done.done()]
-        batch = [ticket for ticket in waiting if ticket.group == waiting[0].group][: self._batch]
+        if not waiting:
+            return []
+        self._served = {caller: at for caller, at in self._served.items() if caller in self._places}
+        waiting.sort(key=lambda ticket: self._served.get(ticket.order.caller, 0))
+        mates = [ticket for ticket in waiting if ticket.group == waiting[0].group]
+        batch = _in_turn(mates)[: self._batch]
+        self._batches += 1
         for ticket in batch:
+            self._served[ticket.order.caller] = self._batches
             self._line.remove(ticket)
         return batch
 
@@ -271,6 +291,16 @@ class Engine:
             )
             for row, ticket in enumerate(batch)
         ]
+
+
+def _in_turn(tickets: list[_Ticket]) -> list[_Ticket]:
+    """The first of each caller, then the second of each, and so on."""
+    numbers = Counter[str]()
+    rounds = []
+    for ticket in tickets:
+        rounds.append(numbers[ticket.order.caller])
+        numbers[ticket.order.caller] += 1
+    return [ticket for _, ticket in sorted(zip(rounds, tickets, strict=True), key=lambda pair: pair[0])]
 
 
 class _Watch:

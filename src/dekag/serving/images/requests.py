@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from dekag.generation.prompts import LONGEST_PROMPT
+from dekag.serving.alignment import State
 
 MOST_IMAGES = 10
 MOST_STEPS = 100
@@ -105,6 +106,13 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class AlignmentDetails(BaseModel):
+    """Whether the images are aligned: see `dekag.serving.alignment`."""
+
+    state: State
+    reason: str
+
+
 class Traffic(BaseModel):
     """What went over the core link, and what the images themselves would have taken."""
 
@@ -115,9 +123,13 @@ class Traffic(BaseModel):
 
 
 class Details(BaseModel):
-    """How the images were drawn. bundle: the update that drew them. milliseconds: in the line and in drawing."""
+    """How the images were drawn. bundle: the update that drew them. milliseconds: in the line and in drawing.
+
+    alignment: the state of that update and why it is not aligned; None of a service that has no updates.
+    """
 
     bundle: str | None
+    alignment: AlignmentDetails | None
     seeds: list[int]
     steps: int
     milliseconds: dict[str, float]

@@ -57,7 +57,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """What `dekag up` starts."""
     site = up.Site(folder=tmp_path_factory.mktemp("up"), port=free_port(), cloud_port=free_port())
     up.prepare(site)
-    with up.run_command(site):
+    with up.running(site):
         yield Services(edge=site.edge_url, cloud=site.cloud_url)
 
 
@@ -94,7 +94,7 @@ def tour(seen: Watched, services: Services) -> None:
     page.goto(services.edge)
     psnr(page)
     nominal = draw(page, PROMPT)
-    names = ["plain", "aligned", "received", *(["cloud"] if services.cloud else [])]
+    names = ["plain", "edge", "received", *(["cloud"] if services.cloud else [])]
     shown = {name: tile(page, name) for name in names}
     assert len(set(shown.values())) == len(names)
     assert "pink background" in str(page.locator("#received canvas").get_attribute("aria-label"))
@@ -122,7 +122,7 @@ def tour(seen: Watched, services: Services) -> None:
     changed(page, faded)
     page.locator("#history button").nth(1).click()
     expect(page.get_by_label("What to draw")).not_to_have_value(PROMPT)
-    assert tile(page, "aligned") != shown["aligned"]
+    assert tile(page, "edge") != shown["edge"]
     page.locator("#history button").nth(0).click()
     assert all(tile(page, name) == shown[name] for name in names if name != "received")
 

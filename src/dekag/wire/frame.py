@@ -42,6 +42,7 @@ _PREFIX = struct.Struct("<8sII")
 _CHECKSUM = struct.Struct("<I")
 
 _Text = Annotated[str, Field(pattern="^[ -~]{1,200}$")]
+_Delivery = Annotated[str, Field(pattern="^[ -~]{1,2000}$")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class _Header(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     preset: _Text
     bundles: Annotated[dict[_Text, _Text], Field(max_length=8)]
-    delivery: _Text | None
+    delivery: _Delivery | None
     channel_seed: Annotated[int, Field(ge=0, lt=2**63)] | None
 
 

@@ -78,7 +78,8 @@ class Alignments:
             return None
         if self.bundles.active(kind) is None:
             return f"not aligned: {self._why_none(kind)}" if self._needed(kind) else None
-        return self._why_too_old() or None
+        old = self._why_too_old()
+        return f"stale: {old}" if old else None
 
     def require(self, kind: Kind) -> None:
         """Raise ApiError 503 where `refusal` has a reason."""

@@ -270,7 +270,7 @@ class _Answer:
                 id_bytes=BUNDLE_ID_BYTES if bundle else 0,
                 image_bytes=sum(len(file) for file in files),
             ),
-            alignment=state and AlignmentDetails(state=state.state, reason=state.reason),
+            alignment=None if state is None else AlignmentDetails(state=state.state, reason=state.reason),
             warnings=[]
             if not last.unread
             else [f"the text encoder does not read the last {last.unread} of {last.tokens} tokens"],

@@ -3,6 +3,8 @@
 /** A call that failed for good; the message is for people. */
 export class CallError extends Error {}
 
+const NOT_ALIGNED = "not_aligned"; // the code of an edge that does not draw without its update
+
 const tokens = new Map();
 let hooks = { waiting: () => {}, token: () => Promise.reject(new CallError("a token is needed")) };
 
@@ -34,19 +36,22 @@ export async function post(url, value, { party = "edge", signal } = {}) {
 }
 
 async function call(url, { party = "edge", headers = {}, ...options }) {
-  const { origin } = new URL(url, location.href);
+  // relative to the page, which may lie below a prefix
+  const { origin, href } = new URL(url, document.baseURI);
   for (;;) {
     const token = tokens.get(origin);
     const own = token ? { ...headers, authorization: `Bearer ${token}` } : headers;
-    const response = await reach(url, { ...options, headers: own }, party);
+    const response = await reach(href, { ...options, headers: own }, party);
     if (response.ok) return response;
     if (response.status === 429 || response.status === 503) {
+      const { message, code } = await errorOf(response);
+      if (code === NOT_ALIGNED) throw new CallError(`The ${party} draws nothing: it is ${message}.`);
       await wait(party, secondsOf(response), options.signal);
     } else if (response.status === 401) {
       // another call may have been given the token meanwhile
       if (tokens.get(origin) === token) tokens.set(origin, await hooks.token(party, Boolean(token)));
     } else {
-      throw new CallError(`The ${party} refuses: ${await messageOf(response)}`);
+      throw new CallError(`The ${party} refuses: ${(await errorOf(response)).message}`);
     }
   }
 }
@@ -80,10 +85,10 @@ async function wait(party, seconds, signal) {
   }
 }
 
-async function messageOf(response) {
+async function errorOf(response) {
   try {
-    return (await response.json()).error.message;
+    return (await response.json()).error;
   } catch {
-    return `it answered with status ${response.status}.`;
+    return { message: `it answered with status ${response.status}.`, code: null };
   }
 }

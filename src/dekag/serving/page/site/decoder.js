@@ -60,14 +60,14 @@ async function run({ codec, image }, { symbols, gain, noisePower, condition, pay
 }
 
 async function load() {
-  const told = await getJson("/v1/decoders");
+  const told = await getJson("v1/decoders");
   const [codec, image] = await Promise.all([session(told.codec), session(told.image)]);
   await run({ codec, image }, WARM_UP);
   return { transmission: told.transmission, codec, image };
 }
 
 async function session(file) {
-  return ort.InferenceSession.create(await getBytes(file.url), { executionProviders: ["wasm"] });
+  return ort.InferenceSession.create(await getBytes(file.url.replace(/^\//, "")), { executionProviders: ["wasm"] });
 }
 
 function tensor(values, shape) {

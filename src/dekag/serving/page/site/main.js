@@ -12,10 +12,19 @@ const REMEMBERED = 24;
 const NAMES = {
   cloud: "The cloud's picture",
   plain: "The edge's picture without alignment",
-  aligned: "The edge's picture with alignment",
+  edge: "The edge's picture",
   received: "The received picture",
 };
 
+// what stands over the edge's picture in each state of its update
+const STATES = {
+  aligned: { title: "Edge, aligned", note: ({ bundle }) => `with the cloud's update ${short(bundle)}` },
+  pinned: { title: "Edge, pinned", note: ({ bundle }) => `with update ${short(bundle)}, which an operator keeps` },
+  stale: { title: "Edge, stale", note: ({ bundle, reason }) => `with update ${short(bundle)}: ${reason}` },
+  unaligned: { title: "Edge, not aligned", note: ({ reason }) => reason },
+};
+
+const short = (id) => id.slice(0, 12);
 const find = (selector) => document.querySelector(selector);
 const totals = { prompt: 0, air: 0, png: 0 };
 const remembered = [];
@@ -25,7 +34,7 @@ let drawing = null; // what stops the work for it
 let sending = null; // what stops its last way over the air
 let pause = null;
 
-/** Draw the prompt everywhere and send the aligned picture. */
+/** Draw the prompt everywhere and send the edge's picture. */
 async function draw(prompt, seed) {
   drawing?.abort();
   drawing = new AbortController();
@@ -34,10 +43,10 @@ async function draw(prompt, seed) {
   current = entry;
   for (const name of Object.keys(NAMES)) blank(name);
   find("#draw").dataset.busy = "";
-  find("#aligned").dataset.busy = "";
+  find("#edge").dataset.busy = "";
   const { signal } = drawing;
   const tasks = [
-    tile(entry, "plain", () => image("/v1/images/generations", { model: "edge/plain", prompt, seed }, { signal })),
+    tile(entry, "plain", () => image("v1/images/generations", { model: "edge/plain", prompt, seed }, { signal })),
     send(entry, signal),
   ];
   if (config.cloud) {
@@ -67,13 +76,13 @@ async function send(entry, stopped) {
   const told = { settings: channel.settings(), condition: channel.condition() };
   await tile(entry, "received", async () => {
     const asked = { prompt, seed, bundle: "active", condition: told.condition, channel_seed: noise, format: "frame" };
-    const response = await api.post("/v1/deliveries", asked, { signal });
+    const response = await api.post("v1/deliveries", asked, { signal });
     const frame = readFrame(await response.arrayBuffer());
-    if (!entry.pictures.aligned) await drawn(entry, response.headers.get("x-delivery-id"), signal);
+    if (!entry.pictures.edge) await drawn(entry, response.headers.get("x-delivery-id"), signal);
     const picture = await decode(frame);
     signal.throwIfAborted();
     Object.assign(entry, { settings: told.settings, bundles: frame.header.bundles });
-    picture.psnr = psnrDb(entry.pictures.aligned.pixels, picture.pixels);
+    picture.psnr = psnrDb(entry.pictures.edge.pixels, picture.pixels);
     count(entry, { air: told.condition.uses });
     remember(entry);
     return picture;
@@ -82,10 +91,11 @@ async function send(entry, stopped) {
 
 /** What the edge drew for a delivery, and what that would have cost as a file. */
 async function drawn(entry, delivery, signal) {
-  const response = await api.post(`/v1/deliveries/${delivery}/image`, { channel_seed: entry.noise }, { signal });
+  const response = await api.post(`v1/deliveries/${delivery}/image`, { channel_seed: entry.noise }, { signal });
   const told = await response.json();
   const picture = await fromPng(told.drawn_b64_json);
-  put(entry, "aligned", picture);
+  entry.alignment = told.alignment.find(({ kind }) => kind === "generation");
+  put(entry, "edge", picture);
   const { prompt_bytes, seed_bytes, id_bytes } = told.ledger;
   count(entry, { prompt: prompt_bytes + seed_bytes + id_bytes, png: picture.bytes });
 }
@@ -104,7 +114,7 @@ async function tile(entry, name, work) {
   } catch (error) {
     if (error.name === "AbortError") return;
     delete figure.dataset.busy;
-    if (name === "received") delete find("#aligned").dataset.busy;
+    if (name === "received") delete find("#edge").dataset.busy;
     if (entry === current) banner.failed(error.message, () => draw(entry.prompt, entry.seed));
   }
 }
@@ -122,12 +132,21 @@ function reveal(entry, name) {
   delete figure.dataset.blank;
   show(canvas, picture);
   canvas.setAttribute("aria-label", `${NAMES[name]}: ${entry.prompt}`);
+  if (name === "edge") caption(entry.alignment);
   if (name === "received") {
     const psnr = Number.isFinite(picture.psnr) ? `${picture.psnr.toFixed(1)} dB` : "without bound";
     find("#psnr").textContent = `PSNR ${psnr}`;
     figure.querySelector(".note").textContent = `decoded in this page in ${Math.ceil(picture.milliseconds)} ms`;
     tell(entry);
   }
+}
+
+/** Say over the edge's picture whether it is aligned; nothing as long as it is not known. */
+function caption(alignment) {
+  const { title, note } = STATES[alignment?.state] ?? { title: "Edge", note: () => "with the update that it uses" };
+  find("#edge b").textContent = title;
+  find("#edge .note").textContent = note(alignment);
+  find("#edge").dataset.alignment = alignment?.state ?? "";
 }
 
 function blank(name) {
@@ -138,6 +157,7 @@ function blank(name) {
   figure.dataset.blank = "";
   delete figure.dataset.busy;
   if (name === "received") find("#psnr").textContent = "";
+  if (name === "edge") caption(null);
 }
 
 function count(entry, traffic) {
@@ -154,7 +174,7 @@ function tell({ traffic, bundles }) {
     find(`#${prefix}png-bytes`).textContent = number(values.png, "B");
   }
   if (!bundles) return;
-  const ids = Object.entries(bundles).map(([kind, id]) => `${kind} ${id.slice(0, 12)}`);
+  const ids = Object.entries(bundles).map(([kind, id]) => `${kind} ${short(id)}`);
   find("#bundle").textContent = ids.length ? `Updates: ${ids.join(", ")}.` : "This edge has no update.";
 }
 
@@ -170,7 +190,7 @@ function remember(entry) {
   button.title = entry.prompt;
   canvas.setAttribute("aria-hidden", "true");
   words.textContent = entry.prompt;
-  show(canvas, entry.pictures.aligned);
+  show(canvas, entry.pictures.edge);
   button.append(canvas, words);
   button.addEventListener("click", () => comeBack(entry));
   const item = document.createElement("li");
@@ -217,7 +237,7 @@ function suggest(examples) {
 
 async function start() {
   api.setHooks({ waiting: banner.waiting, token: banner.askToken });
-  config = await api.getJson("/page/config.json");
+  config = await api.getJson("page/config.json");
   const { defaults, limits } = config;
   find("#prompt").maxLength = limits.prompt;
   find("#prompt").value = defaults.prompt;

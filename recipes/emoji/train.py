@@ -55,7 +55,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, default=DATA, help="what prepare.py wrote (default: %(default)s)"
     )
-    parser.add_argument("--minutes", type=float, help="time of all stages together: a CPU's own, without what other processes use; a GPU's by the wall")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="time of all stages together: a CPU's own, without what other processes use; a GPU's by the wall",
+    )
     parser.add_argument(
         "--steps", type=read_steps, help="steps of every stage, or of each as in autoencoder=100,cloud=50,..."
     )

@@ -158,7 +158,9 @@ def train(
             progress.seconds += clock() - now
             share = budget.share(progress.step, progress.seconds)
         stable = fall_factor(taken, config) == 1
-        if time.monotonic() - saved > config.checkpoint_seconds or (stable and fall_factor(share, config) < 1):
+        if time.monotonic() - saved > config.checkpoint_seconds or (
+            stable and fall_factor(share, config) < 1
+        ):
             state.save(folder, progress, share, stable=stable)
             saved = time.monotonic()
         last = clock()

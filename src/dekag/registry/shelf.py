@@ -5,22 +5,20 @@ FOLDER/<id>.canary.json     its canary, if it was published with one
 FOLDER/state.json           all else; it is replaced as a whole, so that a kill leaves the old state or the new one
 """
 
+import errno
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Final, Literal
-
-from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing import Final
 
 from dekag.bundle.bundle import load_bundle
-from dekag.bundle.digest import canonical_json
-from dekag.bundle.manifest import Digest, Kind
+from dekag.bundle.manifest import Kind
 from dekag.registry.canary import Canary
 from dekag.registry.lock import locked, remove_unfinished
-from dekag.registry.stored import read_stored
+from dekag.registry.state import Entry, State, read_state, state_bytes
 from dekag.types import InputError
 from dekag.wire.files import put_in_place, sync, write_bytes
 
@@ -29,81 +27,9 @@ LOCK = ".lock"
 INCOMING: Final = "incoming"
 """Folder for what is being pulled: the same disk, so that a whole file only needs a new name."""
 STALE_S: Final = 7 * 86400
-MAX_NOTES: Final = 256
-"""Longest history of a kind, and most failures that are remembered."""
+READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""What the system says of a folder that this process may read alone."""
 _ID = re.compile("[0-9a-f]{64}")
-_STRICT = ConfigDict(strict=True, extra="forbid")
-
-
-@with_config(_STRICT)
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """What the state says of one bundle.
-
-    name: as its channel names it; the head of its id if it came another way.
-    """
-
-    id: Digest
-    kind: Kind
-    base_digest: Digest
-    name: str
-    bytes: Annotated[int, Field(ge=1)]
-    pinned: bool = False
-
-
-@with_config(_STRICT)
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """What state.json says.
-
-    bundles: oldest first. history: for each kind those that were active, the active one last. bad: why bundles
-    failed, by id; also of those that are gone, so that the next pull does not take them for new ones.
-    """
-
-    schema: Literal[1] = 1
-    bundles: tuple[Entry, ...] = ()
-    history: dict[Kind, tuple[Digest, ...]] = field(default_factory=dict)
-    bad: dict[Digest, str] = field(default_factory=dict)
-
-    def active(self, kind: Kind) -> str | None:
-        """The active bundle of a kind."""
-        return self.history.get(kind, (None,))[-1]
-
-    def entry(self, bundle_id: str) -> Entry:
-        """What is known of a bundle. Raises InputError if it is not on the shelf."""
-        for entry in self.bundles:
-            if entry.id == bundle_id:
-                return entry
-        raise InputError(f"bundle {bundle_id[:12]} is not on the shelf; pull it first")
-
-    def with_entry(self, entry: Entry) -> "State":
-        """The state with one bundle's entry changed, or a new one at the end."""
-        if all(other.id != entry.id for other in self.bundles):
-            return replace(self, bundles=(*self.bundles, entry))
-        return replace(self, bundles=tuple(entry if e.id == entry.id else e for e in self.bundles))
-
-    def with_history(self, kind: Kind, ids: tuple[str, ...]) -> "State":
-        """The state with other bundles of a kind having been active, the last of them now."""
-        others = {k: v for k, v in self.history.items() if k != kind}
-        return replace(self, history={**others, kind: ids[-MAX_NOTES:]} if ids else others)
-
-    def with_bad(self, bundle_id: str, reason: str) -> "State":
-        """The state with a bundle noted as bad."""
-        notes = [*self.bad.items(), (bundle_id, reason)]
-        return replace(self, bad=dict(notes[-MAX_NOTES:]))
-
-    def without(self, bundle_ids: set[str]) -> "State":
-        """The state without some bundles."""
-        gone = bundle_ids | self.bad.keys()
-        retained = {kind: tuple(i for i in ids if i not in gone) for kind, ids in self.history.items()}
-        return replace(
-            self,
-            bundles=tuple(entry for entry in self.bundles if entry.id not in bundle_ids),
-            history={kind: ids for kind, ids in retained.items() if ids},
-        )
-
-
-_STATE = TypeAdapter(State)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +44,20 @@ class Shelf:
     """The bundles of an edge. Several processes may use one folder; each change is whole and on the disk at once.
 
     keep: how many bundles of a kind `prune` leaves beside those that are pinned, active or next to roll back to.
-    Raises InputError if state.json is not one.
+    One that cannot be written is read as it is. Raises InputError if state.json is not one.
     """
 
     def __init__(self, folder: Path, *, keep: int = 3) -> None:
         self.folder = folder
         self.keep = keep
-        with self._changing():
-            pass  # what a kill left behind is put right under the lock
+        try:
+            with self._changing():
+                pass  # what a kill left behind is put right under the lock
+        except OSError as error:
+            # a folder that cannot be written, but is filled, can be used
+            if error.errno not in READ_ONLY or not (self.folder / STATE).exists():
+                raise
+            self._read()
 
     def bundles(self) -> list[Shelved]:
         """All bundles, oldest first."""
@@ -295,12 +227,10 @@ class Shelf:
         )
 
     def _read(self) -> State:
-        right = "is damaged; delete it, and the shelf starts anew with the bundles beside it"
-        return read_stored(self.folder / STATE, State, default=State(), right=right)
+        return read_state(self.folder / STATE, self._examine)
 
     def _write(self, state: State) -> None:
-        fields = _STATE.dump_python(state, mode="json")
-        write_bytes(self.folder / STATE, canonical_json(fields) + b"\n")
+        write_bytes(self.folder / STATE, state_bytes(state))
 
     def _tar(self, bundle_id: str) -> Path:
         return self.folder / f"{bundle_id}.tar"

@@ -13,7 +13,7 @@ from published_registry import CANARY, PNG, check_shelf, make_bundle
 
 from dekag.bundle.bundle import load_bundle, pack
 from dekag.registry import Canary, Shelf
-from dekag.registry.shelf import MAX_NOTES
+from dekag.registry.state import MAX_NOTES
 from dekag.types import InputError
 
 
@@ -152,7 +152,7 @@ def test_notes_do_not_grow_without_end(shelf: Shelf) -> None:
     assert MAX_NOTES < 1000
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"schema":2}', b"\xff" * 9])
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"schema":1,"bundles":3}', b"\xff" * 9])
 def test_a_damaged_state_is_named(shelf: Shelf, raw: bytes) -> None:
     """It is not guessed at: one line says what to do, and after that the bundles are there again."""
     first = put(shelf, 0)
@@ -198,3 +198,33 @@ def test_a_canary_has_a_size() -> None:
     large = Canary(prompts=("a",), seeds=(0,), floor_db=20.0, references=(PNG + bytes(9 << 20),))
     with pytest.raises(InputError, match="at most"):
         large.to_json()
+
+
+def test_a_state_of_an_older_dekag_is_brought_up_to_date(shelf: Shelf) -> None:
+    """What the old file does not say of a bundle, as its bytes, is read from the bundle itself."""
+    first, second = put(shelf, 0), put(shelf, 1)
+    shelf.activate(first)
+    shelf.activate(second)
+    shelf.pin(first)
+    path = shelf.folder / "state.json"
+    old = json.loads(path.read_bytes())
+    del old["schema"]
+    for entry in old["bundles"]:
+        del entry["bytes"]
+    path.write_text(json.dumps(old))
+    again = Shelf(shelf.folder)
+    assert again.active("transmission") == second
+    assert {bundle.id: bundle.pinned for bundle in again.bundles()} == {first: True, second: False}
+    assert all(bundle.bytes == again.path(bundle.id).stat().st_size for bundle in again.bundles())
+    again.unpin(first)
+    assert json.loads(path.read_bytes())["schema"] == 1
+    path.write_text(json.dumps({"bundles": [first, second], "active": {"transmission": first}}))
+    assert Shelf(shelf.folder).active("transmission") == first
+
+
+def test_a_state_of_a_newer_dekag_is_left_alone(shelf: Shelf) -> None:
+    path = shelf.folder / "state.json"
+    path.write_bytes(b'{"schema":2}')
+    with pytest.raises(InputError, match="newer dekag; upgrade"):
+        Shelf(shelf.folder)
+    assert path.read_bytes() == b'{"schema":2}'

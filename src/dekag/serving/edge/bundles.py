@@ -123,8 +123,12 @@ class Bundles:
                     log.error(
                         "an update failed and is rolled back", extra=facts(bundle=wanted, why=str(error))
                     )
-                    self.shelf.mark_bad(wanted, str(error))
-                    self.shelf.roll_back(kind)
+                    try:
+                        self.shelf.mark_bad(wanted, str(error))
+                        self.shelf.roll_back(kind)
+                    except OSError as refused:  # of a folder that is read-only
+                        log.error("it cannot be rolled back", extra=facts(why=str(refused)))
+                        break
                 else:
                     self._active[kind] = wanted
                     break

@@ -1,20 +1,23 @@
 """The decoders of this edge's users, made when they are first asked for."""
 
 import asyncio
+import tempfile
 from pathlib import Path
 
 from dekag.link import Link
+from dekag.registry.shelf import READ_ONLY
 from dekag.serving.edge.bundles import Bundles, Coder
 from dekag.serving.edge.requests import DecoderFile, DecodersReply
 from dekag.serving.onnx import Decoders, OnnxFile, export_decoders
 
 
 class DecoderFiles:
-    """Decoders as ONNX in a folder, by the codec's update."""
+    """Decoders as ONNX in a folder, by the codec's update; elsewhere if that folder cannot be written."""
 
     def __init__(self, folder: Path, bundles: Bundles) -> None:
         self._folder = folder
         self._bundles = bundles
+        self._spare: tempfile.TemporaryDirectory[str] | None = None
         self._alone = asyncio.Lock()
         self._made: dict[str | None, Decoders] = {}
         self._files: dict[str, OnnxFile] = {}
@@ -37,10 +40,20 @@ class DecoderFiles:
         async with self._alone:
             if coder.bundle not in self._made:
                 link = Link(generator=self._bundles.plain.generator, codec=coder.codec)
-                made = await asyncio.to_thread(export_decoders, self._folder, link)
+                made = await asyncio.to_thread(self._export, link)
                 self._made[coder.bundle] = made
                 self._files |= {file.sha256: file for file in (made.codec, made.image)}
         return self._made[coder.bundle]
+
+    def _export(self, link: Link) -> Decoders:
+        try:
+            return export_decoders(self._folder, link)
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+        # for as long as this process lives
+        self._spare = self._spare or tempfile.TemporaryDirectory(prefix="dekag-decoders-")
+        return export_decoders(Path(self._spare.name), link)
 
 
 def _told(file: OnnxFile) -> DecoderFile:

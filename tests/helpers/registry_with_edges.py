@@ -61,8 +61,11 @@ def new_registry_with_edges(folder: Path) -> RegistryWithEdges:
     return RegistryWithEdges(folder=folder, repository=Repository.init(url, folder / "keys"))
 
 
-def variant(folder: Path, number: int, *, strength: float = 1.0) -> Path:
-    """The shipped MAKD under another id; with `strength`, all but its matrices multiplied by that."""
+def variant(folder: Path, number: int, *, strength: float = 1.0, base_digest: str | None = None) -> Path:
+    """The shipped MAKD under another id; with `strength`, all but its matrices multiplied by that.
+
+    base_digest: of the model that it says it is for, its own if None.
+    """
     bundle = load_bundle(shipped("emoji/makd"))
     manifest = bundle.manifest
     tensors = {
@@ -74,7 +77,7 @@ def variant(folder: Path, number: int, *, strength: float = 1.0) -> Path:
         path,
         Contents(
             kind=manifest.kind,
-            base_digest=manifest.base_digest,
+            base_digest=base_digest or manifest.base_digest,
             tokenizer_digest=manifest.tokenizer_digest,
             tensors=tensors,
             metadata=bundle.metadata,

@@ -122,8 +122,7 @@ def train(
     state = State(model, config, device)
     progress = state.resume(folder, budget)
     last, started = clock(), time.monotonic()
-    saved = started
-    first = progress.pictures
+    saved, first = started, progress.pictures
     model.train()
     while (share := budget.share(progress.step, progress.seconds)) < 1:
         # 1. learning rate of this step

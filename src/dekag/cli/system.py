@@ -167,7 +167,7 @@ def up(
 ) -> None:
     """Start a cloud, an edge and the page on this machine, with the shipped updates published; Ctrl-C stops them."""
     with needing("serve"):
-        from dekag.serving.up import Site, prepare, running, until_stopped, wait
+        from dekag.serving.up import Site, alignment_lines, prepare, running, until_stopped, wait
 
     named = chosen_name(world, preset) or world
     site = Site(folder=folder, port=port, cloud_port=cloud_port, world=named)
@@ -177,6 +177,8 @@ def up(
             processes = stack.enter_context(running(site, on_stage=stage))
         print(f"page and edge  {site.edge_url}")
         print(f"cloud          {site.cloud_url}")
+        for line in alignment_lines(site):
+            print(line)
         print("Ctrl-C stops them", flush=True)
         wait(site, processes)
 

@@ -141,6 +141,18 @@ def until_stopped() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def alignment_lines(site: Site) -> list[str]:
+    """What the edge says of its updates, a line for each kind."""
+    with httpx2.Client(timeout=10.0, trust_env=False) as client:
+        states = client.get(f"{site.edge_url}/v1/bundles").json()["alignment"]
+    return [
+        f"{state['kind']:14} {state['state']}"
+        + (f" with {state['bundle'][:12]}" if state["bundle"] else "")
+        + (f": {state['reason']}" if state["reason"] else "")
+        for state in states
+    ]
+
+
 def wait(site: Site, processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Wait until somebody interrupts. Raises InputError if a process ends by itself."""
     while True:
@@ -190,18 +202,21 @@ def _process(
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Wait until the service says that it can work."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline, reason = time.monotonic() + START_SECONDS, "it does not answer"
     with httpx2.Client(timeout=2.0, trust_env=False) as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise InputError(_last_words(log.stem, log))
             try:
-                if client.get(f"{url}/readyz").status_code == 200:
-                    return
+                answer = client.get(f"{url}/readyz")
             except httpx2.TransportError:
                 pass  # it does not listen yet
+            else:
+                if answer.status_code == 200:
+                    return
+                reason = answer.json()["error"]["message"]
             time.sleep(0.1)
-    raise InputError(f"{url} was not ready within {START_SECONDS:g} s; {log} says more")
+    raise InputError(f"{url} was not ready within {START_SECONDS:g} s: {reason}; {log} says more")
 
 
 def _last_words(name: str, log: Path) -> str:

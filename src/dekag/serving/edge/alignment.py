@@ -106,10 +106,10 @@ class Alignments:
         return kind == "generation" if self.puller.looked is None else bool(listed)
 
     def _why_none(self, kind: Kind) -> str:
-        if self.puller is None:
-            return f"this edge has no {kind} update"
         if self.bundles.active(kind) is not None:
             return f"no {kind} update was asked for"
+        if self.puller is None:
+            return f"this edge has no {kind} update"
         if self.puller.error is not None and not self.puller.listed(kind):
             return f"the registry was not read: {self.puller.error}"
         if self.puller.looked is None:

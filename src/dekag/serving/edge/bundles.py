@@ -124,8 +124,10 @@ class Bundles:
                         "an update failed and is rolled back", extra=facts(bundle=wanted, why=str(error))
                     )
                     try:
-                        self.shelf.mark_bad(wanted, str(error))
-                        self.shelf.roll_back(kind)
+                        # what the disk has damaged may come again, and is not bad for that
+                        if wanted not in self.shelf.verify():
+                            self.shelf.mark_bad(wanted, str(error))
+                            self.shelf.roll_back(kind)
                     except OSError as refused:  # of a folder that is read-only
                         log.error("it cannot be rolled back", extra=facts(why=str(refused)))
                         break

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +88,69 @@ def test_first_come_is_first_served_and_mates_share_a_batch(plain: DiffusersGene
             await asyncio.gather(*(draw(engine, name, model) for name, model in names))
         # the line holds first, a1, b1, a2, b2, a3
         assert ended == ["first", "a1", "b1", "b2", "a2", "a3"]
+
+    run(test)
+
+
+def test_callers_take_turns(plain: DiffusersGenerator) -> None:
+    """Beside four callers of ten images each, one who asks for one at a time gets it in the next batch.
+
+    Counted in batches, so nothing depends on the machine: the one that is being drawn and the next, also where his
+    orders cannot share a batch with theirs.
+    """
+
+    async def test() -> None:
+        registry = CollectorRegistry()
+        model = Model(generator=plain)
+        engine = Engine(batch=4, queue=32, metrics=EngineMetrics(registry))
+        await engine.start()
+        over = asyncio.Event()
+
+        async def greedy(name: str) -> None:
+            while not over.is_set():
+                with suppress(ApiError):
+                    await engine.draw(replace(order(model, seeds=tuple(range(10))), caller=name))
+                await asyncio.sleep(0)
+
+        others = [asyncio.create_task(greedy(f"greedy-{number}")) for number in range(4)]
+        await asyncio.sleep(0.5)
+        waited = []
+        for number in range(6):
+            before = registry.get_sample_value("dekag_batch_seconds_count")
+            await engine.draw(replace(order(model, steps=2 + number % 2), caller="modest"))
+            after = registry.get_sample_value("dekag_batch_seconds_count")
+            assert before is not None
+            assert after is not None
+            waited.append(after - before)
+        over.set()
+        await asyncio.gather(*others)
+        await engine.stop()
+        print(f"batches until his image was there: {waited}")
+        assert max(waited) <= 2
+
+    run(test)
+
+
+def test_a_full_line_has_room_for_who_has_nothing_in_it(plain: DiffusersGenerator) -> None:
+    """An equal share, and together at most as much again; whoever has his share is refused."""
+
+    async def test() -> None:
+        model = Model(generator=plain)
+        async with running(queue=10) as engine:
+            full = engine.submit(replace(order(model, seeds=tuple(range(10))), caller="greedy"))
+            with pytest.raises(ApiError):
+                engine.submit(replace(order(model), caller="greedy"))
+            others = [
+                engine.submit(replace(order(model, seeds=tuple(range(10 // n))), caller=f"caller-{n}"))
+                for n in (2, 3)
+            ]
+            with pytest.raises(ApiError):
+                engine.submit(replace(order(model, seeds=tuple(range(3))), caller="caller-4"))
+            others.append(engine.submit(replace(order(model, seeds=(0, 1)), caller="caller-4")))
+            with pytest.raises(ApiError):
+                engine.submit(replace(order(model), caller="caller-5"))
+            for drawing in (full, *others):
+                drawing.cancel()
 
     run(test)
 

@@ -29,6 +29,8 @@ class RunningService:
     environment: dict[str, str]
     log: Path
     process: subprocess.Popen[bytes]
+    probe: str = "/readyz"
+    """What answers 200 once it is up."""
 
     @property
     def port(self) -> int:
@@ -76,7 +78,7 @@ class RunningService:
     def wait(self) -> None:
         """Until it is ready."""
         deadline = time.monotonic() + START_SECONDS
-        while not ready(self.url):
+        while not ready(f"{self.url}{self.probe}"):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.process.kill()
                 raise RuntimeError(f"{self.command} did not start:\n{self.log.read_text()[-3000:]}")
@@ -90,10 +92,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ready(url: str) -> bool:
-    """Whether a service says that it can work."""
+def ready(probe: str) -> bool:
+    """Whether a service says by this address that it is up."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(probe, timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -117,9 +119,9 @@ def run_service(party: str, folder: Path, *options: str, **settings: object) -> 
 
 @contextmanager
 def run_command(
-    command: Sequence[str], log: Path, port: int, settings: dict[str, str]
+    command: Sequence[str], log: Path, port: int, settings: dict[str, str], *, probe: str = "/readyz"
 ) -> Iterator[RunningService]:
-    """A service for the time of a test."""
+    """A service for the time of a test, once its probe answers."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **settings}
     service = RunningService(
         url=f"http://127.0.0.1:{port}",
@@ -127,6 +129,7 @@ def run_command(
         environment=environment,
         log=log,
         process=launch(command, environment, log),
+        probe=probe,
     )
     try:
         service.wait()

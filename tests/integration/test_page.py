@@ -3,6 +3,7 @@
 import base64
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import httpx2
 import pytest
 import torch
 from browser import Watched, browser, watched
+from nginx import reverse_proxy
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from running_service import free_port, run_command
 
 import dekag
 from dekag import link
+from dekag.registry import Repository
 from dekag.serving import up
 from dekag.types import ChannelState, Received
 from dekag.wire.frame import read_frame
@@ -325,6 +328,53 @@ def test_a_token_is_asked_for_and_a_silent_edge_is_said(chromium: Browser, tmp_p
         page.get_by_role("button", name="Try again").click()
         expect(alert).to_contain_text("The edge does not answer")
         assert not [text for text in seen.said if "exception" in text]
+
+
+@contextmanager
+def without_registry(folder: Path, **settings: str) -> Iterator[str]:
+    """An edge whose registry is gone, so that nothing is on its shelf; its address once it answers."""
+    root = Repository.init(str(folder / "registry"), folder / "keys").root
+    (folder / "root.json").write_bytes(root)
+    port = free_port()
+    words = ["-m", "dekag", "serve", "edge", "--folder", str(folder / "edge"), "--port", str(port)]
+    words += ["--registry", str(folder / "nowhere"), "--root", str(folder / "root.json")]
+    with run_command(words, folder / "log", port, settings, probe="/healthz") as service:
+        yield service.url
+
+
+@pytest.mark.slow
+def test_a_page_says_over_the_picture_that_it_is_not_aligned(chromium: Browser, tmp_path: Path) -> None:
+    with without_registry(tmp_path, DEKAG_EDGE_ALLOW_UNALIGNED="true") as url, watched(chromium) as seen:
+        seen.page.goto(url)
+        psnr(seen.page)
+        expect(seen.page.locator("#edge b")).to_have_text("Edge, not aligned")
+        expect(seen.page.locator("#edge .note")).to_contain_text("the registry was not read")
+        assert "Edge, aligned" not in seen.page.inner_text("body")
+        seen.page.screenshot(path=tmp_path / "unaligned.png", full_page=True)
+        assert seen.errors() == []
+
+
+@pytest.mark.slow
+def test_a_page_of_an_edge_that_is_not_ready_says_why(chromium: Browser, tmp_path: Path) -> None:
+    """Its own model alone draws; over the other tiles stands nothing that would need an update."""
+    with without_registry(tmp_path) as url, watched(chromium) as seen:
+        seen.page.goto(url)
+        alert = seen.page.get_by_role("alert")
+        expect(alert).to_contain_text("The edge draws nothing: it is not aligned: the registry was not read")
+        expect(seen.page.locator("#plain[data-blank]")).to_have_count(0)
+        expect(seen.page.locator("#edge b")).to_have_text("Edge")
+        assert "Edge, aligned" not in seen.page.inner_text("body")
+        assert seen.errors(but="503") == []
+
+
+@pytest.mark.slow
+def test_a_page_below_a_prefix(alone: Services, chromium: Browser, tmp_path: Path) -> None:
+    """A proxy that takes the prefix away: every address of the page is relative."""
+    with reverse_proxy([alone.edge], tmp_path / "nginx", prefix="/some/where/") as url, watched(chromium) as seen:
+        seen.page.goto(f"{url}/some/where/")
+        psnr(seen.page)
+        assert draw(seen.page, PROMPT) > 15
+        assert_well_behaved(seen)
 
 
 @pytest.mark.slow

@@ -101,6 +101,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, " ".join(str(error).split()), code="invalid_input")
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return ApiError(507, "the service's disk is full; nothing was changed")
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return ApiError(409, "the service's folder is read-only; nothing was changed", code="read_only")
     return ApiError(
         500, "the service failed; its log has more under this request's id", code="internal_error"
     )
@@ -129,5 +131,7 @@ async def _input(_: Request, error: Exception) -> Response:
 
 
 async def _disk(_: Request, error: Exception) -> Response:
-    log.error("the operating system refused", exc_info=error)
-    return as_api_error(error).response()
+    answer = as_api_error(error)
+    if answer.status_code >= 500:
+        log.error("the operating system refused", exc_info=error)
+    return answer.response()

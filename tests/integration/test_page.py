@@ -370,7 +370,10 @@ def test_a_page_of_an_edge_that_is_not_ready_says_why(chromium: Browser, tmp_pat
 @pytest.mark.slow
 def test_a_page_below_a_prefix(alone: Services, chromium: Browser, tmp_path: Path) -> None:
     """A proxy that takes the prefix away: every address of the page is relative."""
-    with reverse_proxy([alone.edge], tmp_path / "nginx", prefix="/some/where/") as url, watched(chromium) as seen:
+    with (
+        reverse_proxy([alone.edge], tmp_path / "nginx", prefix="/some/where/") as url,
+        watched(chromium) as seen,
+    ):
         seen.page.goto(f"{url}/some/where/")
         psnr(seen.page)
         assert draw(seen.page, PROMPT) > 15

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import random
 import statistics
 import time
@@ -118,6 +119,55 @@ def test_an_overload_is_refused_and_the_rest_is_served(edge: RunningService) -> 
 def test_a_minute_of_overload(tmp_path: Path) -> None:
     with run_service("edge", tmp_path) as service:
         asyncio.run(overload(service, queue=32, steps=24, rounds=3, seconds=60, slack=0.2))
+
+
+async def beside_greedy_ones(service: RunningService, *, rounds: int) -> tuple[list[float], list[float], int]:
+    """Seconds of one caller's images alone and beside four who ask for ten at a time, and the images those got."""
+
+    async def one_by_one(token: str, count: int) -> list[float]:
+        seconds = []
+        async with client_of(service) as client:
+            for seed in range(count):
+                started = time.perf_counter()
+                answer = await client.post(url, json=body | {"seed": seed}, headers=bearer(token))
+                assert answer.status_code == 200, answer.text
+                seconds.append(time.perf_counter() - started)
+        return seconds
+
+    async def greedy(token: str) -> int:
+        drawn = 0
+        async with client_of(service) as client:
+            while not over.is_set():
+                answer = await client.post(url, json=body | {"n": 10}, headers=bearer(token))
+                drawn += 10 * (answer.status_code == 200)
+                await asyncio.sleep(0.05 * (answer.status_code != 200))
+        return drawn
+
+    url, body, over = "/v1/images/generations", {"prompt": PROMPT, "steps": 20}, asyncio.Event()
+    alone = await one_by_one("modest", rounds)
+    others = [asyncio.create_task(greedy(f"greedy-{number}")) for number in range(4)]
+    await asyncio.sleep(1)
+    among = await one_by_one("modest", rounds)
+    over.set()
+    return alone, among, sum(await asyncio.gather(*others))
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+@pytest.mark.slow
+def test_one_caller_beside_four_greedy_ones(tmp_path: Path) -> None:
+    """He waits at most twice his time alone plus a batch, which takes as long as one image alone."""
+    tokens = json.dumps(["modest", *(f"greedy-{number}" for number in range(4))])
+    with run_service("edge", tmp_path, tokens=tokens, threads=1) as service:
+        alone, among, drawn = asyncio.run(beside_greedy_ones(service, rounds=20))
+    usual, worst = statistics.median(alone), max(among)
+    print(
+        f"alone {usual:.2f} s an image; beside four who were drawn {drawn} images {statistics.mean(among):.2f} s"
+        f" in the mean of {len(among)}, {worst:.2f} s at most; the bound is {3 * usual:.2f} s"
+    )
+    assert worst <= 3 * usual
 
 
 def mixed(client: httpx2.Client, number: int) -> int:

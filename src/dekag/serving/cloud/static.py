@@ -19,12 +19,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from dekag.serving.http.errors import ApiError
-from dekag.serving.http.files import PIECE_BYTES
+from dekag.serving.http.files import BLOCK_BYTES, pieces
 from dekag.types import InputError
 
-BLOCK_BYTES = 2**16
 FAR_BLOCK_BYTES = 2**20
-"""Read at a time, here and where each read is a request of its own."""
+"""Read at a time where each read is a request of its own."""
 MOST_EDGES = 1000
 """Names that are told apart between two visits of the ledger."""
 _METADATA = re.compile(r"metadata/(\d{1,18}\.)?(root|targets|snapshot|timestamp)\.json")
@@ -155,7 +154,6 @@ async def _pieces(file: File, start: int, end: int, count: Callable[[int], None]
     """The bytes in pieces; each is taken up when the client has taken the ones before, so a slow one costs little."""
     for first in range(start, end, file.block):
         block = await run_in_threadpool(file.read, first, min(first + file.block, end))
-        for place in range(0, len(block), PIECE_BYTES):
-            piece = block[place : place + PIECE_BYTES]
+        for piece in pieces(block):
             count(len(piece))
             yield piece

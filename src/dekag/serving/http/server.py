@@ -21,7 +21,7 @@ from dekag.serving.http.settings import ServiceSettings
 from dekag.types import InputError
 
 log = logging.getLogger("dekag.serving")
-BUFFER_BYTES = 2**16
+BUFFER_BYTES = 2**15
 """Most of a request's head, and of an answer before the kernel takes it."""
 
 

@@ -115,7 +115,7 @@ def _from_here(scope: Scope) -> bool:
     A proxy is known by what it adds, by the name that it was asked for, or by HTTP/1.0, which nginx speaks.
     """
     client, headers = scope.get("client"), Headers(scope=scope)
-    if client is None or not is_loopback(client[0]) or scope["http_version"] == "1.0":
+    if client is None or not is_loopback(client[0]) or scope["http_version"] != "1.1":
         return False
     forwarded = any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers)
     return not forwarded and _names_loopback(headers.get("host", ""))

@@ -37,6 +37,14 @@ def tiny_app(settings: ServiceSettings) -> FastAPI:
     async def echo(asked: dict[str, Any]) -> dict[str, Any]:
         return asked
 
+    add_pages(app)
+    add_failures(app)
+    return app
+
+
+def add_pages(app: FastAPI) -> None:
+    """What anybody may ask for."""
+
     @app.get("/page/{name}")
     async def page(name: str) -> dict[str, str]:
         return {"page": name}
@@ -56,6 +64,10 @@ def tiny_app(settings: ServiceSettings) -> FastAPI:
             yield ServerSentEvent(data="x" * 100)
             await asyncio.sleep(pause)
 
+
+def add_failures(app: FastAPI) -> None:
+    """What goes wrong."""
+
     @app.get("/v1/refuse")
     async def refuse() -> None:
         raise InputError("uses must be at least 1,\ngot 0")
@@ -68,7 +80,16 @@ def tiny_app(settings: ServiceSettings) -> FastAPI:
     async def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/a/path/of/the/machine")
 
-    return app
+    @app.get("/v1/full/{kind}")
+    async def full_and_told_otherwise(kind: str) -> None:
+        try:
+            await full()
+        except OSError as error:
+            if kind == "input":
+                raise InputError(f"it cannot be written: {error}") from error
+            if kind == "cause":
+                raise RuntimeError("the store failed") from error
+            raise RuntimeError("the store failed")  # noqa: B904
 
 
 if __name__ == "__main__":

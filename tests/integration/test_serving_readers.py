@@ -17,6 +17,9 @@ from test_serving_http import TOKEN, tiny_process
 from tiny_service import LARGE
 from waiting import wait_for
 
+from dekag.registry.repository import Repository
+from dekag.serving.cloud.database import migrate, open_database
+from dekag.serving.cloud.settings import CloudSettings
 from dekag.serving.http.connections import SEND_BUFFER_BYTES, _Connection, _marked, _peer
 
 PAGE = "/page/vendor/onnxruntime-web-1.30.0/ort-wasm-simd-threaded.wasm"
@@ -91,11 +94,11 @@ def never_read(service: RunningService, path: str, *, copies: int, within: float
                 break
             assert time.monotonic() - started < within, f"{left} are still there"
             time.sleep(0.2)
-        gone = time.monotonic() - started
+        gone, after = time.monotonic() - started, service.resident_bytes - before
     p99 = statistics.quantiles(times, n=100)[98]
     print(
         f"{copies} readers that read nothing, there after {opened:.1f} s, gone after {gone:.1f} s:"
-        f" {most / 2**20:+.0f} MiB of {before / 2**20:.0f} MiB, {queued / 2**20:.0f} MiB in the kernel;"
+        f" {most / 2**20:+.0f} MiB of {before / 2**20:.0f} MiB, {after / 2**20:+.0f} MiB afterwards; {queued / 2**20:.0f} MiB in the kernel;"
         f" {len(times)} probes, p99 {1000 * p99:.0f} ms, slowest {1000 * max(times):.0f} ms"
     )
     assert most < 200 << 20
@@ -118,6 +121,25 @@ def test_750_readers_that_read_nothing(tmp_path: Path) -> None:
     """Without a token, against an edge with a model and the settings as they are."""
     with run_service("edge", tmp_path, tokens=TOKENS) as service:
         never_read(service, PAGE, copies=750, within=60)
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_readers_of_a_registry_that_read_nothing(tmp_path: Path) -> None:
+    """A bundle of 64 MB costs the cloud no more than a small file."""
+    chosen = CloudSettings(folder=tmp_path / "cloud")
+    engine = open_database(chosen.database_address)
+    migrate(engine)
+    engine.dispose()
+    Repository.init(chosen.registry_address, chosen.keys_folder)
+    large = Path(chosen.registry_address, "targets", f"{'a' * 64}.large.tar")
+    large.parent.mkdir(exist_ok=True)
+    with large.open("wb") as file:
+        file.truncate(64 << 20)
+    given = {"tokens": TOKENS, "images": "false", "job_workers": "0", "write_seconds": "5"}
+    with run_service("cloud", tmp_path, **given) as service:
+        never_read(service, f"/registry/targets/{large.name}", copies=200, within=30)
+        assert len(httpx2.get(f"{service.url}/registry/targets/{large.name}").content) == 64 << 20
 
 
 def read_at(connection: socket.socket, rate: float, *, within: float) -> tuple[bytes, float]:

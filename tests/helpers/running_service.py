@@ -122,7 +122,9 @@ def run_command(
     command: Sequence[str], log: Path, port: int, settings: dict[str, str], *, probe: str = "/readyz"
 ) -> Iterator[RunningService]:
     """A service for the time of a test, once its probe answers."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **settings}
+    # most tests have nobody in front of the service who has to be told before it stops
+    drain = {f"DEKAG_{party}DRAIN_SECONDS": "0" for party in ("", "EDGE_", "CLOUD_")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **drain, **settings}
     service = RunningService(
         url=f"http://127.0.0.1:{port}",
         command=command,

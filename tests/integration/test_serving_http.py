@@ -142,6 +142,12 @@ def test_errors_are_in_one_envelope_and_tell_no_secret() -> None:
     assert answers[405].headers["allow"] == "GET"
 
 
+@pytest.mark.parametrize("kind", ["input", "cause", "context"])
+def test_a_full_disk_is_told_however_it_is_wrapped(kind: str) -> None:
+    answer = tiny().get(f"/v1/full/{kind}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
+
+
 def test_request_ids_are_kept_if_they_are_harmless() -> None:
     client = tiny()
     assert client.get("/healthz", headers={"x-request-id": "abc-1"}).headers["x-request-id"] == "abc-1"

@@ -6,13 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 from running_service import free_port
+from waiting import wait_for
 
 from dekag.bundle.bundle import load_bundle
 from dekag.serving.up import Site
@@ -40,6 +43,28 @@ def up(site: Site) -> Iterator[subprocess.Popen[str]]:
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
+
+
+@pytest.mark.slow
+def test_what_up_started_ends_with_it(tmp_path: Path) -> None:
+    """kill -9 runs no clean-up: the edge, the cloud and the worker of a job end, and leave their ports."""
+    site = Site(folder=tmp_path / "site", port=free_port(), cloud_port=free_port())
+    job = {"name": "fruit", "prompts": ["a red apple on a blue background"], "steps": 10_000}
+    with up(site) as process:
+        assert httpx2.post(f"{site.cloud_url}/v1/jobs", json=job).status_code == 201
+        itself = psutil.Process(process.pid)
+        # the edge, the cloud and its worker
+        wait_for(lambda: len(itself.children(recursive=True)) >= 3, seconds=60)
+        family = itself.children(recursive=True)
+        process.kill()
+        started = time.monotonic()
+        gone, left = psutil.wait_procs(family, timeout=10)
+        print(f"{len(gone)} processes ended {time.monotonic() - started:.1f} s after kill -9")
+        assert not left, [one.cmdline() for one in left]
+    for port in (site.port, site.cloud_port):
+        with socket.socket() as taken:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(("127.0.0.1", port))
 
 
 def png(url: str, **fields: object) -> bytes:

@@ -177,16 +177,22 @@ def _unpublished(repository: Repository, sources: Mapping[str, Path]) -> list[st
 def _process(
     site: Site, party: str, options: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`dekag serve PARTY`, with its log in a file; asked to stop afterwards, then made to."""
+    """`dekag serve PARTY`, with its log in a file; asked to stop afterwards, then made to.
+
+    It stops by itself if this process is killed: nobody holds the other end of its standard input then.
+    """
     command = [sys.executable, "-m", "dekag", "serve", party, "--world", site.world, *options]
+    prefix = f"DEKAG_{party.upper()}_"
+    # nobody is in front of it who has to be told before it stops
+    defaults = {f"{prefix}DRAIN_SECONDS": "0", f"{prefix}STOP_WITH_INPUT": "1"}
     with (site.folder / f"{party}.log").open("ab") as log:
         # a session of its own: an interrupt from the terminal is for us, and we stop it in order
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env={**os.environ, **environment},
+            env={**defaults, **os.environ, **environment},
             start_new_session=True,
         )
     try:
@@ -198,6 +204,8 @@ def _process(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -7,19 +7,23 @@ import hashlib
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from dekag.serving.http.errors import ApiError
+from dekag.serving.http.files import BLOCK_BYTES, pieces
 from dekag.types import InputError
 
-CHUNK_BYTES = 1 << 20
+FAR_BLOCK_BYTES = 2**20
+"""Read at a time where each read is a request of its own."""
 MOST_EDGES = 1000
 """Names that are told apart between two visits of the ledger."""
 _METADATA = re.compile(r"metadata/(\d{1,18}\.)?(root|targets|snapshot|timestamp)\.json")
@@ -57,6 +61,8 @@ class File:
     cache: str
     """For how long others may keep it, as HTTP says it."""
     read: Callable[[int, int], bytes]
+    block: int = BLOCK_BYTES
+    """Bytes to read at a time."""
 
 
 class Files:
@@ -79,6 +85,7 @@ class Files:
                     tag=f'"{target["digest"]}"',
                     cache="public, max-age=31536000, immutable",
                     read=lambda start, end: bytes(self._system.cat_file(address, start=start, end=end)),
+                    block=BLOCK_BYTES if isinstance(self._system, LocalFileSystem) else FAR_BLOCK_BYTES,
                 )
             if _METADATA.fullmatch(path):
                 # small, and one of them is replaced with every change: size and bytes must be of one version
@@ -128,7 +135,7 @@ def answer(file: File, method: str, asked: Mapping[str, str], count: Callable[[i
     headers["content-length"] = str(end - start)
     if method == "HEAD":
         return Response(status_code=status, headers=headers, media_type="application/octet-stream")
-    body = _chunks(file, start, end, count)
+    body = _pieces(file, start, end, count)
     return StreamingResponse(body, status, headers, "application/octet-stream")
 
 
@@ -143,8 +150,10 @@ def _span(text: str, size: int) -> tuple[int, int] | None:
     return None if match[2] and end <= start else (start, min(end, size))
 
 
-def _chunks(file: File, start: int, end: int, count: Callable[[int], None]) -> Iterator[bytes]:
-    for first in range(start, end, CHUNK_BYTES):
-        chunk = file.read(first, min(first + CHUNK_BYTES, end))
-        count(len(chunk))
-        yield chunk
+async def _pieces(file: File, start: int, end: int, count: Callable[[int], None]) -> AsyncIterator[bytes]:
+    """The bytes in pieces; each is taken up when the client has taken the ones before, so a slow one costs little."""
+    for first in range(start, end, file.block):
+        block = await run_in_threadpool(file.read, first, min(first + file.block, end))
+        for piece in pieces(block):
+            count(len(piece))
+            yield piece

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from dekag.registry import Shelved
 from dekag.serving.alignment import Alignment
@@ -39,6 +39,7 @@ from dekag.serving.edge.requests import (
 from dekag.serving.edge.traffic import Traffic
 from dekag.serving.http.callers import caller_of
 from dekag.serving.http.errors import ApiError
+from dekag.serving.http.files import FileAnswer
 from dekag.serving.images.api import while_connected
 from dekag.serving.images.engine import Engine, Model, Order
 from dekag.types import Channel
@@ -104,14 +105,14 @@ def deliveries_router(service: EdgeService) -> APIRouter:
         """The decoders that belong to this edge's symbols, as ONNX."""
         return await service.decoders.current()
 
-    @router.get("/v1/decoders/{sha256}.onnx", response_class=FileResponse, responses=FILES)
-    async def decoder(sha256: Digest) -> FileResponse:
+    @router.get("/v1/decoders/{sha256}.onnx", response_class=FileAnswer, responses=FILES)
+    async def decoder(sha256: Digest) -> FileAnswer:
         """One of them; what has this name never changes."""
         path = await service.decoders.find(sha256)
         if path is None:
             raise ApiError(404, f"there is no decoder {sha256[:12]}; ask for /v1/decoders first")
         headers = {"cache-control": "public, max-age=31536000, immutable"}
-        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+        return FileAnswer(path, media_type="application/octet-stream", headers=headers)
 
     return router
 

@@ -19,6 +19,7 @@ from dekag.serving.http.errors import RESPONSES, ApiError, as_api_error, install
 from dekag.serving.http.limits import Limits
 from dekag.serving.http.logs import facts, request_id
 from dekag.serving.http.metrics import HttpMetrics
+from dekag.serving.http.origins import OwnOrigins
 from dekag.serving.http.settings import ServiceSettings
 from dekag.version import __version__
 
@@ -53,7 +54,7 @@ def create_app(
         responses=RESPONSES,
         redirect_slashes=False,
     )
-    app.state.stopping = False
+    app.state.draining = app.state.stopping = False
     app.state.guarded = settings.guarded
     measured = metrics or HttpMetrics()
     open_paths = ("/healthz", "/readyz", *public)
@@ -69,7 +70,8 @@ def _surround(app: FastAPI, settings: ServiceSettings, metrics: HttpMetrics, pub
     """Put the middleware around the routes; the last one added is the first to see a request."""
     app.add_middleware(Limits, settings=settings, free=PROBES)
     tokens = Tokens(settings) if settings.guarded else None
-    app.add_middleware(Authentication, tokens=tokens, public=public)
+    app.add_middleware(Authentication, tokens=tokens, public=public, metrics=settings.open_metrics)
+    app.add_middleware(OwnOrigins, allowed=settings.allowed_origins)
     if settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -101,7 +103,10 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = identity
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = identity
+                if scope["app"].state.draining:
+                    headers["connection"] = "close"  # the next request should go elsewhere
             await send(message)
 
         try:
@@ -139,7 +144,7 @@ def _add_probes(app: FastAPI, ready: Callable[[], str | None], metrics: HttpMetr
     @app.get("/readyz", tags=["probes"])
     async def readyz() -> dict[str, str]:
         """Work can be done."""
-        if reason := ready():
+        if reason := "stopping" if app.state.draining else ready():
             raise ApiError(503, reason, code="not_ready", headers={"retry-after": "1"})
         return {"status": "ready"}
 

@@ -60,11 +60,15 @@ class Authentication:
     """Middleware: lets through who has a token, what is public, and on an open service who calls it by loopback.
 
     tokens: None for an open service. public: paths that anyone may read; one that ends in /* stands for all below it.
+    metrics: whether /metrics is open to this machine.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: Tokens | None, public: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, tokens: Tokens | None, public: Sequence[str], metrics: bool = True
+    ) -> None:
         self._app = app
         self._tokens = tokens
+        self._metrics = metrics
         self._public = frozenset(path for path in public if not path.endswith("/*"))
         self._below = tuple(path[:-1] for path in public if path.endswith("/*"))
 
@@ -94,13 +98,27 @@ class Authentication:
 
     def _is_public(self, scope: Scope) -> bool:
         path: str = scope["path"]
-        client = scope.get("client")
         method: str = scope["method"]
         if method not in {"GET", "HEAD"}:
             return method == "OPTIONS"
         if path == "/metrics":
-            return client is not None and is_loopback(client[0])
+            return self._metrics and _from_here(scope)
         return path in self._public or path.startswith(self._below)
+
+
+_FORWARDED = ("forwarded", "via", "x-real-ip")
+
+
+def _from_here(scope: Scope) -> bool:
+    """Whether a program of this machine asks by itself, and no proxy of this machine for somebody else.
+
+    A proxy is known by what it adds, by the name that it was asked for, or by HTTP/1.0, which nginx speaks.
+    """
+    client, headers = scope.get("client"), Headers(scope=scope)
+    if client is None or not is_loopback(client[0]) or scope["http_version"] != "1.1":
+        return False
+    forwarded = any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers)
+    return not forwarded and _names_loopback(headers.get("host", ""))
 
 
 _FOREIGN = ApiError(403, "an open service is called by the name localhost or 127.0.0.1", code="wrong_host")

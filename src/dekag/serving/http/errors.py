@@ -25,6 +25,7 @@ NAMES = {
     507: ("server_error", "disk_full"),
 }
 """Type and code of a status, unless the error says its own."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 """Code of what can be wrong with a field; else it is an invalid value."""
 
@@ -97,15 +98,24 @@ def as_api_error(error: Exception) -> ApiError:
     """What a caller is told of an exception; nothing but its existence, where it is none of ours."""
     if isinstance(error, ApiError):
         return error
+    if _from_a_full_disk(error):
+        return ApiError(507, "the service's disk is full; nothing was changed")
     if isinstance(error, InputError):
         return ApiError(400, " ".join(str(error).split()), code="invalid_input")
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        return ApiError(507, "the service's disk is full; nothing was changed")
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return ApiError(409, "the service's folder is read-only; nothing was changed", code="read_only")
     return ApiError(
         500, "the service failed; its log has more under this request's id", code="internal_error"
     )
+
+
+def _from_a_full_disk(error: BaseException | None) -> bool:
+    """Whether that is what an exception comes from; what tells of it in other words still has it as its cause."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 async def _http(_: Request, error: Exception) -> Response:

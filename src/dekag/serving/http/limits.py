@@ -1,4 +1,8 @@
-"""Limits before work: how many requests at a time, how large a body and how long it may take."""
+"""Limits before work: how many requests at a time, how large a body and how long it may take.
+
+A request holds its place until its answer is made. What its client takes long to read holds none: that is an answer
+whose length is known when it begins, and `connections` ends those that are never read.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -32,13 +36,21 @@ class Limits:
             await _BUSY.response()(scope, receive, send)
             return
         self._in_flight += counted
+
+        async def noticed(message: Message) -> None:
+            nonlocal counted
+            if message["type"] == "http.response.start" and "content-length" in Headers(scope=message):
+                self._in_flight -= counted
+                counted = False
+            await send(message)
+
         try:
             try:
                 body = await self._body(scope, receive)
             except ApiError as error:
                 await error.response()(scope, receive, send)
                 return
-            await self._app(scope, _replayed(body, receive), send)
+            await self._app(scope, _replayed(body, receive), noticed)
         finally:
             self._in_flight -= counted
 

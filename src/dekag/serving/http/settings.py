@@ -32,12 +32,25 @@ class ServiceSettings(BaseSettings):
     """For the head of a request, and for a connection to be idle."""
     body_seconds: float = Field(default=10.0, gt=0)
     """For the whole body."""
+    write_seconds: float = Field(default=30.0, gt=0)
+    """For a client to take anything of what is sent to it; one that takes nothing for so long is gone."""
+    answer_seconds: float = Field(default=60.0, gt=0)
+    """For what is on its way to a client at one time, at most some 200 kB, to arrive: one that reads slower is gone."""
     max_in_flight: int = Field(default=256, ge=1)
-    """Requests at a time, those of probes apart; more are told to come back."""
+    """Requests at a time that are worked on, those of probes apart; more are told to come back."""
     max_connections: int = Field(default=4096, ge=1)
+    max_connections_by_peer: int = Field(default=1024, ge=1)
+    """Of one address, in IPv6 of one /64; behind a reverse proxy, which is one peer, as many as `max_connections`."""
+    drain_seconds: float = Field(default=3.0, ge=0)
+    """From SIGTERM, when /readyz begins to say no, until the port closes: so long a balancer may take to see it."""
+    stop_with_input: bool = False
+    """Stop when standard input, a pipe, ends: with the process that holds its other end."""
+    open_metrics: bool = True
+    """Whether a guarded service shows /metrics to this machine without a token; not if a proxy shows that it is one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     allowed_origins: list[str] = []
-    """Origins of other hosts' pages that may call, as https://page.example; none is needed for the own page."""
+    """Origins of other hosts' pages that may call, as https://page.example. The own page needs none, unless a proxy
+    in front changes `Host`: then its public origin."""
 
     @property
     def guarded(self) -> bool:

@@ -5,11 +5,9 @@ compressed. The policy of content keeps scripts, styles and calls to this host a
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -18,6 +16,7 @@ from starlette.responses import Response
 
 from dekag.generation.prompts import LONGEST_PROMPT
 from dekag.serving.http.errors import ApiError, json_response
+from dekag.serving.http.files import FileAnswer
 from dekag.types import InputError
 
 __all__ = ["PageConfig", "PageDefaults", "PageLimits", "page_files", "page_router"]
@@ -83,15 +82,17 @@ class PageConfig:
 class PageFile:
     """A file of the page as it is sent."""
 
-    body: bytes
+    path: Path
+    tag: str
+    """The entity tag: it changes when the bytes do."""
     media_type: str
     compressed: bool
     lasting: bool
 
     @property
-    def tag(self) -> str:
-        """The entity tag: it changes when the bytes do."""
-        return f'"{hashlib.sha256(self.body).hexdigest()[:32]}"'
+    def body(self) -> bytes:
+        """Its bytes."""
+        return self.path.read_bytes()
 
 
 def page_router(config: PageConfig) -> APIRouter:
@@ -128,27 +129,21 @@ def page_router(config: PageConfig) -> APIRouter:
 
 @cache
 def page_files() -> dict[str, PageFile]:
-    """All files of the page by their name in the address; read once."""
-    found = {}
-    for name, entry in _walk(files(__package__) / "site"):
+    """All files of the page by their name in the address; looked for once."""
+    found, site = {}, Path(__file__).parent / "site"
+    for path in sorted(path for path in site.rglob("*") if path.is_file()):
+        name = path.relative_to(site).as_posix()
         compressed = name.endswith(".gz")
         unzipped = name.removesuffix(".gz")
         found[unzipped] = PageFile(
-            body=entry.read_bytes(),
+            path=path,
+            tag=f'"{hashlib.sha256(path.read_bytes()).hexdigest()[:32]}"',
             media_type=MEDIA[f".{unzipped.rpartition('.')[2]}"],
             compressed=compressed,
             # the address of what others published names its version
             lasting=unzipped.startswith("vendor/"),
         )
     return found
-
-
-def _walk(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _walk(entry, f"{prefix}{entry.name}/")
-        else:
-            yield f"{prefix}{entry.name}", entry
 
 
 def _answer(request: Request, file: PageFile, guards: dict[str, str]) -> Response:
@@ -161,7 +156,7 @@ def _answer(request: Request, file: PageFile, guards: dict[str, str]) -> Respons
         return Response(status_code=304, headers=headers)
     if file.compressed:
         headers["content-encoding"] = "gzip"
-    return Response(file.body, headers=headers, media_type=file.media_type)
+    return FileAnswer(file.path, headers=headers, media_type=file.media_type)
 
 
 def _policy(cloud: str | None) -> str:

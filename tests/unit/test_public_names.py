@@ -62,7 +62,9 @@ NAMES = {
         "FAMILIES DiffusersGenerator Family Metaword PromptTruncatedWarning Sampling check_prompts "
         "family_of load_generator prepare_metaword"
     ),
-    "dekag.registry": "Canary Lifetimes Listing RegistryClient RegistryError Repository Shelf Shelved",
+    "dekag.registry": (
+        "Canary Expiry Lifetimes Listing Looked RegistryClient RegistryError Repository Shelf Shelved earliest"
+    ),
     "dekag.serving": "Decoders Site TrafficReport TrafficRow canary_of export_decoders prepare running",
     "dekag.serving.cloud": "Cloud CloudClient CloudSettings create migrate open_database",
     "dekag.serving.edge": "EdgeSettings create make_canary self_test",

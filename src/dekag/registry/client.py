@@ -2,11 +2,15 @@
 
 FOLDER/trusted_root.json    where trust began
 FOLDER/metadata/            what was verified last, so that nothing older is taken later
+FOLDER/looked.json          when that was, and what the channel listed
 
 The order of checks and the memory of versions are those of `tuf`; bytes come through `download`.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Final
@@ -25,9 +29,12 @@ from tuf.ngclient import FetcherInterface, Updater
 
 from dekag.bundle.container import MAX_BYTES, plain_text
 from dekag.registry.download import Order, Patience, download, pull_blob, read_blob
+from dekag.registry.expiry import read_expiries
 from dekag.registry.faults import Fault, RegistryError
+from dekag.registry.keys import Role
 from dekag.registry.listing import Listing, check_channel
 from dekag.registry.lock import locked
+from dekag.registry.looked import LOOKED, Looked, read_looked, write_looked
 from dekag.registry.moment import Moment
 from dekag.registry.shelf import INCOMING, Shelf
 from dekag.registry.signed import MAX_METADATA_BYTES
@@ -52,6 +59,7 @@ class RegistryClient:
 
     url: http(s)://, file:// or a folder; or a source of one's own. root: the registry's root.json, from its
     publisher by a way that is trusted; needed for the first pull only. max_bytes: largest bundle that is pulled.
+    clock: seconds since 1970, for the note of the last good look.
     Raises InputError if the URL is no address, or no root is given or remembered.
     """
 
@@ -63,12 +71,14 @@ class RegistryClient:
         root: bytes | None = None,
         max_bytes: int = MAX_BYTES,
         patience: Patience | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.source = open_source(url) if isinstance(url, str) else url
         self.folder = folder
         self._root = root
         self._max_bytes = max_bytes
         self.patience = patience or Patience()
+        self._clock = clock
         if root is None and not (folder / TRUSTED_ROOT).exists():
             raise InputError(
                 f"the first pull from {self.source.name} needs its root.json; ask its publisher for it"
@@ -88,7 +98,19 @@ class RegistryClient:
     def channel(self, name: str) -> list[Listing]:
         """What a channel lists now. Raises RegistryError as `moment`, and if there is no such channel."""
         check_channel(name)
-        return self.moment().channel(name)
+        listed = self.moment().channel(name)
+        with suppress(OSError):  # a look is good without its note
+            write_looked(self.folder / LOOKED, name, listed, self._clock())
+        return listed
+
+    def last(self, channel: str) -> Looked | None:
+        """The last look at a channel that was good, of this client or one before it; None if none was kept."""
+        looked = read_looked(self.folder / LOOKED)
+        return looked if looked is not None and looked.channel == channel else None
+
+    def expiries(self) -> Mapping[Role, datetime]:
+        """Until when the files are signed that were verified last; empty before anything was."""
+        return {expiry.role: expiry.expires for expiry in read_expiries(self.metadata)}
 
     def fetch(self, listing: Listing, shelf: Shelf) -> None:
         """Pull a bundle onto the shelf, unless it lies there already.

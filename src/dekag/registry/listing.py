@@ -19,10 +19,10 @@ CHANNEL_FILE: Final = re.compile(f"channels/({CHANNEL_NAME})\\.json")
 BUNDLE_NAME: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 ChannelName = Annotated[str, Field(pattern=f"^{CHANNEL_NAME}$")]
 BundleName = Annotated[str, Field(pattern=f"^{BUNDLE_NAME}$")]
-_STRICT = ConfigDict(strict=True, extra="forbid")
+STRICT: Final = ConfigDict(strict=True, extra="forbid")
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Listed:
     """One bundle of a channel."""
@@ -57,7 +57,7 @@ class Listing(Listed):
     canary: Blob | None
 
 
-@with_config(_STRICT)
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class Channel:
     """The file of a channel; its version grows by one with every change."""

@@ -16,6 +16,7 @@ from dekag.registry.repository import Repository
 from dekag.serving.cloud.api import jobs_router, ledger_router
 from dekag.serving.cloud.database import check_schema, open_database
 from dekag.serving.cloud.drawing import image_service
+from dekag.serving.cloud.freshness import Freshness
 from dekag.serving.cloud.ledger import Ledger
 from dekag.serving.cloud.runner import Runner, Workplace
 from dekag.serving.cloud.settings import CloudSettings
@@ -81,6 +82,7 @@ class Cloud:
         self.ledger = Ledger(database)
         self.files = Files(settings.registry_address)
         self.pulls = Pulls()
+        self.freshness = Freshness(self.files, settings.registry_address, settings.keys_folder, registry)
         self.images: ImageService | None = None
         self._look_seconds = look_seconds
         self._away: str | None = None
@@ -92,11 +94,12 @@ class Cloud:
         if self.files.find("metadata/timestamp.json") is None:
             raise StepError(f"there is no registry at {settings.registry_address}", "make a registry first")
         if settings.job_workers:
-            _ = self._repository.root
+            _ = Repository(settings.registry_address, settings.keys_folder).root
 
     def missing(self) -> str | None:
         """What is not there for work to be done."""
-        return self._away or (None if self.images is None else self.images.engine.failure)
+        failure = None if self.images is None else self.images.engine.failure
+        return self._away or self.freshness.missing() or failure
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -111,9 +114,13 @@ class Cloud:
             device=settings.device,
         )
         runner = Runner(self.store, place, workers=settings.job_workers)
-        loops = [_every(self._look_seconds, self._look_at_database)]
-        if settings.keys_folder.is_dir():
-            loops.append(_every(3600 * settings.refresh_hours, self._repository.refresh_timestamp))
+        # before anyone is told that it is ready: edges would be sent to a registry that they refuse
+        await asyncio.to_thread(self.freshness.refresh)
+        loops = [
+            _every(self._look_seconds, self._look_at_database),
+            _every(6 * self._look_seconds, self.freshness.look),
+            _every(3600 * settings.refresh_hours, self.freshness.refresh, at_once=False),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         runner.start()
         if self.images is not None:
@@ -128,10 +135,6 @@ class Cloud:
             await asyncio.to_thread(runner.stop)
             await asyncio.to_thread(self._look_at_database)
             self.database.dispose()
-
-    @property
-    def _repository(self) -> Repository:
-        return Repository(self.settings.registry_address, self.settings.keys_folder)
 
     def _look_at_database(self) -> None:
         """Count the jobs, and write to the ledger what was pulled; if that fails, it waits for the next time."""
@@ -150,8 +153,10 @@ class Cloud:
             self._away = None
 
 
-async def _every(seconds: float, work: Callable[[], None]) -> None:
-    """Do something now and every so many seconds; a failure is logged, and the next time may go well."""
+async def _every(seconds: float, work: Callable[[], None], *, at_once: bool = True) -> None:
+    """Do something now, or later, and every so many seconds; a failure is logged, and the next time may go well."""
+    if not at_once:
+        await asyncio.sleep(seconds)
     while True:
         try:
             await asyncio.to_thread(work)

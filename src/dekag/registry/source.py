@@ -13,6 +13,7 @@ from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from dekag.registry.faults import RegistryError
 from dekag.types import InputError
+from dekag.wire.http import client_options, through
 
 _CHUNK = 1 << 16
 _OBJECT_CHUNK = 1 << 20
@@ -85,7 +86,7 @@ class HttpSource:
 
     timeout_s: longest silence, and longest time to connect. edge: what the edge calls itself, for the ledger of a
     cloud that serves the registry.
-    Raises InputError if the URL is no address.
+    Raises InputError if the URL is no address, or the environment's proxy for it is none.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 10.0, edge: str = "") -> None:
@@ -108,7 +109,8 @@ class HttpSource:
         headers = {"accept-encoding": "identity", "x-dekag-edge": edge}
         # a pull is a few requests once in a while: no connection is kept for the next one
         limits = httpx2.Limits(max_keepalive_connections=0)
-        self._client = httpx2.Client(timeout=timeout_s, headers=headers, limits=limits)
+        self._through = through(url)
+        self._client = httpx2.Client(**client_options(url), timeout=timeout_s, headers=headers, limits=limits)
 
     @property
     def name(self) -> str:
@@ -125,20 +127,22 @@ class HttpSource:
             with self._client.stream("GET", f"{self._url}/{path}", headers=headers) as response:
                 yield self._stream(response, path, start)
         except httpx2.TransportError as error:
-            raise BrokenOffError(f"{type(error).__name__}: {error}") from error
+            raise BrokenOffError(f"{type(error).__name__}: {error}{self._through}") from error
 
     def _stream(self, response: httpx2.Response, path: str, start: int) -> Stream:
         where, status = f"{self.name}/{path}", response.status_code
         if response.is_redirect:
             raise RegistryError(
-                "redirect", f"{where} points elsewhere, which is refused; give the registry's own address"
+                "redirect",
+                f"{where} points elsewhere{self._through}, which is refused; give the registry's own address",
             )
         if status in {403, 404, 410}:
-            raise RegistryError("missing", f"{where} is not there ({status})")
+            raise RegistryError("missing", f"{where} is not there ({status}{self._through})")
         if status == 429 or status >= 500:
-            raise BrokenOffError(f"the server answers {status}")
+            raise BrokenOffError(f"the server answers {status}{self._through}")
         if status not in {200, 206} or response.headers.get("content-encoding", "identity") != "identity":
-            raise RegistryError("unreachable", f"{where} cannot be read: the server answers {status}")
+            text = f"{where} cannot be read: the server answers {status}{self._through}"
+            raise RegistryError("unreachable", text)
         begin, total = _extent(response, where, start)
         tag = response.headers.get("etag")
         strong = tag if tag is not None and tag.startswith('"') else None

@@ -62,7 +62,7 @@ def init(
     """Make keys and a registry without bundles. Keys are encrypted if DEKAG_KEY_PASSPHRASE is set.
 
     Signatures of each role last so many days; dekag registry refresh renews them. Edges get KEYS/root.json. Keep
-    the root keys elsewhere afterwards: only refresh --all and rotate-keys need them.
+    the root keys elsewhere afterwards: only a new root, once a year, and rotate-keys need them.
     """
     from dekag.registry import Lifetimes, Repository
 

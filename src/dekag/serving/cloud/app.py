@@ -119,8 +119,8 @@ class Cloud:
         )
         runner = Runner(self.store, place, workers=settings.job_workers)
         # before anyone is told that it is ready: edges would be sent to a registry that they refuse
-        await asyncio.to_thread(self.freshness.refresh)
-        await asyncio.to_thread(self._look_at_database)
+        await _tried(self.freshness.refresh)
+        await _tried(self._look_at_database)
         loops = [
             _every(self._look_seconds, self._look_at_database),
             _every(6 * self._look_seconds, self.freshness.look),
@@ -162,10 +162,15 @@ class Cloud:
 
 
 async def _every(seconds: float, work: Callable[[], None]) -> None:
-    """Do something every so many seconds; a failure is logged, and the next time may go well."""
+    """Do something every so many seconds."""
     while True:
         await asyncio.sleep(seconds)
-        try:
-            await asyncio.to_thread(work)
-        except Exception:
-            log.exception("a regular task failed")
+        await _tried(work)
+
+
+async def _tried(work: Callable[[], None]) -> None:
+    """Do something beside the requests; a failure is logged, and the next time may go well."""
+    try:
+        await asyncio.to_thread(work)
+    except Exception:
+        log.exception("a regular task failed")

@@ -92,4 +92,4 @@ def _identity(file: Path | None) -> tuple[int, int] | None:
 
 def _without(text: str, file: Path | None) -> str:
     """A message for anyone who asks whether the cloud is ready: one line without the file's name."""
-    return " ".join(text.replace(str(file), "the database").split())
+    return " ".join((text if file is None else text.replace(str(file), "the database")).split())

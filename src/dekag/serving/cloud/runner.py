@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dekag.serving.cloud.models import FINAL, Job, State
 from dekag.serving.cloud.store import Claim, JobStore, UnknownJobError
 from dekag.serving.cloud.trouble import details, trouble_of
-from dekag.serving.cloud.worker import Order
+from dekag.serving.cloud.worker import LOST, Order
 from dekag.serving.http.logs import facts
 
 log = logging.getLogger("dekag.serving")
@@ -136,7 +136,10 @@ class Runner:
             del self._running[claim]
             _close(process)
             # of no effect if the worker has said itself what came of it
-            self._store.crash(claim, f"the worker ended with code {process.returncode}; see {LOG}")
+            if process.returncode == LOST:
+                self._store.give_back(claim)
+            else:
+                self._store.crash(claim, f"the worker ended with code {process.returncode}; see {LOG}")
             job = self._store.get(claim.job)
             log.info("a worker ended", extra=facts(job=job.id, state=job.state, text=job.message))
             self._tidy(self._place.folder / job.id)

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from dekag.bundle.container import plain_text
+
 
 class DamagedRowError(SQLAlchemyError):
     """A row holds what this program never wrote: the file is damaged where SQLite does not see it."""
@@ -67,7 +69,7 @@ def trouble_of(error: Exception) -> Trouble:
 
 def details(error: Exception) -> str:
     """The driver's own words, in one line, for the log."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+    return plain_text(" ".join(str(getattr(error, "orig", None) or error).split()))
 
 
 def read_json(raw: str) -> Any:

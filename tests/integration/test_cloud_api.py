@@ -20,7 +20,6 @@ from waiting import wait_for
 from dekag.data.folder import picture_tensor
 from dekag.registry.repository import Repository
 from dekag.serving.cloud import api
-from dekag.serving.cloud import app as cloud_app
 from dekag.serving.cloud.app import create
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
@@ -281,7 +280,7 @@ def test_a_database_that_fails_is_503_and_not_ready(settings: CloudSettings) -> 
             connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
         assert error(client.get("/v1/jobs")) == (503, "the database does not answer")
         wait_for(lambda: client.get("/readyz").status_code == 503)
-        assert error(client.get("/readyz"))[1] == cloud_app.AWAY
+        wait_for(lambda: "is at revision 0001" in error(client.get("/readyz"))[1])
         assert 'dekag_jobs{state="queued"} 0.0' in client.get("/metrics").text
         with engine.begin() as connection:
             connection.execute(text("ALTER TABLE lost RENAME TO jobs"))

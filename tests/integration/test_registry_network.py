@@ -2,7 +2,11 @@
 
 import multiprocessing
 import resource
-from collections.abc import Callable
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from published_registry import RegistrySetup, check_shelf, http_server, make_bun
 
 from dekag.registry import RegistryClient, RegistryError
 from dekag.registry.download import Patience
+from dekag.registry.source import HttpSource
 
 TEN_MB = 2_500_000
 """So many numbers in float32 are ten megabytes."""
@@ -109,6 +114,72 @@ def test_a_trickle_is_given_up(large: RegistrySetup) -> None:
     with pytest.raises(RegistryError) as caught:
         through(large, Faults(bytes_per_s=20_000), "trickle", patience)
     assert caught.value.fault == "slow"
+
+
+@contextmanager
+def dripping(prefix: bytes, rate: float) -> Iterator[str]:
+    """The address of a server that sends so many bytes at once, then one at a time, for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip(connection: socket.socket) -> None:
+            with connection, suppress(OSError):
+                connection.recv(1 << 16)
+                connection.sendall(prefix)
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(1 / rate)
+
+        def listen() -> None:
+            with suppress(OSError):
+                while True:
+                    threading.Thread(target=drip, args=listener.accept()[:1], daemon=True).start()
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+WITH_LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 4000000\r\n\r\n"
+
+
+@pytest.mark.parametrize("prefix", [WITH_LENGTH, b"HTTP/1.1 200 OK\r\n\r\n", WITH_LENGTH + b"x" * 400])
+def test_a_drip_is_refused_after_the_grace(large: RegistrySetup, tmp_path: Path, prefix: bytes) -> None:
+    """Twenty bytes a second of a file that may have megabytes: the grace counts, not the largest length."""
+    patience = Patience(grace_s=0.5, bytes_per_s=2048.0, pause_s=0.01)
+    with dripping(prefix, 20) as url:
+        client = RegistryClient(url, tmp_path / "registry", root=large.root, patience=patience)
+        started = time.monotonic()
+        with pytest.raises(RegistryError, match="at least 2048 a second are needed") as caught:
+            client.channel("stable")
+    assert caught.value.fault == "slow"
+    assert 0.5 < time.monotonic() - started < 1.5
+
+
+def test_a_head_that_drips_is_refused(large: RegistrySetup, tmp_path: Path) -> None:
+    """No body has begun, and no silence is long."""
+    with dripping(b"HTTP/1.1 200 OK\r\nX-Long: ", 20) as url:
+        client = RegistryClient(HttpSource(url, head_s=0.5), tmp_path / "registry", root=large.root)
+        started = time.monotonic()
+        with pytest.raises(RegistryError, match=r"no answer began within 0\.5 s") as caught:
+            client.channel("stable")
+    assert caught.value.fault == "slow"
+    assert 0.5 < time.monotonic() - started < 1.5
+
+
+def test_a_slow_network_that_suffices(tmp_path: Path) -> None:
+    """Six times the least rate, and the time is many times the grace: all of it arrives, in breaks too."""
+    setup = RegistrySetup(tmp_path)
+    setup.publish(count=40_000)
+    patience = Patience(grace_s=0.1, bytes_per_s=2e4, pause_s=0.01)
+    for number, faults in enumerate((Faults(bytes_per_s=1.2e5), Faults(bytes_per_s=1.2e5, cut_after=30_000))):
+        with http_server(setup.registry) as server, FaultProxy(server.port, faults) as proxy:
+            url, started = f"http://127.0.0.1:{proxy.port}", time.monotonic()
+            folder = setup.folder / str(number) / "registry"
+            client = RegistryClient(url, folder, root=setup.root, patience=patience)
+            for listing in client.channel("stable"):
+                client.fetch(listing, setup.shelf(str(number)))
+        assert [bundle.id for bundle in setup.shelf(str(number)).bundles()] == setup.ids
+        assert time.monotonic() - started > 1
 
 
 def test_silence_is_given_up(large: RegistrySetup) -> None:

@@ -1,5 +1,6 @@
 """`dekag registry`: publish updates that edges can trust, and carry them where no network reaches."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from annotated_types import Ge, Le
 
-from dekag.cli.console import needing, print_json, working
+from dekag.cli.console import needing, print_json, warn, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import Json, WorldOptions
 
@@ -61,7 +62,7 @@ def init(
     """Make keys and a registry without bundles. Keys are encrypted if DEKAG_KEY_PASSPHRASE is set.
 
     Signatures of each role last so many days; dekag registry refresh renews them. Edges get KEYS/root.json. Keep
-    the root keys elsewhere afterwards: only refresh --all and rotate-keys need them.
+    the root keys elsewhere afterwards: only a new root, once a year, and rotate-keys need them.
     """
     from dekag.registry import Lifetimes, Repository
 
@@ -152,14 +153,27 @@ def list_published(registry: RegistryUrl, keys: KeysFolder, as_json: Json = Fals
 def refresh(
     registry: RegistryUrl,
     keys: KeysFolder,
-    everything: Annotated[bool, typer.Option("--all", help="Root and targets as well.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All four roles, due or not.")] = False,
 ) -> None:
-    """Sign snapshot and timestamp anew, before they expire: once a day does."""
+    """Sign anew before it expires: snapshot and timestamp always, targets and root in the second half of their time.
+
+    What has no key here is named, and is an error once it has expired. Once a day does.
+    """
     from dekag.registry import Repository
+    from dekag.registry.renewal import require_fresh
+    from dekag.registry.signed import now
 
     repository = Repository(registry, keys)
-    repository.renew() if everything else repository.refresh_timestamp()
-    print_roles(repository.describe()["roles"])
+    if everything:
+        repository.renew()
+        print_roles(repository.describe()["roles"])
+        return
+    renewals = repository.refresh()
+    print_roles(repository.describe()["roles"], {each.expiry.role: each.outcome for each in renewals})
+    for renewal in renewals:
+        if renewal.why and not renewal.expiry.expired(now()):
+            warn(renewal.told(now()))
+    require_fresh(renewals, now())
 
 
 @app.command("rotate-keys")
@@ -234,7 +248,11 @@ def pull(
         print(f"{listing.id[:12]}  {listing.kind:12}  {listing.name}  {listing.tar.bytes} bytes")
 
 
-def print_roles(roles: dict[str, Any]) -> None:
-    """A line for each signed file."""
+def print_roles(roles: dict[str, Any], outcomes: Mapping[str, str] | None = None) -> None:
+    """A line for each signed file: until when, how that is, and what was done about it."""
     for role, part in roles.items():
-        print(f"{role:9}  version {part['version']}, expires {part['expires']}")
+        days, standing = part["days_left"], part["standing"]
+        left = f"{days:.0f} days left" if days >= 2 else f"{24 * days:.0f} hours left"
+        marks = {"good": left, "renew soon": f"{left}, renew soon", "expired": "EXPIRED"}
+        done = f": {outcomes[role]}" if outcomes else ""
+        print(f"{role:9}  version {part['version']}, expires {part['expires']} ({marks[standing]}){done}")

@@ -19,6 +19,7 @@ from PIL.Image import Image as Picture
 from dekag.data.folder import INDEX, open_picture, picture_tensor, read_folder
 from dekag.types import Image, InputError
 from dekag.wire.files import replacing, write_json
+from dekag.wire.http import client_options, through
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI
@@ -180,16 +181,18 @@ class ImageEndpoint:
         if isinstance(error, openai.APITimeoutError):
             return f"{self.base_url} gave no answer within {self.timeout_s:g} s in {calls}; allow more time"
         if not isinstance(error, openai.APIStatusError):
-            return f"{self.base_url} cannot be reached in {calls}; check base_url and that it is running"
+            way = through(self.base_url)
+            return f"{self.base_url} cannot be reached{way} in {calls}; check base_url and that it is running"
         status = error.status_code
         if status in {401, 403}:
-            return f"{self.base_url} refused the key with {status}; put a valid one into {self.api_key_env}"
+            where = f"{self.base_url}{through(self.base_url)}"
+            return f"{where} refused the key with {status}; put a valid one into {self.api_key_env}"
         message = _plain(error.message.removeprefix(f"Error code: {status}").replace(key, "***"), 200)
         return self._answer(status, error.code, f"{status} {message}".strip())
 
     def _answer(self, status: int, code: str | None, message: str) -> str:
         """What an answer of that status means; the message is the server's."""
-        server = self.base_url
+        server = f"{self.base_url}{through(self.base_url)}"
         if code in _REFUSALS:
             return f"{server} refused what it says ({message}); reword it or leave it out"
         if status >= 500:
@@ -202,10 +205,16 @@ class ImageEndpoint:
 
     def _client(self, key: str) -> "OpenAI":
         try:
-            from openai import OpenAI
+            from openai import DefaultHttpxClient, OpenAI
         except ModuleNotFoundError as error:
             raise InputError('an endpoint needs the openai client: pip install "dekag[endpoint]"') from error
-        return OpenAI(base_url=self.base_url, api_key=key, max_retries=self.retries, timeout=self.timeout_s)
+        return OpenAI(
+            base_url=self.base_url,
+            api_key=key,
+            max_retries=self.retries,
+            timeout=self.timeout_s,
+            http_client=DefaultHttpxClient(**client_options(self.base_url)),
+        )
 
     def _key(self) -> str:
         key = os.environ.get(self.api_key_env, "").strip()

@@ -7,6 +7,7 @@ FOLDER/looked.json          when that was, and what the channel listed
 The order of checks and the memory of versions are those of `tuf`; bytes come through `download`.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -31,7 +32,7 @@ from dekag.bundle.container import MAX_BYTES, plain_text
 from dekag.registry.download import Order, Patience, download, pull_blob, read_blob
 from dekag.registry.expiry import read_expiries
 from dekag.registry.faults import Fault, RegistryError
-from dekag.registry.keys import Role
+from dekag.registry.keys import ROLES, Role
 from dekag.registry.listing import Listing, check_channel
 from dekag.registry.lock import locked
 from dekag.registry.looked import LOOKED, Looked, read_looked, write_looked
@@ -150,10 +151,15 @@ class RegistryClient:
         return updater
 
     def _refusal(self, error: Exception, path: str) -> RegistryError:
+        if isinstance(error, ExpiredMetadataError) and (role := _ROLE.search(str(error))):
+            path = f"metadata/{role[0]}.json"  # not the file that was read when it showed
         fault, text = next((fault, text) for kind, fault, text in _FAULTS if isinstance(error, kind))
         return RegistryError(
             fault, f"{self.source.name}/{path} {text} ({plain_text(error)}); nothing was changed"
         )
+
+
+_ROLE = re.compile("|".join(ROLES))
 
 
 class _Fetcher(FetcherInterface):

@@ -16,13 +16,17 @@ class Patience:
     """When a download is given up.
 
     failures: breaks in a row that brought no byte. pause_s: wait after the first of them, doubled after each.
-    grace_s: time for a file of no length; bytes_per_s: least mean rate beyond it.
+    grace_s: time in which nothing has to arrive; bytes_per_s: least mean rate of what has arrived after it.
     """
 
     failures: int = 5
     pause_s: float = 0.1
     grace_s: float = 60.0
     bytes_per_s: float = 2048.0
+
+    def ends(self, arrived: int) -> float:
+        """After how many seconds a transfer is too slow that has brought so many bytes."""
+        return self.grace_s + arrived / self.bytes_per_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ def download(source: Source, order: Order, sink: BufferedIOBase, patience: Patie
     sink cannot be written. What has arrived stays in the sink then.
     """
     where = f"{source.name}/{order.path}"
-    deadline = time.monotonic() + patience.grace_s + order.limit / patience.bytes_per_s
+    pace = _Pace(patience=patience, began=time.monotonic(), held=sink.seek(0, 2))
     failures, tag = 0, None
     while True:
         held = sink.seek(0, 2)
@@ -58,7 +62,7 @@ def download(source: Source, order: Order, sink: BufferedIOBase, patience: Patie
                 tag = stream.tag
                 if stream.start != held:
                     _restart(sink)
-                _drain(where, order, stream, sink, deadline)
+                _drain(where, order, stream, sink, pace)
         except BrokenOffError as error:
             failures = 0 if sink.tell() > held else failures + 1
             if failures > patience.failures:
@@ -103,6 +107,28 @@ def pull_blob(source: Source, blob: Blob, folder: Path, patience: Patience) -> P
     raise _damaged(source, blob)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pace:
+    """How fast a file must come. What is sent again after a break has not arrived twice.
+
+    began: on the clock of `time.monotonic`. held: bytes that were there before.
+    """
+
+    patience: Patience
+    began: float
+    held: int
+
+    def check(self, where: str, held: int) -> None:
+        """Raise RegistryError if so little has come that it is too slow."""
+        arrived, seconds = max(0, held - self.held), time.monotonic() - self.began
+        if seconds > self.patience.ends(arrived):
+            raise RegistryError(
+                "slow",
+                f"{where} comes too slowly: {arrived} bytes in {seconds:.0f} s, at least"
+                f" {self.patience.bytes_per_s:.0f} a second are needed",
+            )
+
+
 def _damaged(source: Source, blob: Blob) -> RegistryError:
     return RegistryError("damaged", f"{source.name}/{blob.path} is damaged: its digest is another")
 
@@ -115,13 +141,12 @@ def _check_total(where: str, order: Order, stream: Stream) -> None:
         raise RegistryError("length", f"{where} has {total} bytes, but must have {bound}{order.limit}")
 
 
-def _drain(where: str, order: Order, stream: Stream, sink: BufferedIOBase, deadline: float) -> None:
+def _drain(where: str, order: Order, stream: Stream, sink: BufferedIOBase, pace: _Pace) -> None:
     for chunk in stream.chunks:
         if sink.tell() + len(chunk) > order.limit:
             raise RegistryError("length", f"{where} sends more than its {order.limit} bytes")
         sink.write(chunk)
-        if time.monotonic() > deadline:
-            raise RegistryError("slow", f"{where} comes too slowly; {sink.tell()} bytes so far")
+        pace.check(where, sink.tell())
 
 
 def _restart(sink: BufferedIOBase) -> int:

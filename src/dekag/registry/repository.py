@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from dekag.bundle.bundle import load_bundle, pack
 from dekag.bundle.container import MAX_BYTES, plain_text
 from dekag.errors import StepError
 from dekag.registry.canary import Canary
+from dekag.registry.expiry import expiry_of
 from dekag.registry.faults import RegistryError
 from dekag.registry.keys import ROLES, Keys, Lifetimes, Role, new_keys
 from dekag.registry.listing import CHANNEL_FILE, MAX_CHANNEL_BYTES, Channel, Listed, check_channel, check_name
+from dekag.registry.renewal import Renewal, renew
 from dekag.registry.signed import TIMESTAMP, Signing, first_moment, first_root, now, read_signing, target_path
 from dekag.registry.storage import Storage, open_storage
 from dekag.types import InputError
@@ -128,13 +130,22 @@ class Repository:
             signing.commit("targets")
         return listed.id
 
+    def refresh(self, *, everything: bool = False) -> tuple[Renewal, ...]:
+        """Sign anew, before it expires, what the keys at hand can; returns what became of each of the four roles.
+
+        Snapshot and timestamp always; targets and root once less than half of their lifetime is left, or with
+        everything. What lacks its keys is no error here; see `renewal.require_fresh`.
+        """
+        with self._storage.alone(self._keys.folder):
+            return renew(self._read(), everything=everything)
+
     def refresh_timestamp(self) -> None:
-        """Sign snapshot and timestamp anew, before they expire."""
+        """Sign snapshot and timestamp anew. Raises InputError if a key of theirs is missing."""
         with self._storage.alone(self._keys.folder):
             self._read().commit("snapshot")
 
     def renew(self) -> None:
-        """Sign all four roles anew, before they expire."""
+        """Sign all four roles anew. Raises InputError if a key is missing."""
         with self._storage.alone(self._keys.folder):
             signing = self._read()
             signing.commit_root(deepcopy(signing.root.signed), [])
@@ -165,15 +176,24 @@ class Repository:
                 self._keys.retire(role, key_id)
 
     def describe(self) -> dict[str, Any]:
-        """What is published and until when it is signed, as JSON values."""
-        signing = self._read()
+        """What is published and until when it is signed, as JSON values.
+
+        Of each role also how many days are left, and whether it is "good", to "renew soon" or "expired".
+        """
+        signing, now = self._read(), self._clock()
         parts: list[Metadata[Any]] = [signing.root, signing.targets, signing.snapshot, signing.timestamp]
+        expiries = [expiry_of(role, part) for role, part in zip(ROLES, parts, strict=True)]
         channels = [self._channel(signing, name) for name in _channels(signing)]
         return {
             "registry": self.url,
             "roles": {
-                role: {"version": part.signed.version, "expires": part.signed.expires.isoformat()}
-                for role, part in zip(ROLES, parts, strict=True)
+                expiry.role: {
+                    "version": expiry.version,
+                    "expires": expiry.expires.isoformat(),
+                    "days_left": round(expiry.left(now) / timedelta(days=1), 2),
+                    "standing": expiry.standing(now, self._keys.lifetimes.of(expiry.role)),
+                }
+                for expiry in expiries
             },
             "channels": [
                 {

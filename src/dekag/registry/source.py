@@ -1,11 +1,13 @@
 """Where an edge reads a registry from: a server, an object store, a folder. Bytes come as they arrive."""
 
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import httpx2
@@ -13,6 +15,7 @@ from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from dekag.registry.faults import RegistryError
 from dekag.types import InputError
+from dekag.wire.http import client_options, through
 
 _CHUNK = 1 << 16
 _OBJECT_CHUNK = 1 << 20
@@ -83,12 +86,12 @@ class FolderSource:
 class HttpSource:
     """A registry behind HTTP. Redirects are refused, and so is whatever is encoded on the way.
 
-    timeout_s: longest silence, and longest time to connect. edge: what the edge calls itself, for the ledger of a
-    cloud that serves the registry.
-    Raises InputError if the URL is no address.
+    timeout_s: longest silence, and longest time to connect. head_s: longest time from there until an answer begins.
+    edge: what the edge calls itself, for the ledger of a cloud that serves the registry.
+    Raises InputError if the URL is no address, or the environment's proxy for it is none.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0, edge: str = "") -> None:
+    def __init__(self, url: str, *, timeout_s: float = 10.0, head_s: float = 30.0, edge: str = "") -> None:
         try:
             address = urlsplit(url)
             port = f":{address.port}" if address.port else ""
@@ -108,7 +111,9 @@ class HttpSource:
         headers = {"accept-encoding": "identity", "x-dekag-edge": edge}
         # a pull is a few requests once in a while: no connection is kept for the next one
         limits = httpx2.Limits(max_keepalive_connections=0)
-        self._client = httpx2.Client(timeout=timeout_s, headers=headers, limits=limits)
+        self._head_s = head_s
+        self._through = through(url)
+        self._client = httpx2.Client(**client_options(url), timeout=timeout_s, headers=headers, limits=limits)
 
     @property
     def name(self) -> str:
@@ -121,28 +126,75 @@ class HttpSource:
         headers = {"range": f"bytes={start}-"} if start else {}
         if start and tag is not None:
             headers["if-range"] = tag
+        head, address = _Head(self._head_s), f"{self._url}/{path}"
+        extensions = {"trace": head.trace}
         try:
-            with self._client.stream("GET", f"{self._url}/{path}", headers=headers) as response:
+            with (
+                head,
+                self._client.stream("GET", address, headers=headers, extensions=extensions) as response,
+            ):
+                head.end()
                 yield self._stream(response, path, start)
         except httpx2.TransportError as error:
-            raise BrokenOffError(f"{type(error).__name__}: {error}") from error
+            if head.late:
+                text = f"{self.name}/{path} comes too slowly: no answer began within {self._head_s:g} s"
+                raise RegistryError("slow", f"{text}{self._through}") from error
+            raise BrokenOffError(f"{type(error).__name__}: {error}{self._through}") from error
 
     def _stream(self, response: httpx2.Response, path: str, start: int) -> Stream:
         where, status = f"{self.name}/{path}", response.status_code
         if response.is_redirect:
             raise RegistryError(
-                "redirect", f"{where} points elsewhere, which is refused; give the registry's own address"
+                "redirect",
+                f"{where} points elsewhere{self._through}, which is refused; give the registry's own address",
             )
         if status in {403, 404, 410}:
-            raise RegistryError("missing", f"{where} is not there ({status})")
+            raise RegistryError("missing", f"{where} is not there ({status}{self._through})")
         if status == 429 or status >= 500:
-            raise BrokenOffError(f"the server answers {status}")
+            raise BrokenOffError(f"the server answers {status}{self._through}")
         if status not in {200, 206} or response.headers.get("content-encoding", "identity") != "identity":
-            raise RegistryError("unreachable", f"{where} cannot be read: the server answers {status}")
+            text = f"{where} cannot be read: the server answers {status}{self._through}"
+            raise RegistryError("unreachable", text)
         begin, total = _extent(response, where, start)
         tag = response.headers.get("etag")
         strong = tag if tag is not None and tag.startswith('"') else None
         return Stream(start=begin, total=total, tag=strong, chunks=response.iter_raw())
+
+
+class _Head:
+    """Ends a connection on which the head of the answer does not come in time; the client bounds a silence alone."""
+
+    def __init__(self, seconds: float) -> None:
+        self.late = False
+        self._timer = threading.Timer(seconds, self._close)
+        self._timer.daemon = True
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> None:
+        """Nothing begins before there is a connection."""
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of everything."""
+        self.end()
+
+    def trace(self, name: str, info: Mapping[str, Any]) -> None:
+        """What the client calls as it goes on; see `trace` in the documentation of httpcore."""
+        if name == "connection.connect_tcp.complete" and not self._sockets:
+            # a copy outlives that the client puts its own into a wrapper for TLS
+            self._sockets.append(info["return_value"].get_extra_info("socket").dup())
+            self._timer.start()
+
+    def end(self) -> None:
+        """The answer has begun, or never will."""
+        self._timer.cancel()
+        while self._sockets:
+            self._sockets.pop().close()
+
+    def _close(self) -> None:
+        self.late = True
+        for held in self._sockets:
+            with suppress(OSError):
+                held.shutdown(socket.SHUT_RDWR)
 
 
 class ObjectSource:

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import httpx2
 
+from dekag.registry.renewal import require_fresh
 from dekag.registry.repository import Repository
+from dekag.registry.signed import now
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
@@ -76,7 +78,9 @@ class Site:
 def prepare(site: Site, *, on_stage: OnStage = lambda _: None) -> None:
     """Make registry and database where there are none, and publish the world's updates where they are not.
 
-    Raises InputError if the world has no update of a kind, or a port is taken.
+    What a registry from before has signed is signed anew in time.
+    Raises InputError if the world has no update of a kind, a port is taken, or the registry has expired and the keys
+    that renew it are elsewhere.
     """
     world = load_world(site.world)
     sources = {name: world.update(kind) for kind, name in UPDATE_NAMES.items()}
@@ -92,6 +96,7 @@ def prepare(site: Site, *, on_stage: OnStage = lambda _: None) -> None:
     if not Path(cloud.registry_address, "metadata", "timestamp.json").exists():
         Repository.init(cloud.registry_address, cloud.keys_folder)
     repository = Repository(cloud.registry_address, cloud.keys_folder)
+    require_fresh(repository.refresh(), now())
     if missing := _unpublished(repository, sources):
         prompts = world.prompts("validation")[:CANARY_PROMPTS]
         for name in missing:

@@ -1,6 +1,7 @@
 """Jobs and the ledger over HTTP."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
@@ -8,15 +9,19 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 
 from dekag.serving.cloud.ledger import Ledger
 from dekag.serving.cloud.models import FINAL, Job, State
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import JobConflictError, JobStore, QueueFullError, UnknownJobError
+from dekag.serving.cloud.trouble import details, trouble_of
 from dekag.serving.http.errors import RESPONSES, ApiError
+from dekag.serving.http.logs import facts
 from dekag.serving.traffic import EdgeName, TrafficReport
 from dekag.world import World
 
+log = logging.getLogger("dekag.serving")
 LOOK_SECONDS = 0.5
 RETRY_SECONDS = 60
 """When to come back to a full queue."""
@@ -154,9 +159,13 @@ def jobs_router(store: JobStore, world: World, *, most_queued: int) -> APIRouter
 async def _events(
     store: JobStore, job_id: str, last: int, stopping: Callable[[], bool]
 ) -> AsyncIterator[ServerSentEvent]:
-    """The events of a job after one of them, as they happen, up to its last."""
+    """The events of a job after one of them, as they happen, up to its last, or while the database answers."""
     while not stopping():
-        found = await asyncio.to_thread(store.events, job_id, after=last)
+        try:
+            found = await asyncio.to_thread(store.events, job_id, after=last)
+        except SQLAlchemyError as error:
+            log.error(trouble_of(error).text, extra=facts(job=job_id, why=details(error)))
+            return  # the client comes back, and is told then
         for event in found:
             last = event.number
             yield ServerSentEvent(id=str(last), event=event.kind, data={"at": event.at, **event.data})

@@ -12,6 +12,7 @@ import httpx2
 
 from dekag.serving.cloud.models import FINAL
 from dekag.types import InputError
+from dekag.wire.http import client_options, through
 
 SECONDS = 30.0
 RETRY_SECONDS = 1.0
@@ -29,11 +30,15 @@ class Event:
 
 
 class CloudClient:
-    """Speaks to a cloud. Methods raise InputError with what the cloud says, or if it cannot be reached."""
+    """Speaks to a cloud. Methods raise InputError with what the cloud says, or if it cannot be reached.
+
+    Raises InputError if the environment's proxy for it is no address.
+    """
 
     def __init__(self, url: str, token: str | None = None) -> None:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=SECONDS)
+        self._through = through(url)
+        self._http = httpx2.Client(**client_options(url), base_url=url, headers=headers, timeout=SECONDS)
 
     def __enter__(self) -> "CloudClient":
         """The client itself."""
@@ -82,7 +87,7 @@ class CloudClient:
         with self._http.stream("GET", path, params={"after": after}) as answer:
             if answer.is_error:
                 answer.read()
-                raise InputError(_complaint(answer))
+                raise InputError(self._complaint(answer))
             fields: dict[str, str] = {}
             for line in answer.iter_lines():
                 name, _, value = line.partition(": ")
@@ -99,20 +104,19 @@ class CloudClient:
         except httpx2.TransportError as error:
             raise self._unreachable(error) from None
         if answer.is_error:
-            raise InputError(_complaint(answer))
+            raise InputError(self._complaint(answer))
         body: dict[str, Any] = answer.json()
         return body
 
     def _unreachable(self, error: Exception) -> InputError:
-        return InputError(f"the cloud at {self._http.base_url} cannot be reached: {error}")
+        return InputError(f"the cloud at {self._http.base_url} cannot be reached{self._through}: {error}")
 
-
-def _complaint(answer: httpx2.Response) -> str:
-    """What an error says, or its status if it is none of the cloud's."""
-    try:
-        return f"the cloud refuses: {answer.json()['error']['message']}"
-    except (ValueError, KeyError, TypeError):
-        return f"the cloud answers with status {answer.status_code}"
+    def _complaint(self, answer: httpx2.Response) -> str:
+        """What an error says, or its status if it is none of the cloud's."""
+        try:
+            return f"the cloud refuses: {answer.json()['error']['message']}"
+        except (ValueError, KeyError, TypeError):
+            return f"the cloud answers with status {answer.status_code}{self._through}"
 
 
 def read_spec(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
 from dekag.serving.cloud.models import Edge, Traffic
+from dekag.serving.cloud.trouble import DamagedRowError
 from dekag.serving.traffic import TrafficReport
 
 INSERT: Mapping[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -91,12 +92,7 @@ class Ledger:
         if edge is not None:
             query = query.where(Traffic.edge == edge)
         with self._session() as session:
-            return [
-                Entry(
-                    edge=name, bundle=bundle or None, amounts=dict(zip(AMOUNTS, map(int, row), strict=True))
-                )
-                for name, bundle, *row in session.execute(query)
-            ]
+            return [_entry(*row) for row in session.execute(query)]
 
     def edges(self, *, limit: int = 1000) -> Sequence[Edge]:
         """The edges, the last seen first."""
@@ -112,3 +108,14 @@ class Ledger:
     def _new(self, row: Mapping[str, Any]) -> Any:
         """Insert a row unless it is there; gives its edge if it was not."""
         return self._insert(Traffic).values(**row).on_conflict_do_nothing().returning(Traffic.edge)
+
+
+def _entry(edge: object, bundle: object, *sums: Any) -> Entry:
+    """A row of the sums. Raises DamagedRowError if it is none."""
+    try:
+        amounts = dict(zip(AMOUNTS, map(int, sums), strict=True))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DamagedRowError("a sum of the traffic is no number") from error
+    if not isinstance(edge, str) or not isinstance(bundle, str):
+        raise DamagedRowError("a row of the traffic is of no edge or bundle")
+    return Entry(edge=edge, bundle=bundle or None, amounts=amounts)

@@ -1,10 +1,13 @@
 """What the cloud keeps in its database, as tables. Times are seconds of Unix time, in UTC."""
 
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, Double, ForeignKey, Index, String, Text
-from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+from sqlalchemy import JSON, BigInteger, CheckConstraint, Double, ForeignKey, Index, String, Text, event
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, class_mapper, mapped_column
+
+from dekag.serving.cloud.trouble import DamagedRowError
 
 
 class State(StrEnum):
@@ -106,3 +109,26 @@ class Traffic(Base):
     """Bytes that the pictures themselves would have been."""
     pull_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     """Bytes of the registry that the edge fetched."""
+
+
+@cache
+def _kinds(table: type[Base]) -> dict[str, tuple[type, ...]]:
+    """What the values of each column of a table may be."""
+    kinds: dict[str, tuple[type, ...]] = {}
+    for attribute in class_mapper(table).column_attrs:
+        column = attribute.columns[0]
+        # every JSON of these tables is an object
+        kind: type = dict if isinstance(column.type, JSON) else column.type.python_type
+        numbers = (int,) if kind is float else ()
+        kinds[attribute.key] = (kind, *numbers, *((type(None),) if column.nullable else ()))
+    return kinds
+
+
+@event.listens_for(Base, "load", propagate=True)
+def _check(row: Base, _: object) -> None:
+    """Raise DamagedRowError for values of a kind that was never written: SQLite's columns hold any."""
+    for name, kinds in _kinds(type(row)).items():
+        if name in vars(row) and not isinstance(vars(row)[name], kinds):
+            raise DamagedRowError(f"a row of {row.__tablename__} holds no {kinds[0].__name__} as its {name}")
+    if isinstance(row, Job) and row.state not in set(State):
+        raise DamagedRowError("a job is in no state that there is")

@@ -6,6 +6,7 @@ puts their jobs back into the queue.
 
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dekag.serving.cloud.models import FINAL, Job, State
 from dekag.serving.cloud.store import Claim, JobStore, UnknownJobError
-from dekag.serving.cloud.worker import Order
+from dekag.serving.cloud.trouble import details, trouble_of
+from dekag.serving.cloud.worker import LOST, Order
 from dekag.serving.http.logs import facts
 
 log = logging.getLogger("dekag.serving")
@@ -65,6 +67,7 @@ class Runner:
         self._identity = Identity.of_this_process()
         self._running: dict[Claim, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
+        self._reason = ""
         self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
 
     def start(self) -> None:
@@ -100,9 +103,22 @@ class Runner:
                 self._take()
             except (SQLAlchemyError, OSError) as error:
                 # the database may be away for a while, or the disk full
-                log.error("jobs cannot be run", exc_info=error)
+                self._complain(error)
+            else:
+                self._complain(None)
             looks += 1
             self._stopping.wait(LOOK_SECONDS)
+
+    def _complain(self, error: SQLAlchemyError | OSError | None) -> None:
+        """Log why jobs cannot be run, once for each reason, and when they can again."""
+        reason = trouble_of(error).text if isinstance(error, SQLAlchemyError) else str(error or "")
+        if reason == self._reason:
+            return
+        self._reason = reason
+        if error is None:
+            log.info("jobs are run again")
+        else:
+            log.error("jobs cannot be run", extra=facts(reason=reason, why=details(error)))
 
     def _sweep(self) -> None:
         """Put jobs of dead workers back, and throw away the folders of jobs that have ended."""
@@ -120,7 +136,10 @@ class Runner:
             del self._running[claim]
             _close(process)
             # of no effect if the worker has said itself what came of it
-            self._store.crash(claim, f"the worker ended with code {process.returncode}; see {LOG}")
+            if process.returncode == LOST:
+                self._store.give_back(claim)
+            else:
+                self._store.crash(claim, f"the worker ended with code {process.returncode}; see {LOG}")
             job = self._store.get(claim.job)
             log.info("a worker ended", extra=facts(job=job.id, state=job.state, text=job.message))
             self._tidy(self._place.folder / job.id)
@@ -189,8 +208,8 @@ class Identity:
 
     def is_gone(self, worker: str) -> bool:
         """Whether another's process is known to be no more; of other hosts nothing is known."""
-        host, process, _ = worker.rsplit("/", 2)
-        if host != self.host or worker == str(self):
+        host, _, process = worker.rpartition("/")[0].rpartition("/")
+        if host != self.host or worker == str(self) or not re.fullmatch("[0-9]{1,9}", process):
             return False
         if int(process) == self.process:
             return True

@@ -16,9 +16,11 @@ class CloudSettings(ServiceSettings):
 
     port: int = Field(default=8001, ge=1, le=65535)
     folder: Path = Path("cloud")
-    """Everything of the cloud, unless one of the next three says otherwise."""
+    """Everything of the cloud, unless `database`, `registry` or `keys` says otherwise."""
     database: SecretStr | None = None
     """sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME; FOLDER/cloud.db."""
+    busy_seconds: float = Field(default=30.0, gt=0)
+    """How long a request waits for another writer of SQLite."""
     registry: str | None = None
     """Folder or address of the registry; FOLDER/registry."""
     keys: Path | None = None

@@ -14,6 +14,7 @@ from sqlalchemy import CursorResult, Engine, func, select, update
 from sqlalchemy.orm import Session, defer, sessionmaker
 
 from dekag.serving.cloud.models import FINAL, Job, JobEvent, State
+from dekag.serving.cloud.trouble import DamagedRowError
 
 DEAD_SECONDS = 30.0
 """A worker that was not heard of for so long is dead."""
@@ -200,7 +201,10 @@ class JobStore:
         """How many jobs are in each state."""
         with self._session() as session:
             rows = session.execute(select(Job.state, func.count()).group_by(Job.state))
-            found = {State(state): number for state, number in rows}
+            try:
+                found = {State(state): int(number) for state, number in rows}
+            except ValueError as error:
+                raise DamagedRowError("a job is in no state that there is") from error
         return {state: found.get(state, 0) for state in State}
 
     def events(self, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[JobEvent]:

@@ -19,13 +19,15 @@ from pathlib import Path
 
 import diffusers
 import transformers
-from sqlalchemy.exc import OperationalError
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from dekag.registry.repository import Repository
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import open_database
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
+from dekag.serving.cloud.trouble import details, trouble_of
 from dekag.tasks.align_generation import align_generation
 from dekag.tasks.material import material
 from dekag.training.loop import Progress
@@ -45,7 +47,7 @@ CANARY_PROMPTS = 4
 CANARY_LETTERS = 2000
 """Longer prompts are no canary's."""
 LONGEST_MESSAGE = 1000
-TAKEN_AWAY, ORPHANED = 3, 4
+TAKEN_AWAY, ORPHANED, LOST = 3, 4, 5
 """Exit codes."""
 
 
@@ -103,9 +105,9 @@ class Reporter:
         self._stage, self._told = stage, time.monotonic()
         try:
             held = self._store.reach(self._claim, self._reached(stage, self._step, loss))
-        except OperationalError as error:
+        except SQLAlchemyError as error:
             # the database may be away for a while, and the training need not wait for it
-            print(f"step {self._step} was not told: {error.orig}", file=sys.stderr)
+            print(f"step {self._step} was not told: {trouble_of(error).text}", file=sys.stderr)
         else:
             self._require(held)
 
@@ -129,7 +131,24 @@ def main() -> int:
     threading.Thread(target=_end_with_runner, daemon=True).start()
     threading.Thread(target=_beat, args=(store, claim), daemon=True).start()
     try:
+        _work(order, store)
+    except SQLAlchemyError as error:
+        # the runner finds that this worker has ended, and another goes on when the database is there again
+        text = f"the job stops here: {trouble_of(error).text} ({details(error)})"
+        print(one_line(text), file=sys.stderr)
+        return LOST
+    finally:
+        engine.dispose()
+    return 0
+
+
+def _work(order: Order, store: JobStore) -> None:
+    """Do the job and put its end into the store. Raises SQLAlchemyError if the database does not let it."""
+    claim = order.claim
+    try:
         bundle = run(order, store)
+    except SQLAlchemyError:
+        raise
     except InputError as error:
         store.fail(claim, one_line(str(error)))
     except Exception as error:  # anything else may go better next time
@@ -137,8 +156,6 @@ def main() -> int:
         store.crash(claim, one_line(f"{type(error).__name__}: {error}"))
     else:
         store.finish(claim, bundle)
-    engine.dispose()
-    return 0
 
 
 def one_line(text: str) -> str:
@@ -152,7 +169,10 @@ def run(order: Order, store: JobStore) -> str:
     # a worker of an earlier attempt may take a moment to notice that it is none any more
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        spec = JobSpec.model_validate(store.get(order.job).spec)
+        try:
+            spec = JobSpec.model_validate(store.get(order.job).spec)
+        except ValidationError as error:
+            raise InputError("what was asked for is damaged in the database; submit it again") from error
         reporter = Reporter(store, order.claim, spec.stages())
         if not (folder / BUNDLE).exists():
             align(order, spec, reporter)
@@ -196,7 +216,7 @@ def _beat(store: JobStore, claim: Claim) -> None:
     held = True
     while held:
         time.sleep(BEAT_SECONDS)
-        with suppress(OperationalError):  # the database may be away for a while
+        with suppress(SQLAlchemyError):  # the database may be away for a while
             held = store.beat(claim)
     os._exit(TAKEN_AWAY)
 

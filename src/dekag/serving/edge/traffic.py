@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from dekag.serving.http.logs import facts
 from dekag.serving.traffic import TrafficReport, TrafficRow
+from dekag.wire.http import client_options, through
 
 log = logging.getLogger("dekag.serving")
 MOST_REPORTS = 1440
@@ -79,12 +80,14 @@ class Reporter:
                 answer = await self._client.post("/v1/ledger", json=self._waiting[0].model_dump())
                 answer.raise_for_status()
             except httpx2.HTTPError as error:
-                log.warning("the cloud did not take the report; it waits", extra=facts(why=str(error)))
+                way = through(str(self._client.base_url))
+                why = str(error).partition("\n")[0] or type(error).__name__
+                log.warning("the cloud did not take the report; it waits", extra=facts(why=f"{why}{way}"))
                 return
             self._waiting.popleft()
 
 
 def cloud_client(url: str, token: SecretStr | None) -> httpx2.AsyncClient:
-    """A client of the cloud."""
+    """A client of the cloud. Raises InputError if the environment's proxy for it is no address."""
     headers = {} if token is None else {"authorization": f"Bearer {token.get_secret_value()}"}
-    return httpx2.AsyncClient(base_url=url, headers=headers, timeout=10.0)
+    return httpx2.AsyncClient(**client_options(url), base_url=url, headers=headers, timeout=10.0)

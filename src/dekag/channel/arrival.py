@@ -36,8 +36,8 @@ def power_window(condition: Condition, count: Int64[Tensor, " batch"]) -> tuple[
 def _received(signal: PerImage, noise: PerImage, count: PerImage, x: float) -> tuple[PerImage, PerImage]:
     """Bounds on the mean power of n symbols of mean power `signal` in noise, each exceeded with at most exp(-x).
 
-    2 n / N0 times it is noncentral chi-square with D = 2 n degrees of freedom and noncentrality B = 2 n signal / N0, and
-    E exp(t X) = (1 - 2 t)^(-D / 2) exp(B t / (1 - 2 t)). Chernoff 1952: P(X >= q) <= exp(-x) for
+    2 n / N0 times it is noncentral chi-square, D = 2 n degrees of freedom and noncentrality B = 2 n signal / N0,
+    with E exp(t X) = (1 - 2 t)^(-D / 2) exp(B t / (1 - 2 t)). Chernoff 1952: P(X >= q) <= exp(-x) for
     q = (log E exp(t X) + x) / t at any t in (0, 1/2), and below likewise with -t.
     """
     away = 2 * count * signal / noise
@@ -53,7 +53,7 @@ def _faded(condition: Condition, x: float) -> tuple[PerImage, PerImage]:
     """Bounds on the mean of |h|^2 over the blocks of each image, each exceeded with at most exp(-x); 1 without fading.
 
     It is a sum of exponential variables whose weights are the eigenvalues of R / J (`channel.fading`), of sum 1 and
-    sum of squares F^2. Laurent and Massart 2000, Lemma 1: at most 1 + F sqrt(2 x) + F x and at least 1 - F sqrt(2 x), as
+    sum of squares F^2. Laurent and Massart 2000, Lemma 1: at most 1 + F sqrt(2 x) + F x, at least 1 - F sqrt(2 x), as
     no eigenvalue exceeds F.
     """
     rows = zip(num_blocks(condition).tolist(), condition.correlation.tolist(), strict=True)

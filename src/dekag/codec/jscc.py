@@ -300,6 +300,7 @@ class JsccCodec(nn.Module):
         return EnergyProfile(
             energy=components.real.square() + components.imag.square(),
             share=share / share.sum(1, keepdim=True) * payload[:, None],
+            alike=self.config.spread,
         )
 
     def decode_pairs(

@@ -38,10 +38,12 @@ class EnergyProfile:
 
     energy: received, of components among which white noise is white.
     share: expected of what is sent, mean 1 over the payload.
+    alike: whether every symbol has the same power on average, and none much more than a Gaussian one.
     """
 
     energy: Float[Tensor, "batch uses"]
     share: Float[Tensor, "batch uses"]
+    alike: bool = False
 
 
 @runtime_checkable
@@ -88,8 +90,9 @@ class Evidence:
     def is_noise(self) -> Bool[Tensor, " batch"]:
         """Whether both excess and unevenness are those of noise, where a picture would be found.
 
-        Of 37,100 drawings of the shipped world in noise at each of 40 conditions none was called noise, with and
-        without CALA; its distribution puts the probability below 1e-6.
+        Of 371 drawings of the shipped world in noise, alone and up to ten together, none of 12.9 million was called
+        noise, with and without CALA at -5 to 20 dB and 32 to 512 uses. Of noise alone 99.8 % is found in one image of
+        512 uses at 10 dB, 98 % at 5 dB, 59 % at 0 dB; in three images of 256 uses 99.8 %, 98 % and 57 %.
         """
         limit = torch.from_numpy(chdtri(self.bands.clamp(min=1).double().numpy(), MISSED))
         even = self.unevenness.double() < BARTLETT * limit
@@ -122,6 +125,8 @@ def evidence(
 
 def _row(energy: Tensor, share: Tensor, noise: float) -> tuple[float, float, float, float]:
     """Excess, expected excess, unevenness and degrees of freedom of one image."""
+    if float(energy.sum()) == 0:
+        return 0.0, 0.0, 0.0, 1.0
     order = share.argsort(descending=True)
     energy, share, count = energy[order], share[order], len(share)
     # log likelihood ratio of CN(0, share + N0) to CN(0, 1 + N0), less what is the same for any energy

@@ -1,5 +1,6 @@
 """Whether the symbols of a recording can be what its sender sent: a receiver refuses what it did not receive."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from dekag.channel import erase_invalid
-from dekag.channel.arrival import power_window
+from dekag.channel.arrival import FALSE_ALARM, power_window
 from dekag.channel.fading import used
-from dekag.codec.recognition import Evidence, energy_profile_of, evidence
+from dekag.codec.recognition import EnergyProfile, Evidence, energy_profile_of, evidence
 from dekag.types import (
     ChannelState,
     Codec,
@@ -68,20 +69,21 @@ def require_arrived(path: Path, arrived: Arrived, condition: Condition, codec: C
     the codec knows its components. Under fading a single image may be lost, so that only the whole recording is.
     """
     faults = _power_faults(arrived, condition)
-    found = None if faults else _evidence(arrived, condition, codec)
-    if found is not None:
-        whole = found.together
+    profile = energy_profile_of(codec, arrived.symbols, condition)
+    if profile is not None:
+        found = _evidence(profile, arrived, condition)
         if not bool(condition.rayleigh.any()):
-            faults = _profile_faults(found)
-        if not faults and (told := _profile_faults(whole)):
+            tones = _tone_faults(arrived, condition) if profile.alike else {}
+            faults = _profile_faults(found) | tones | faults
+        if not faults and (told := _profile_faults(found.together)):
             raise InputError(f"{path}: nothing was received: {told[0]}")
     if not faults:
         return
-    image, fault = next(iter(faults.items()))
+    image, fault = min(faults.items())
     others = len(faults) - 1
     if len(faults) == len(condition):
         raise InputError(f"{path}: nothing was received: {fault}{f' (image {image})' if others else ''}")
-    also = f"; nor were {others} others" if others else ""
+    also = "" if not others else "; nor was 1 other" if others == 1 else f"; nor were {others} others"
     raise InputError(f"{path}: image {image} of {len(condition)} was not received: {fault}{also}")
 
 
@@ -117,11 +119,25 @@ def _power_faults(arrived: Arrived, condition: Condition) -> dict[int, str]:
     return faults
 
 
-def _evidence(arrived: Arrived, condition: Condition, codec: Codec) -> Evidence | None:
-    """The evidence of each image, None of a codec that cannot tell; of fading with room for a weak recording."""
-    profile = energy_profile_of(codec, arrived.symbols, condition)
-    if profile is None:
-        return None
+def _tone_faults(arrived: Arrived, condition: Condition) -> dict[int, str]:
+    """Images by their numbers of which a few symbols have nearly all energy, where those of a codec are alike.
+
+    The mean square of the power of Gaussian symbols over the squared mean is 2, with deviation 2 / sqrt(n) (5 here); a
+    single power of ln(n) + x times the mean, which a recording has with probability exp(-x), adds its square over n.
+    """
+    power = arrived.symbols.real.double().square() + arrived.symbols.imag.double().square()
+    count = (condition.payload - arrived.lost).clamp(min=1).double()
+    found = count * power.square().sum(1) / power.sum(1).square().clamp(min=1e-30)
+    most = 2 + 10 / count.sqrt() + (count.log() - math.log(FALSE_ALARM)).square() / count
+    return {
+        image: f"a few of its symbols have its energy, as of a tone (their kurtosis is {found[image]:.3g}, and at"
+        f" most {most[image]:.2g} would be right)"
+        for image in (found > most).nonzero().flatten().tolist()
+    }
+
+
+def _evidence(profile: EnergyProfile, arrived: Arrived, condition: Condition) -> Evidence:
+    """The evidence of each image; of fading with room for a weak recording."""
     fade = db_to_linear(torch.where(condition.rayleigh, FADE_DB, 0.0))
     noise_power = snr_db_to_noise_power(condition.snr_db) * fade
     return evidence(profile, condition, noise_power, 1 - arrived.lost / condition.payload)

@@ -26,3 +26,7 @@ class StepError(InputError):
 
 class ConditionWarning(UserWarning):
     """A condition outside the range that an update was trained for; names each field, its value and the range."""
+
+
+class ReceptionWarning(UserWarning):
+    """What was received can be decoded, but perhaps not in the way that the metadata ask for."""

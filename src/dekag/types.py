@@ -14,6 +14,7 @@ from torch import Tensor
 from dekag.errors import ConditionWarning as ConditionWarning
 from dekag.errors import FieldError as FieldError
 from dekag.errors import InputError as InputError
+from dekag.errors import ReceptionWarning as ReceptionWarning
 
 Image = Float[Tensor, "batch 3 height width"]
 """RGB in [0, 1]."""

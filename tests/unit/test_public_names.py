@@ -43,10 +43,10 @@ NAMES = {
     ),
     "dekag.cli": "app main",
     "dekag.codec": (
-        "CODECS AdaptableCodec CodecClass Encoded Gain JsccCodec JsccConfig Klt PairDecoder Pairs "
-        "QamCodec TrainableCodec TrainedRange check_codec check_latent check_payload fit_klt "
-        "importance_of load_codec normalise_power require_adaptable require_trainable save_codec "
-        "truncate"
+        "CODECS AdaptableCodec CodecClass Encoded EnergyProfile Gain JsccCodec JsccConfig Klt PairDecoder Pairs "
+        "QamCodec TrainableCodec TrainedRange check_codec check_latent check_payload "
+        "energy_profile_of fit_klt importance_of load_codec normalise_power require_adaptable require_trainable "
+        "save_codec truncate"
     ),
     "dekag.data": (
         "CloudImages EndpointCloud ImageEndpoint PictureSet draw_to_folder open_picture "

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from dekag.errors import StepError
+from dekag.errors import ReceptionWarning, StepError
 
 console = Console(stderr=True)
 
@@ -60,6 +60,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("default", module="dekag")
     warnings.filterwarnings("always", category=UserWarning, message=r"prompt \d+ has")
     warnings.filterwarnings("always", category=UserWarning, message="the update of the codec was not trained")
+    warnings.filterwarnings("always", category=ReceptionWarning)
     warnings.showwarning = one_line
 
 

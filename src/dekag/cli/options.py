@@ -28,6 +28,10 @@ Device = Annotated[
 ]
 Ka = Annotated[bool, typer.Option("--ka/--no-ka", help="With or without the world's updates.")]
 Prompts = Annotated[list[str], typer.Argument(help="What to draw and send.")]
+FromRadio = Annotated[
+    bool,
+    typer.Option("--received", help="The samples come from a radio: the sender's sha512 is not compared."),
+]
 Resume = Annotated[Path | None, typer.Option(help="Folder that keeps the state of an interrupted run.")]
 
 

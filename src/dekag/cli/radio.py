@@ -10,7 +10,17 @@ from typing_extensions import Doc
 
 from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
-from dekag.cli.options import ChannelOptions, Json, Ka, Out, Prompts, ReceiverOptions, Seed, WorldOptions
+from dekag.cli.options import (
+    ChannelOptions,
+    FromRadio,
+    Json,
+    Ka,
+    Out,
+    Prompts,
+    ReceiverOptions,
+    Seed,
+    WorldOptions,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Send and receive over a radio, through SigMF recordings.")
 
@@ -76,6 +86,7 @@ def send(
     print(
         f"air {report['payload_uses'] + report['pilot_uses']} channel uses, {report['payload_uses']} payload and"
         f" {report['pilot_uses']} pilots; {report['samples']} samples of payload"
+        f"{', the pilots are left to the radio' if report['pilot_uses'] else ''}"
     )
     print(f"wrote {' and '.join(report['files'])}")
 
@@ -90,13 +101,16 @@ def receive(
         int | None,
         typer.Option(min=0, max=2**31 - 1, help="Simulate the channel of the metadata, with this seed."),
     ] = None,
+    received: FromRadio = False,
     as_json: Json = False,
 ) -> None:
     """Decode a recording: OUT/0000.png, ... and OUT/index.json.
 
     Without --channel-seed the samples are taken as they are, at unit gain and the SNR of the metadata: what
-    carrier, timing and gain recovery leave. Samples that are NaN or infinite count as not received.
+    carrier, timing and gain recovery leave. Samples that are NaN or infinite count as not received. A recording
+    that holds no picture is refused: silence, noise alone, a power that the metadata do not allow.
     """
+    from dekag.tasks.receive import ReceiveTask
     from dekag.tasks.receive import receive as carry_out
 
     with working("radio receive") as stage:
@@ -104,8 +118,7 @@ def receive(
             recording,
             out,
             world=world.load(),
-            bundles=world.bundle,
-            channel_seed=channel_seed,
+            task=ReceiveTask(bundles=world.bundle, channel_seed=channel_seed, received=received),
             on_stage=stage,
         )
     if as_json:
@@ -116,11 +129,11 @@ def receive(
 
 
 @app.command()
-def papr(recording: RecordingPath, as_json: Json = False) -> None:
+def papr(recording: RecordingPath, received: FromRadio = False, as_json: Json = False) -> None:
     """Say how high the peaks of a recording are."""
     from dekag.tasks.papr import papr as measure
 
-    report = measure(recording)
+    report = measure(recording, received=received)
     print_json(report) if as_json else print_papr(report)
 
 

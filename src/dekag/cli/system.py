@@ -15,6 +15,7 @@ from dekag.cli.options import (
     DEFAULT_WORLD,
     ChannelOptions,
     Device,
+    FromRadio,
     Json,
     Out,
     Prompts,
@@ -196,19 +197,20 @@ def receive(
         int | None,
         typer.Option(min=0, max=2**31 - 1, help="Simulate the channel of symbols as sent, with this seed."),
     ] = None,
+    received: FromRadio = False,
     as_json: Json = False,
 ) -> None:
     """Decode deliveries, as a user does: OUT/0000.png, ... for all images of all files, and OUT/index.json.
 
     Symbols as received are decoded with the gain and noise power that came with them; symbols as sent as they
-    are, at unit gain and the SNR of their condition, or after a simulated channel.
+    are, at unit gain and the SNR of their condition, or after a simulated channel. A recording that holds no picture
+    is refused.
     """
-    from dekag.tasks.receive import receive_files
+    from dekag.tasks.receive import ReceiveTask, receive_files
 
+    task = ReceiveTask(bundles=world.bundle, channel_seed=channel_seed, received=received)
     with working("receive") as stage:
-        index = receive_files(
-            files, out, world=world.load(), bundles=world.bundle, channel_seed=channel_seed, on_stage=stage
-        )
+        index = receive_files(files, out, world=world.load(), task=task, on_stage=stage)
     if as_json:
         print_json(index)
         return

@@ -19,6 +19,7 @@ from dekag.codec.files import CODECS, load_codec, save_codec
 from dekag.codec.jscc import Gain, JsccCodec, JsccConfig
 from dekag.codec.klt import Klt, fit_klt
 from dekag.codec.power import normalise_power, truncate
+from dekag.codec.recognition import EnergyProfile, energy_profile_of
 from dekag.codec.trained import TrainedRange
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "AdaptableCodec",
     "CodecClass",
     "Encoded",
+    "EnergyProfile",
     "Gain",
     "JsccCodec",
     "JsccConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "check_codec",
     "check_latent",
     "check_payload",
+    "energy_profile_of",
     "fit_klt",
     "importance_of",
     "load_codec",

@@ -13,6 +13,7 @@ Attributes that a codec may leave out:
 importance         float [channels], how much an error in each latent channel shows, mean 1; all alike
 gated_modules      names of the modules that CALA may gate; all of a kind that can be gated
 attention_modules  name -> channels of the modules whose outputs SNR attention weighs; there are none
+energy_profile     where the energy of what is sent lies (`codec.recognition`); noise is then not told from pictures
 """
 
 from collections.abc import Iterator, Mapping

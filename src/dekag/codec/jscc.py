@@ -24,6 +24,7 @@ from dekag.codec.constellation import commitment_loss, constellation_named, quan
 from dekag.codec.contract import Encoded, Pairs, check_latent, check_payload
 from dekag.codec.klt import Klt
 from dekag.codec.power import normalise_power, truncate
+from dekag.codec.recognition import EnergyProfile
 from dekag.codec.spreading import despread, despread_pairs, rudin_shapiro, spread
 from dekag.types import Condition, InputError, Latent, Received, Symbols
 
@@ -284,6 +285,23 @@ class JsccCodec(nn.Module):
         retained = despread(symbols, payload) if self.config.spread else symbols
         pairs = torch.view_as_real(retained.contiguous())
         return self.reconstruct(pairs, overall if self.config.spread else known, overall)
+
+    def energy_profile(self, symbols: Symbols, condition: Condition) -> EnergyProfile:
+        """Energy of the components of received symbols, and what it is on average in what is sent.
+
+        The gains of Lee and Petersen 1976 are amplitudes to the power 1/4 of the variances, and leave a power of their
+        square root: the inverse square of the gain, which training moves little.
+        """
+        payload, uses = condition.payload.to(symbols.device), int(condition.payload.max())
+        arrived = truncate(symbols[:, :uses], payload)
+        components = despread(arrived, payload) if self.config.spread else arrived
+        sent = torch.arange(uses, device=payload.device) < payload[:, None]
+        share = self.gain()[..., :uses].detach().pow(-2) * sent
+        return EnergyProfile(
+            energy=components.real.square() + components.imag.square(),
+            share=share / share.sum(1, keepdim=True) * payload[:, None],
+            alike=self.config.spread,
+        )
 
     def decode_pairs(
         self, symbols: Pairs, reliability: Float[Tensor, "batch uses"], condition: Condition

@@ -8,9 +8,9 @@ from dekag.types import InputError
 from dekag.wire.sigmf import read_recording
 
 
-def papr(path: Path) -> dict[str, Any]:
-    """The peaks of a recording's samples."""
-    recording = read_recording(path)
+def papr(path: Path, *, received: bool = False) -> dict[str, Any]:
+    """The peaks of a recording's samples; of a radio's, if `received`, whatever the sender's checksum is."""
+    recording = read_recording(path, received=received)
     if not bool(recording.symbols.isfinite().all()):
         raise InputError(f"{path} holds samples that are no numbers; their peaks cannot be told")
     return papr_json(papr_report(recording.symbols, recording.condition.payload, recording.waveform))

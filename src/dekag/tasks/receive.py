@@ -11,9 +11,10 @@ from dekag import link
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.channel.fading import used
 from dekag.codec import TrainableCodec
+from dekag.tasks.arrived import Arrived, measure, require_arrived, warn_of_fading
 from dekag.tasks.send import channel_json, image_names
 from dekag.training.run import OnStage
-from dekag.types import ChannelState, Condition, InputError, Received, Symbols
+from dekag.types import ChannelState, Condition, FieldError, InputError, Received, Symbols
 from dekag.units import snr_db_to_noise_power
 from dekag.wire.files import staged, write_images, write_json
 from dekag.wire.frame import MAX_FRAME_BYTES, SUFFIX, read_frame
@@ -25,15 +26,33 @@ BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReceiveTask:
+    """How files are decoded.
+
+    bundles: updates in place of the world's. channel_seed: of the channel that the metadata name, which then lies
+    between; without it samples are taken as they are, at unit gain and the SNR of the condition: what carrier, timing
+    and gain recovery leave. received: samples come from a radio, so that the sender's checksum is not compared.
+    batch: images that are decoded at a time.
+    """
+
+    bundles: Sequence[str | Path] = ()
+    channel_seed: int | None = None
+    received: bool = False
+    batch: int = BATCH
+
+
+@dataclass(frozen=True, kw_only=True)
 class Incoming:
     """What lies in one file: symbols as a user has them, and what their sender said.
 
+    arrived: what was measured of the samples of a recording; None of a frame, which says itself what was received.
     world: the sender's, None if it was not named. bundles: None if nothing was said of updates.
     channel, channel_seed: of the channel that was simulated, None if none was.
     """
 
     path: Path
     received: Received
+    arrived: Arrived | None
     condition: Condition
     world: str | None
     bundles: dict[str, str] | None
@@ -55,60 +74,45 @@ class Receiver:
 
 
 def receive(
-    path: Path,
-    out: Path,
-    *,
-    world: World | None,
-    bundles: Sequence[str | Path] = (),
-    channel_seed: int | None,
-    on_stage: OnStage,
-    batch: int = BATCH,
+    path: Path, out: Path, *, world: World | None, task: ReceiveTask, on_stage: OnStage
 ) -> dict[str, Any]:
     """Decode a recording to a folder of pictures; returns what index.json says.
 
-    world: the sender's; if None, it has to be one that ships, by the name that the recording tells. With
-    `channel_seed`, the channel that the metadata names lies between. Without it, the samples are taken as they are, at
-    unit gain and the SNR of the condition: what carrier, timing and gain recovery leave. bundles: updates in place of
-    the world's. batch: images that are decoded at a time.
+    world: the sender's; if None, it has to be one that ships, by the name that the recording tells.
+    Raises InputError, before anything is written, if an image was not received (`tasks.arrived`).
     """
-    incoming = _from_recording(path, channel_seed)
+    incoming = _from_recording(path, task)
     on_stage("load")
-    receiver = _receiver(incoming, world, bundles)
+    receiver = _receiver(incoming, world, task.bundles)
     _check_fits(incoming, receiver.link)
     with staged(out) as folder:
         on_stage("decode")
-        decoded = _decode(incoming, receiver, folder, 0, batch)
+        decoded = _decode(incoming, receiver, folder, 0, task.batch)
         index = {"recording": path.name, **decoded}
         write_json(folder / "index.json", index)
     return index
 
 
 def receive_files(
-    paths: list[Path],
-    out: Path,
-    *,
-    world: World | None,
-    bundles: Sequence[str | Path] = (),
-    channel_seed: int | None,
-    on_stage: OnStage,
+    paths: list[Path], out: Path, *, world: World | None, task: ReceiveTask, on_stage: OnStage
 ) -> dict[str, Any]:
     """Decode frames and recordings to one folder of pictures, numbered throughout; returns what index.json says.
 
-    world, channel_seed: as in `receive`. bundles: updates in place of the world's.
+    world: as in `receive`, and so are recordings that were not received.
     """
     on_stage("read")
-    found = [_incoming(path, channel_seed) for path in paths]
+    found = [_incoming(path, task) for path in paths]
     on_stage("load")
     receivers: dict[tuple[str | None, bool], Receiver] = {}
     for incoming in found:
         if incoming.system not in receivers:
-            receivers[incoming.system] = _receiver(incoming, world, bundles)
+            receivers[incoming.system] = _receiver(incoming, world, task.bundles)
         _check_fits(incoming, receivers[incoming.system].link)
     with staged(out) as folder:
         on_stage("decode")
         number, files = 0, []
         for incoming in found:
-            decoded = _decode(incoming, receivers[incoming.system], folder, number)
+            decoded = _decode(incoming, receivers[incoming.system], folder, number, task.batch)
             files.append({"file": incoming.path.name, **decoded})
             number += len(incoming.condition)
         index = {"files": files}
@@ -125,15 +129,16 @@ def _images_json(names: list[str], condition: Condition, erased: torch.Tensor) -
     ]
 
 
-def _incoming(path: Path, channel_seed: int | None) -> Incoming:
+def _incoming(path: Path, task: ReceiveTask) -> Incoming:
     """What lies in a file of either kind."""
-    return (_from_frame if path.suffix == SUFFIX else _from_recording)(path, channel_seed)
+    return _from_frame(path, task.channel_seed) if path.suffix == SUFFIX else _from_recording(path, task)
 
 
-def _from_recording(path: Path, channel_seed: int | None) -> Incoming:
-    recording = read_recording(path)
+def _from_recording(path: Path, task: ReceiveTask) -> Incoming:
+    recording, channel_seed = read_recording(path, received=task.received), task.channel_seed
     return Incoming(
         path=path,
+        arrived=measure(recording.symbols, recording.condition),
         received=_received(recording.symbols, recording.condition, recording.channel, channel_seed),
         condition=recording.condition,
         world=recording.world,
@@ -159,13 +164,15 @@ def _from_frame(path: Path, channel_seed: int | None) -> Incoming:
         state = ChannelState(gain=frame.gain, noise_power=frame.noise_power)
         received = Received(symbols=frame.symbols, state=state)
     else:
-        raise InputError(
-            f"{path} holds symbols as received, so no channel is simulated; leave out the channel seed"
+        raise FieldError(
+            f"{path} holds symbols as received, so no channel is simulated; leave out channel_seed",
+            "channel_seed",
         )
     seed = frame.channel_seed if channel_seed is None else channel_seed
     return Incoming(
         path=path,
         received=received,
+        arrived=None,
         condition=frame.condition,
         world=frame.world,
         bundles=frame.bundles,
@@ -214,7 +221,7 @@ def _decode(
 
 
 def _check_fits(incoming: Incoming, receiving: link.Link) -> None:
-    """InputError if the receiver's codec cannot decode what came."""
+    """InputError if the receiver's codec cannot decode what came, or an image of a recording did not come."""
     path, condition = incoming.path, incoming.condition
     theirs = None if incoming.bundles is None else incoming.bundles.get("transmission")
     ours = receiving.bundles.get("transmission")
@@ -228,6 +235,10 @@ def _check_fits(incoming: Incoming, receiving: link.Link) -> None:
         raise InputError(
             f"{path} has images of {longest} symbols, and the codec decodes at most {codec.max_uses}"
         )
+    if incoming.arrived is not None:
+        require_arrived(path, incoming.arrived, condition, codec)
+        if incoming.channel_seed is None:
+            warn_of_fading(path, incoming.arrived, condition)
 
 
 @torch.no_grad()

@@ -1,44 +1,45 @@
 """Symbols as SigMF recordings, so that a delivery can leave the program, cross a radio, and come back.
 
-A recording is two files, `NAME.sigmf-data` with complex float32 samples and `NAME.sigmf-meta` with JSON
-(Signal Metadata Format 1.2). Images follow one another without the padding of a batch, and an annotation marks
-each; a sample is one payload symbol, or one of an OFDM waveform. What both ends know is in the namespace `dekag`:
+A recording is two files, `NAME.sigmf-data` with complex samples and `NAME.sigmf-meta` with JSON (Signal Metadata
+Format 1.2). Images follow one another without the padding of a batch, and an annotation marks each; a sample is one
+payload symbol, or one of an OFDM waveform; pilots are not among them. What both ends know is in the namespace `dekag`:
 the condition, the seed, the number of columns of the batch, the waveform, and where the sender named them
 its world, the ids of its updates and the channel that it reckons with.
+
+What is written is complex float32. Read are floats and integers of any width and byte order, from the sample at which
+the first capture begins (`core:sample_start`).
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Complex
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from dekag.channel import ChannelSettings
 from dekag.codec.papr import SINGLE_CARRIER, Waveform
-from dekag.types import Condition, InputError, Symbols
-from dekag.version import __version__
-from dekag.wire.condition import ConditionModel
+from dekag.types import Condition, FieldError, InputError, Symbols
+from dekag.units import snr_db_to_noise_power
 from dekag.wire.files import staged
+from dekag.wire.sigmf_metadata import (
+    MAX_SYMBOLS,
+    Extension,
+    check_annotations,
+    first_sample,
+    global_info,
+    read_extension,
+    read_metadata,
+)
+from dekag.wire.sigmf_samples import check_size, datatype_named, read_samples, sha512_of
 
-NAMESPACE = "dekag"
-VERSION = "1.0.0"
-"""Of the namespace; a reader takes any version of the same first number."""
 DATATYPE = "cf32_le"
-SAMPLE_BYTES = 8
+"""Of what is written."""
 MAX_SAMPLE_RATE_HZ = 1e12
-MAX_SYMBOLS = 2**28
-"""Largest batch, padding included, that is made for a recording."""
-
-_Int = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-_Text = Annotated[str, Field(pattern="^[ -~]{1,200}$")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,46 +66,6 @@ class Recording:
     channel: ChannelSettings | None = None
 
 
-class _Waveform(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    subcarriers: _Int
-    oversampling: _Int
-
-
-class _Channel(BaseModel):
-    """The fields of `ChannelSettings`; what is left out is None."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    name: _Text
-    blocks: _Int | None = None
-    correlation: _Number | None = None
-    pilots: _Int | None = None
-    delay_spread_ns: _Number | None = None
-    speed_m_s: _Number | None = None
-    antennas: _Text | None = None
-    estimation: _Text | None = None
-
-
-class _Batch(BaseModel):
-    """The fields of the namespace that describe the whole batch and come first."""
-
-    seed: _Int
-    columns: Annotated[int, Field(ge=1, le=MAX_SYMBOLS)]
-
-
-class _Extension(ConditionModel, _Batch):
-    """The fields of the namespace: `Condition`'s, one value an image, and those of the batch."""
-
-    order: Literal["images, symbols", "images, OFDM symbols, samples"] | None = None
-    waveform: _Waveform | None = None
-    clip_db: _Number | None = None
-    preset: _Text | None = None
-    bundles: Annotated[dict[_Text, _Text], Field(max_length=8)] | None = None
-    channel: _Channel | None = None
-
-
 def write_recording(path: Path, recording: Recording) -> None:
     """Write `path` with the suffixes of SigMF, the metadata last; an existing file is kept.
 
@@ -114,7 +75,9 @@ def write_recording(path: Path, recording: Recording) -> None:
     _check(recording)
     require_free(path)
     samples = _modulate(recording)
-    file = sigmf.SigMFFile(global_info=_global_info(recording))
+    file = sigmf.SigMFFile(
+        global_info=global_info(_extension_of(recording), DATATYPE, recording.sample_rate_hz)
+    )
     file.add_capture(0)
     start = 0
     for image, length in enumerate(recording.waveform.samples(recording.condition.payload.cpu()).tolist()):
@@ -133,31 +96,29 @@ def require_free(path: Path) -> None:
             raise InputError(f"{file} exists and is kept; choose another name")
 
 
-def read_recording(path: Path) -> Recording:
+def read_recording(path: Path, *, received: bool = False) -> Recording:
     """Read what `write_recording` wrote, or what a radio made of it; `path` with or without a suffix.
 
-    A checksum is compared where there is one. Samples are returned as they are, NaN included.
+    A checksum is compared where there is one, unless the samples were `received`, of which the sender cannot know it.
+    Floating-point samples are returned as they are, NaN included. Integers have no absolute scale: theirs is the one at
+    which the mean power of the recording's symbols is 1 + N0, as of symbols that were received at the condition's SNR.
     Raises InputError, one line, if the files are missing, damaged, truncated or not of this namespace.
     """
     sigmf, (meta, data) = _library(), recording_files(path)
-    metadata = _metadata(sigmf, meta)
-    extension = _extension(meta, metadata["global"])
-    condition = extension.condition()
-    columns, payload = extension.columns, condition.payload
-    if not int(payload.max()) <= columns <= MAX_SYMBOLS // len(condition):
+    metadata = read_metadata(sigmf, meta)
+    extension = read_extension(meta, metadata["global"])
+    condition, columns = extension.condition(), extension.columns
+    longest = int(condition.payload.max())
+    if not longest <= columns <= MAX_SYMBOLS // len(condition):
         raise InputError(
-            f"{meta}: {columns} columns do not fit {len(condition)} images of up to {int(payload.max())} symbols"
+            f"{meta}: {columns} columns do not fit {len(condition)} images of up to {longest} symbols"
         )
-    waveform = SINGLE_CARRIER if extension.waveform is None else Waveform(**extension.waveform.model_dump())
-    _check_size(data, int(waveform.samples(payload).sum()), "samples" if waveform.subcarriers else "symbols")
-    try:
-        file = sigmf.SigMFFile(metadata=metadata, data_file=data)
-    except sigmf.error.SigMFFileError as error:
-        raise InputError(
-            f"{data}: the samples do not have the sha512 of {meta.name}; copy both again"
-        ) from error
+    waveform = extension.waveform or SINGLE_CARRIER
+    samples = _samples((meta, data), metadata, waveform, condition, received=received)
+    symbols = _demodulate(samples, condition, columns, waveform)
+    integer = datatype_named(metadata["global"]["core:datatype"]).is_integer
     return Recording(
-        symbols=_demodulate(torch.from_numpy(file.read_samples().copy()), condition, columns, waveform),
+        symbols=_scaled(symbols, condition) if integer else symbols,
         condition=condition,
         seed=extension.seed,
         sample_rate_hz=metadata["global"].get("core:sample_rate"),
@@ -165,8 +126,43 @@ def read_recording(path: Path) -> Recording:
         clip_db=extension.clip_db,
         world=extension.preset,
         bundles=extension.bundles,
-        channel=None if extension.channel is None else ChannelSettings(**extension.channel.model_dump()),
+        channel=extension.channel,
     )
+
+
+def _samples(
+    files: tuple[Path, Path],
+    metadata: dict[str, Any],
+    waveform: Waveform,
+    condition: Condition,
+    *,
+    received: bool,
+) -> Complex[Tensor, " samples"]:
+    """The samples of all images, once the data file fits them and has the checksum."""
+    (meta, data), facts, start = files, metadata["global"], first_sample(metadata)
+    lengths = waveform.samples(condition.payload).tolist()
+    try:
+        datatype = datatype_named(facts["core:datatype"])
+    except InputError as error:
+        raise InputError(f"{meta}: {error}") from error
+    noun = "samples" if waveform.subcarriers else "symbols"
+    check_size(data, datatype, start=start, count=sum(lengths), noun=noun)
+    check_annotations(meta, metadata, lengths)
+    if not received and facts.get("core:sha512", "") not in ("", sha512_of(data)):
+        raise FieldError(
+            f"{data}: the samples do not have the sha512 of {meta.name}; copy both again if they are as sent; if a"
+            " radio made the samples, say so: received",
+            "received",
+        )
+    return read_samples(data, datatype, start=start, count=sum(lengths))
+
+
+def _scaled(symbols: Symbols, condition: Condition) -> Symbols:
+    """Symbols of a mean power of 1 + N0 over all payloads; silence stays silence."""
+    payload = condition.payload.to(torch.float32)
+    expected = (payload * (1 + snr_db_to_noise_power(condition.snr_db))).sum()
+    energy = (symbols.real.square() + symbols.imag.square()).sum()
+    return symbols * (expected / energy).sqrt() if float(energy) > 0 else symbols
 
 
 def _modulate(recording: Recording) -> Complex[Tensor, " samples"]:
@@ -236,92 +232,15 @@ def _check(recording: Recording) -> None:
         raise InputError(f"a sample rate must be above 0 and at most {MAX_SAMPLE_RATE_HZ:g} Hz, got {rate}")
 
 
-def _global_info(recording: Recording) -> dict[str, Any]:
-    condition, waveform = recording.condition, recording.waveform
-    extension = _Extension.of(
-        condition,
+def _extension_of(recording: Recording) -> Extension:
+    return Extension.of(
+        recording.condition,
         seed=recording.seed,
         columns=recording.symbols.shape[1],
-        order="images, OFDM symbols, samples" if waveform.subcarriers else "images, symbols",
-        waveform=_Waveform(**asdict(waveform)),
+        order="images, OFDM symbols, samples" if recording.waveform.subcarriers else "images, symbols",
+        waveform=recording.waveform,
         clip_db=recording.clip_db,
         preset=recording.world,
         bundles=recording.bundles,
-        channel=None if recording.channel is None else _Channel(**asdict(recording.channel)),
+        channel=recording.channel,
     )
-    rate = {} if recording.sample_rate_hz is None else {"core:sample_rate": recording.sample_rate_hz}
-    return {
-        "core:datatype": DATATYPE,
-        "core:generator": f"dekag {__version__}",
-        # the samples can be read without the namespace
-        "core:extensions": [{"name": NAMESPACE, "version": VERSION, "optional": True}],
-        **rate,
-        **{f"{NAMESPACE}:{name}": value for name, value in extension.model_dump(exclude_none=True).items()},
-    }
-
-
-def _metadata(sigmf: ModuleType, meta: Path) -> dict[str, Any]:
-    """JSON of a metadata file that the schema of SigMF accepts and that describes one plain data file."""
-    try:
-        metadata = json.loads(meta.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except OSError as error:
-        raise InputError(
-            f"{meta} cannot be read ({error.strerror}); a recording is a .sigmf-meta and a .sigmf-data file"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{meta} is not JSON: {_plain(error)}; copy it again") from error
-    jsonschema = import_module("jsonschema")
-    try:
-        jsonschema.validate(metadata, sigmf.schema.get_schema())
-    except jsonschema.ValidationError as error:
-        raise InputError(f"{meta} is not SigMF metadata: {_plain(error.message)}") from error
-    facts = metadata["global"]
-    if facts["core:datatype"] != DATATYPE:
-        raise InputError(
-            f"{meta}: samples must be {DATATYPE}, got {_plain(facts['core:datatype'])}; convert the recording"
-        )
-    odd = [key for key in ("core:dataset", "core:metadata_only", "core:trailing_bytes") if facts.get(key)]
-    odd += ["core:header_bytes" for capture in metadata["captures"] if capture.get("core:header_bytes")]
-    if odd or facts.get("core:num_channels", 1) != 1:
-        named = odd[0] if odd else "core:num_channels"
-        raise InputError(
-            f"{meta}: {named} is set, but a delivery is one channel in a data file without headers"
-        )
-    return dict(metadata)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
-
-
-def _extension(meta: Path, facts: dict[str, Any]) -> _Extension:
-    """The namespace's fields, checked."""
-    versions = [e["version"] for e in facts.get("core:extensions", []) if e["name"] == NAMESPACE]
-    if not versions:
-        raise InputError(f"{meta}: no extension {NAMESPACE!r}, so the recording is not a delivery of dekag")
-    if versions[0].split(".")[0] != VERSION.split(".")[0]:
-        raise InputError(
-            f"{meta}: extension {NAMESPACE!r} has version {_plain(versions[0])}, this dekag reads {VERSION}"
-        )
-    prefix = f"{NAMESPACE}:"
-    ours = {key.removeprefix(prefix): value for key, value in facts.items() if key.startswith(prefix)}
-    try:
-        return _Extension(**ours)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{meta}: {prefix}{_plain(where)} is wrong: {_plain(first['msg'])}") from error
-
-
-def _check_size(data: Path, samples: int, noun: str) -> None:
-    if not data.is_file():
-        raise InputError(f"{data} is no file; a recording is a .sigmf-meta and a .sigmf-data file")
-    size, expected = data.stat().st_size, SAMPLE_BYTES * samples
-    if size != expected:
-        fault = "truncated" if size < expected else "too long"
-        raise InputError(f"{data} is {fault}: {size} bytes, but {samples} {noun} are {expected}")
-
-
-def _plain(text: object) -> str:
-    """A stranger's text for an error message: short, one line, nothing that a terminal obeys."""
-    return ascii(" ".join(str(text).split()))[1:-1][:200]

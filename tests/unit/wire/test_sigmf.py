@@ -102,6 +102,76 @@ def test_what_a_radio_returns_is_read(tmp_path: Path) -> None:
     assert_same(read_recording(meta), replace(sent, symbols=arrived))
 
 
+DATATYPES = {
+    "cf32_le": "<f4",
+    "cf32_be": ">f4",
+    "cf64_le": "<f8",
+    "cf64_be": ">f8",
+    "ci32_le": "<i4",
+    "ci32_be": ">i4",
+    "ci16_le": "<i2",
+    "ci16_be": ">i2",
+    "cu16_le": "<u2",
+    "cu16_be": ">u2",
+    "ci8": "i1",
+    "cu8": "u1",
+}
+
+
+@pytest.mark.parametrize("name", DATATYPES)
+def test_every_datatype_and_byte_order_is_read(tmp_path: Path, name: str) -> None:
+    """Floats come back as they are, integers of a quarter of the full scale at that of mean power 1 + N0.
+
+    Rounding to b bits leaves at most half a step in each part, 8 / 2^b of the largest symbol in both together; float32
+    leaves 1e-6.
+    """
+    meta, data = written(tmp_path)
+    sent = read_recording(meta)
+    kind = np.dtype(DATATYPES[name])
+    parts = np.fromfile(data, dtype="<f4").astype(np.float64)
+    if kind.kind != "f":
+        full = 2.0 ** (8 * kind.itemsize - 1)
+        parts = np.round(parts / np.abs(parts).max() * full / 4) + (full if kind.kind == "u" else 0)
+    parts.astype(kind).tofile(data)
+    facts = json.loads(meta.read_text())
+    facts["global"]["core:datatype"] = name
+    facts["global"].pop("core:sha512")
+    meta.write_text(json.dumps(facts))
+    found = read_recording(meta).symbols
+    if kind.kind == "f":
+        assert torch.equal(found, sent.symbols)
+        return
+    payload = sent.condition.payload
+    expected = (payload * (1 + 10 ** (-sent.condition.snr_db / 10))).sum() / payload.sum()
+    assert found.abs().square().sum() / payload.sum() == pytest.approx(float(expected), rel=1e-5)
+    scale = (expected * payload.sum() / sent.symbols.abs().square().sum()).sqrt()
+    step = 8 * float(sent.symbols.abs().max()) / 2 ** (8 * kind.itemsize) + 1e-6
+    torch.testing.assert_close(found / scale, sent.symbols, rtol=0, atol=step)
+
+
+def test_silence_of_integers_stays_silence(tmp_path: Path) -> None:
+    meta, data = written(tmp_path)
+    np.full(2 * 21, 128, dtype="u1").tofile(data)
+    facts = json.loads(meta.read_text())
+    facts["global"]["core:datatype"] = "cu8"
+    meta.write_text(json.dumps(facts))
+    assert not read_recording(meta, received=True).symbols.any()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_samples_begin_where_the_first_capture_begins(tmp_path: Path, moved: bool) -> None:
+    """Seven samples of nothing before the first image; annotations that were moved with it, or left as sent."""
+    meta, data = written(tmp_path)
+    sent = read_recording(meta)
+    data.write_bytes(np.full(7, np.nan, dtype="<c8").tobytes() + data.read_bytes())
+    facts = json.loads(meta.read_text())
+    facts["captures"][0]["core:sample_start"] = 7
+    for mark in facts["annotations"]:
+        mark["core:sample_start"] += 7 * moved
+    meta.write_text(json.dumps(facts))
+    assert_same(read_recording(meta, received=True), sent)
+
+
 def complaint(path: Path) -> str:
     """The one line that reading this gives, without the folder."""
     with pytest.raises(InputError) as error:
@@ -123,8 +193,10 @@ def test_damaged_data(tmp_path: Path) -> None:
     assert complaint(meta) == "trip.sigmf-data is too long: 172 bytes, but 21 symbols are 168"
     data.write_bytes(whole[:7] + bytes([whole[7] ^ 1]) + whole[8:])
     assert complaint(meta) == (
-        "trip.sigmf-data: the samples do not have the sha512 of trip.sigmf-meta; copy both again"
+        "trip.sigmf-data: the samples do not have the sha512 of trip.sigmf-meta; copy both again if they are as sent;"
+        " if a radio made the samples, say so: received"
     )
+    assert read_recording(meta, received=True).seed == recording().seed
     data.unlink()
     assert complaint(meta) == (
         "trip.sigmf-data is no file; a recording is a .sigmf-meta and a .sigmf-data file"
@@ -172,8 +244,26 @@ def extension(version: str) -> Callable[[Metadata], object]:
             lambda metadata: metadata.update({"global": []}),
             "is not SigMF metadata: [] is not of type 'object'",
         ),
-        (changed("core:datatype", "ci16_le"), "samples must be cf32_le, got ci16_le; convert the recording"),
-        (changed("core:datatype", "cf32_be"), "samples must be cf32_le, got cf32_be; convert the recording"),
+        (
+            changed("core:datatype", "rf32_le"),
+            "samples must be cf32, cf64, ci16, ci32, cu16 or cu32 with _le or _be, ci8 or cu8, got rf32_le; convert",
+        ),
+        (
+            changed("core:datatype", "ci16_le"),
+            "trip.sigmf-data is too long: 168 bytes, but 21 symbols are 84",
+        ),
+        (
+            lambda m: m["captures"][0].update({"core:sample_start": 2}),
+            "trip.sigmf-data is truncated: 168 bytes, but 21 symbols after the 2 before core:sample_start are 184",
+        ),
+        (
+            lambda m: m["annotations"][1].update({"core:sample_start": 6}),
+            "image 1 is marked at sample 6 with 4 samples, but the condition places it at 5 with 4; mend",
+        ),
+        (
+            lambda m: m["annotations"][2].update({"core:label": "image 3"}),
+            "there is an annotation of image 3 of 3 images",
+        ),
         (changed("core:num_channels", 2), "core:num_channels is set, but a delivery is one channel"),
         (
             changed("core:dataset", "passwd"),

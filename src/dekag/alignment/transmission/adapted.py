@@ -12,8 +12,10 @@ from dekag.bundle.manifest import Setting
 from dekag.codec import (
     AdaptableCodec,
     Encoded,
+    EnergyProfile,
     PairDecoder,
     Pairs,
+    energy_profile_of,
     importance_of,
     require_adaptable,
 )
@@ -77,6 +79,10 @@ class AdaptedCodec(nn.Module, ABC):
             raise InputError(f"{type(self.codec).__name__} has no decoder in real numbers (decode_pairs)")
         with self.adapted(condition, symbols.device):
             return self.codec.decode_pairs(symbols, reliability, condition)
+
+    def energy_profile(self, symbols: Symbols, condition: Condition) -> EnergyProfile | None:
+        """As of the codec that it is made from, whose order of components an update keeps; None if that cannot tell."""
+        return energy_profile_of(self.codec, symbols, condition)
 
     def train(self, mode: bool = True) -> "AdaptedCodec":
         """As of every module, but for the frozen codec, which stays in evaluation mode."""

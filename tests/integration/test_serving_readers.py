@@ -98,8 +98,9 @@ def never_read(service: RunningService, path: str, *, copies: int, within: float
     p99 = statistics.quantiles(times, n=100)[98]
     print(
         f"{copies} readers that read nothing, there after {opened:.1f} s, gone after {gone:.1f} s:"
-        f" {most / 2**20:+.0f} MiB of {before / 2**20:.0f} MiB, {after / 2**20:+.0f} MiB afterwards; {queued / 2**20:.0f} MiB in the kernel;"
-        f" {len(times)} probes, p99 {1000 * p99:.0f} ms, slowest {1000 * max(times):.0f} ms"
+        f" {most / 2**20:+.0f} MiB of {before / 2**20:.0f} MiB, {after / 2**20:+.0f} MiB afterwards;"
+        f" {queued / 2**20:.0f} MiB in the kernel; {len(times)} probes, p99 {1000 * p99:.0f} ms,"
+        f" slowest {1000 * max(times):.0f} ms"
     )
     assert most < 200 << 20
     assert queued < copies * 3 * SEND_BUFFER_BYTES

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -13,6 +14,8 @@ import pytest
 from places import HELPERS
 from running_service import RunningService, free_port, ready
 from test_serving_http import tiny_process
+from test_serving_readers import ask, begun, read_at
+from tiny_service import LARGE
 from waiting import wait_for
 
 
@@ -88,6 +91,22 @@ def test_answers_say_that_the_next_one_comes_from_elsewhere(tmp_path: Path) -> N
         assert client.get("/page/a").headers["connection"] == "close"
         assert client.get("/healthz").status_code == 200
         service.process.send_signal(signal.SIGTERM)
+
+
+def test_what_has_begun_is_finished_and_who_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
+    """A download goes on after the port has closed, a stream ends in order; unread files end with their deadline."""
+    with tiny_process(tmp_path, write_seconds=2) as service, ExitStack() as stack:
+        unread = [stack.enter_context(begun(service, "/page/large/file")) for _ in range(5)]
+        download = stack.enter_context(begun(service, "/page/large/file"))
+        stream = stack.enter_context(ask(service, "/page/events/0.1"))
+        time.sleep(0.3)
+        service.process.send_signal(signal.SIGTERM)
+        said, _ = read_at(download, 3e6, within=10)
+        assert said.endswith(LARGE.read_bytes())
+        assert read_at(stream, 1e7, within=3)[0].endswith(b"\r\n0\r\n\r\n")
+        assert service.process.wait(8) == 0
+        assert len(unread) == 5
+        assert service.errors == 0
 
 
 def started(port: int, stdin: int) -> "subprocess.Popen[bytes]":

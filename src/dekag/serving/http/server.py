@@ -24,6 +24,8 @@ log = logging.getLogger("dekag.serving")
 BUFFER_BYTES = 2**15
 """Most of a request's head, and of an answer before the kernel takes it."""
 
+LAST_SECONDS = 1.0
+
 
 def serve(app: FastAPI, settings: ServiceSettings) -> None:
     """Serve until SIGTERM, SIGINT or, by the settings, the end of standard input.
@@ -92,6 +94,9 @@ async def _serve(app: FastAPI, settings: ServiceSettings, listening: socket.sock
     await server.serve()
     if not asked.is_set():
         raise InputError(f"{app.title} could not start; its log says why")
+    # answers whose clients have gone may not have noticed yet; cut off, each would be a failure in the log
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=LAST_SECONDS)
     log.info("stopped")
 
 

@@ -21,6 +21,7 @@ from dekag.registry.repository import Repository
 from dekag.serving.cloud import trouble
 from dekag.serving.cloud.app import create
 from dekag.serving.cloud.database import migrate, open_database, require_sound
+from dekag.serving.cloud.health import Health
 from dekag.serving.cloud.ledger import Ledger
 from dekag.serving.cloud.runner import Runner, Workplace
 from dekag.serving.cloud.settings import CloudSettings
@@ -182,6 +183,16 @@ def test_a_full_database_is_507(settings: CloudSettings, caplog: pytest.LogCaptu
         wait_for(lambda: message(client) == "")
         assert client.post("/v1/jobs", json=spec).status_code == 201
     check_log(caplog)
+
+
+@pytest.mark.parametrize(("room", "full"), [(0, False), (1 << 60, True)])
+def test_a_disk_without_room_for_a_job(room: int, full: bool, settings: CloudSettings) -> None:
+    """Not ready, though what is small could still be written; by as much as must be free."""
+    engine = open_database(settings.database_address)
+    health = Health(engine, room=room)
+    assert health.look(lambda: None) == (not full)
+    assert ("disk is full; make room" in str(health.missing())) == full
+    engine.dispose()
 
 
 def errors_of(path: Path) -> dict[str, Exception]:

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from shutil import disk_usage
 from typing import Final
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from dekag.serving.cloud.database import file_of, probe, require_schema, require_sound
-from dekag.serving.cloud.trouble import Trouble, details, trouble_of
+from dekag.serving.cloud.trouble import NoRoomError, Trouble, details, trouble_of
 from dekag.serving.http.logs import facts
 from dekag.types import InputError
 
@@ -19,11 +20,16 @@ CHECK_LOOKS: Final = 60
 """All pages of a SQLite file are read every so many looks, and whenever something was wrong."""
 
 
+ROOM: Final = 1 << 20
+"""Bytes that must be free on the disk of SQLite's file."""
+
+
 class Health:
     """What is known of the database; each trouble is logged once, in one line, and so is its end."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, room: int = ROOM) -> None:
         self._engine = engine
+        self._room = room
         self._file = file_of(engine)
         self._seen = _identity(self._file)
         self._looks = 0
@@ -43,6 +49,7 @@ class Health:
             if thorough and self._file is not None:
                 require_sound(self._file)
             require_schema(self._engine)
+            self._require_room()
             # what failed to be written before must be seen to be written
             probe(self._engine, keep=self._missing is not None)
             work()
@@ -73,6 +80,10 @@ class Health:
         if reason != self._missing:
             log.error("the database cannot be used", extra=facts(reason=reason, why=why, file=self._file))
         self._missing = reason
+
+    def _require_room(self) -> None:
+        if self._file is not None and (free := disk_usage(self._file.parent).free) < self._room:
+            raise NoRoomError(f"{free} bytes are free, of {self._room} that are needed")
 
     def _reopen_if_replaced(self) -> None:
         found = _identity(self._file)

@@ -14,6 +14,10 @@ class DamagedRowError(SQLAlchemyError):
     """A row holds what this program never wrote: the file is damaged where SQLite does not see it."""
 
 
+class NoRoomError(SQLAlchemyError):
+    """The disk of the database is as good as full: what is small may still be written, but no job."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trouble:
     """Why the database could not be used.
@@ -56,6 +60,8 @@ def trouble_of(error: Exception) -> Trouble:
     """What an error of SQLAlchemy, or of the driver below it, says of the database."""
     if isinstance(error, DamagedRowError):
         return ROW
+    if isinstance(error, NoRoomError):
+        return FULL
     cause: object = getattr(error, "orig", None) or error
     code = getattr(cause, "sqlite_errorcode", None)
     if isinstance(code, int):  # the low byte is the class of SQLite's extended codes

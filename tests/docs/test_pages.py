@@ -53,6 +53,7 @@ def pictures(folder: Path) -> None:
         (folder / f"{number}.txt").write_text(caption)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:16 x 16 pixels is all that judge:dekag.evaluation.judges.JudgeSizeWarning"
 )

@@ -140,6 +140,7 @@ def test_a_job_outlives_its_worker_and_is_published(
     wait_for(lambda: not (folder / "cloud" / "jobs" / job).exists(), seconds=SECONDS)
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_ends_and_leaves_nothing(
     cloud: RunningService, client: CloudClient, folder: Path, tmp_path: Path
 ) -> None:

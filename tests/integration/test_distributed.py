@@ -140,6 +140,7 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_line_in_two_processes_writes_the_bundle_of_one(world: Path) -> None:
     """Cloud images, prior, validation, guidance, few steps and noise map included; byte for byte, as a sum of two
     gradients has one order and halving is exact."""
@@ -171,6 +172,7 @@ def test_the_command_line_in_two_processes_writes_the_bundle_of_one(world: Path)
     }
 
 
+@pytest.mark.slow
 def test_what_the_main_process_cannot_read_ends_both_with_one_line(world: Path) -> None:
     both = launch(
         launched_command_line.__file__,

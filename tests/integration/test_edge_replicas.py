@@ -154,7 +154,8 @@ def test_a_decoder_that_another_edge_named_is_found(replicas: list[TestClient]) 
     for part in ("codec", "image"):
         file = other.get(told[part]["url"])
         assert (file.status_code, len(file.content)) == (200, told[part]["bytes"])
-    assert other.get(f"/v1/decoders/{'0' * 64}.onnx").status_code == 404
+    for update in ("", "?transmission=none", f"?transmission={'ab' * 8}"):
+        assert other.get(f"/v1/decoders/{'0' * 64}.onnx{update}").status_code == 404
 
 
 @pytest.mark.slow

@@ -241,6 +241,7 @@ def swap_under_load(client: httpx2.Client, *, swaps: int, clients: int) -> None:
     assert len(set(answers)) > 1
 
 
+@pytest.mark.slow
 def test_swaps_touch_no_running_request(pulling: httpx2.Client) -> None:
     """`test_200_swaps` is the long one."""
     swap_under_load(pulling, swaps=10, clients=4)

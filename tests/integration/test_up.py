@@ -111,6 +111,7 @@ def test_a_second_start_finds_everything_there(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_one_line_and_nothing_is_made(tmp_path: Path) -> None:
     """Bad input: one line, exit 2, nothing half-written."""
     with socket.socket() as taken:

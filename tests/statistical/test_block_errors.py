@@ -65,6 +65,7 @@ FADING = [
 ]
 
 
+@pytest.mark.slow
 def test_no_threshold_beats_the_outage_of_the_channel() -> None:
     """At each fading threshold an image's resource blocks carry less than it needs in 2.5 % of images at most.
 

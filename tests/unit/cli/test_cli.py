@@ -201,6 +201,7 @@ def test_a_damaged_bundle_is_refused(damage: str, tmp_path: Path, capsys: pytest
     assert len(done.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, prompts: Path) -> None:
     """A file-size limit stands for the full disk: the write fails half-way, as there."""
 

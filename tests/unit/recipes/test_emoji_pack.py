@@ -110,6 +110,7 @@ def test_the_edges_card_is_up_to_date() -> None:
     assert (ROOT / "recipes" / "emoji" / "edge.md").read_text() == edge_card(run.concepts)
 
 
+@pytest.mark.slow
 def test_packing_without_data_is_one_line(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -79,6 +79,7 @@ def worst(exported: Decoders, chosen: Link) -> float:
     return found
 
 
+@pytest.mark.slow
 def test_decoders_are_made_while_the_edge_draws(system: Link, decoders: Path) -> None:
     """Tracing changes how modules are called in all threads, so it happens elsewhere: drawings stay as they were."""
     prompts, seeds = ["a red apple"], [0]

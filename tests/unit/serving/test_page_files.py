@@ -59,7 +59,7 @@ def test_the_page_names_only_files_that_are_there() -> None:
     html = files["index.html"].body.decode()
     named = re.findall(r'(?:src|href)="([^"]+)"', html)
     assert named
-    assert {name.removeprefix("/page/") for name in named} <= files.keys()
+    assert {name.removeprefix("page/") for name in named} <= files.keys()
     assert not re.search(r"<script>|<style| style=| on[a-z]+=", html)
     for name in (name for name in files if name.endswith(".js")):
         for imported in re.findall(r'from "\./([^"]+)"', files[name].body.decode()):

@@ -132,7 +132,7 @@ BAD: dict[str, tuple[Callable[[Frame], bytes | None], str]] = {
     "missing": (lambda _: None, "cannot be read"),
     "truncated": (lambda frame: write_frame(frame)[:-9], "truncated"),
     "no frame": (lambda _: b"\x89PNG\r\n\x1a\n" * 9, "no frame"),
-    "received twice": (lambda frame: write_frame(over_the_air(frame, 1)), "leave out the channel seed"),
+    "received twice": (lambda frame: write_frame(over_the_air(frame, 1)), "leave out --channel-seed"),
     "unknown world": (
         lambda frame: write_frame(replace(frame, world="emojis")),
         "emojis', which does not ship",

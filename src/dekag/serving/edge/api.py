@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from dekag.registry import Shelved
@@ -51,6 +51,7 @@ DeliveryId = Annotated[
     str, Path(pattern=f"^[A-Za-z0-9_-]{{8,{LONGEST_ID}}}$", description="As x-delivery-id says it.")
 ]
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
+Update = Annotated[str | None, Query(pattern="^(none|[0-9a-f]{6,64})$")]
 FRAMES: dict[int | str, dict[str, Any]] = {200: {"content": {MEDIA_TYPE: {}, "application/x-tar": {}}}}
 FILES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 
@@ -106,9 +107,9 @@ def deliveries_router(service: EdgeService) -> APIRouter:
         return await service.decoders.current()
 
     @router.get("/v1/decoders/{sha256}.onnx", response_class=FileAnswer, responses=FILES)
-    async def decoder(sha256: Digest) -> FileAnswer:
-        """One of them; what has this name never changes."""
-        path = await service.decoders.find(sha256)
+    async def decoder(sha256: Digest, transmission: Update = None) -> FileAnswer:
+        """One of them; what has this name never changes. With its update, also one that another edge has named."""
+        path = await service.decoders.find(sha256, transmission)
         if path is None:
             raise ApiError(404, f"there is no decoder {sha256[:12]}; ask for /v1/decoders first")
         headers = {"cache-control": "public, max-age=31536000, immutable"}

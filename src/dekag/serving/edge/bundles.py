@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from dekag.alignment.generation.bundles import apply_generation
@@ -103,15 +103,6 @@ class Bundles:
         if wanted not in self._coders:
             await self.load(wanted)
         return self._coders[wanted]
-
-    async def coders(self) -> list[Coder]:
-        """The codec without an update, and with each one on the shelf."""
-        coders = [self.plain_coder]
-        for bundle in self.shelf.bundles():
-            if bundle.kind == "transmission" and bundle.bad is None:
-                with suppress(InputError):  # one for another model
-                    coders.append(await self.coder_with(bundle.id))
-        return coders
 
     async def restore(self) -> None:
         """Take up where the last process ended: the active updates, or where one fails the one before it."""

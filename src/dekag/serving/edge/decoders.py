@@ -7,8 +7,11 @@ from pathlib import Path
 from dekag.link import Link
 from dekag.registry.shelf import READ_ONLY
 from dekag.serving.edge.bundles import Bundles, Coder
+from dekag.serving.edge.recipes import HEAD
 from dekag.serving.edge.requests import DecoderFile, DecodersReply
 from dekag.serving.onnx import Decoders, OnnxFile, export_decoders
+
+NONE = "none"
 
 
 class DecoderFiles:
@@ -26,13 +29,15 @@ class DecoderFiles:
         """Those that belong to the active update of the codec."""
         coder = await self._bundles.coder()
         made = await self._make(coder)
-        return DecodersReply(transmission=coder.bundle, codec=_told(made.codec), image=_told(made.image))
+        return DecodersReply(
+            transmission=coder.bundle, codec=_told(made.codec, coder), image=_told(made.image, coder)
+        )
 
-    async def find(self, sha256: str) -> Path | None:
-        """The file of that digest, if one of the codec's updates here has it: another edge may have named it."""
-        if sha256 not in self._files:
-            for coder in await self._bundles.coders():
-                await self._make(coder)
+    async def find(self, sha256: str, update: str | None) -> Path | None:
+        """The file of that digest. update: of the codec, "none" for none, if another edge may have named the file."""
+        if sha256 not in self._files and update is not None:
+            wanted = None if update == NONE else self._bundles.find(update).id
+            await self._make(await self._bundles.coder_with(wanted))
         file = self._files.get(sha256)
         return None if file is None else file.path
 
@@ -56,5 +61,7 @@ class DecoderFiles:
         return export_decoders(Path(self._spare.name), link)
 
 
-def _told(file: OnnxFile) -> DecoderFile:
-    return DecoderFile(url=f"/v1/decoders/{file.sha256}.onnx", bytes=file.bytes, sha256=file.sha256)
+def _told(file: OnnxFile, coder: Coder) -> DecoderFile:
+    update = NONE if coder.bundle is None else coder.bundle[:HEAD]
+    url = f"/v1/decoders/{file.sha256}.onnx?transmission={update}"
+    return DecoderFile(url=url, bytes=file.bytes, sha256=file.sha256)

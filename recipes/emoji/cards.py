@@ -73,22 +73,22 @@ def consistency(generation: dict[str, Any], arm: str) -> str:
 
 
 def methods(generation: dict[str, Any], update_bytes: dict[str, int]) -> str:
-    """A row for each method: bytes and way to the ceiling on both splits."""
+    """A row for each method: bytes and gap closed on both splits."""
     splits = list(generation)
     rows = [
         f"| {arm} | {update_bytes[arm]} | "
-        + " | ".join(interval(generation[split][arm]["way_to_ceiling"], 1, 2) for split in splits)
+        + " | ".join(interval(generation[split][arm]["gap_closed"], 1, 2) for split in splits)
         + " |"
         for arm in generation[splits[0]]
-        if "way_to_ceiling" in generation[splits[0]][arm]
+        if "gap_closed" in generation[splits[0]][arm]
     ]
     return "\n".join([f"| method | bytes | {' | '.join(splits)} |", "|---|---|---|---|", *rows])
 
 
 def domain_rows(points: list[dict[str, Any]]) -> str:
     """Way to the ceiling of a domain's own bundle and of the whole one, on the domain's held-out prompts."""
-    rows = [f"| {p['name']} | {p['split']} | {interval(p['way_to_ceiling'], 1, 2)} |" for p in points]
-    return "\n".join(["| bundle | split | way to the ceiling |", "|---|---|---|", *rows])
+    rows = [f"| {p['name']} | {p['split']} | {interval(p['gap_closed'], 1, 2)} |" for p in points]
+    return "\n".join(["| bundle | split | gap closed |", "|---|---|---|", *rows])
 
 
 def model_cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -139,8 +139,8 @@ def update_cards(numbers: dict[str, Any]) -> dict[str, dict[str, str]]:
     report, transmission = numbers["generation"], numbers["transmission"]["methods"]
     generation = report["own"]
     gains = "\n".join(
-        f"- {split}: {interval(part['makd']['gain_percent'], 1, 1, ' %')} over no KA; way to the ceiling"
-        f" {interval(part['makd']['way_to_ceiling'], 1, 2)}"
+        f"- {split}: {interval(part['makd']['gain_percent'], 1, 1, ' %')} over no KA; gap closed"
+        f" {interval(part['makd']['gap_closed'], 1, 2)}"
         for split, part in generation.items()
     )
     return {

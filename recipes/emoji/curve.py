@@ -2,7 +2,7 @@
 
 An argument is one method at one size: its bundles, one for each training seed, or updates that
 `methods.py` kept as NAME.pt, which have no bytes. Each draws the prompts of the splits, beside the edge without KA and
-the ceiling. With `--figure`, the way to the ceiling over the bytes is drawn as well, a line for each method.
+the ceiling. With `--figure`, the gap closed over the bytes is drawn as well, a line for each method.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Point:
     split: str
     bytes: int | None
     gain_percent: Numbers
-    way_to_ceiling: Numbers
+    gap_closed: Numbers
     by_training_seed: list[float]
 
 
@@ -96,7 +96,7 @@ def points(
                 split=split,
                 bytes=size(sources[0]),
                 gain_percent=scores.gain_percent[name_of(sources)].to_json(),
-                way_to_ceiling=scores.gap_closed[name_of(sources)].to_json(),
+                gap_closed=scores.gap_closed[name_of(sources)].to_json(),
                 by_training_seed=scores.by_training_seed[name_of(sources)],
             )
             for sources in methods
@@ -111,7 +111,7 @@ def _distance(mean: Numbers, end: str) -> float:
 
 
 def figure(found: Sequence[Point], path: Path) -> None:
-    """The way to the ceiling over the bytes; methods without bytes are levels."""
+    """The gap closed over the bytes; methods without bytes are levels."""
     from matplotlib.figure import Figure
 
     splits = list(dict.fromkeys(point.split for point in found))
@@ -125,7 +125,7 @@ def figure(found: Sequence[Point], path: Path) -> None:
                 lines.setdefault(re.split(r"[@-]", point.name)[0], []).append(point)
         for method, line in lines.items():
             line.sort(key=lambda point: point.bytes or 0)
-            way = [point.way_to_ceiling for point in line]
+            way = [point.gap_closed for point in line]
             means = [each["mean"] for each in way]
             if line[0].bytes is None:
                 panel.axhline(means[0], color="0.5", linestyle=":", label=method)

@@ -113,7 +113,7 @@ def measure(say: Say, world: Path) -> None:
     found = json.loads((out / "demo" / "report.json").read_text())
     assert found["world"] == "mine"
     assert set(found["generation"]["heldout"]) == {"no_ka", "makd", "floor"}
-    assert "way_to_ceiling" not in found["generation"]["heldout"]["makd"]
+    assert "gap_closed" not in found["generation"]["heldout"]["makd"]
     scores = json.loads(say("evaluate", "generation", *few, "--device", "cpu", "--json"))
     assert scores["world"] == "mine"
     assert set(scores["own"]["heldout"]["makd"]["consistency"]) == {"dino", "clip"}

@@ -151,14 +151,14 @@ def test_names_cannot_break_latex() -> None:
 
 def test_the_report_orders_methods_and_leaves_out_what_needs_a_ceiling() -> None:
     (table,) = report().tables()
-    assert table.headings == ("", "dino", "clip", "gain %", "way to ceiling", "bytes")
+    assert table.headings == ("", "dino", "clip", "gain %", "gap closed", "bytes")
     assert [name for name, _ in table.rows()] == [
         *("floor (other prompts)", "edge without KA", "MAKD as shipped"),
         *("ceiling (cloud, other seed)", "my_method"),
     ]
     found = {(row["row"], row["column"]): row["value"] for row in rows_of(report(ceiling=False).to_csv())}
     assert found["MAKD as shipped", "bytes"] == "1234"
-    assert ("MAKD as shipped", "way to ceiling") not in found
+    assert ("MAKD as shipped", "gap closed") not in found
     assert ("edge without KA", "gain %") not in found
 
 

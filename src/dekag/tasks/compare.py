@@ -220,7 +220,7 @@ class Report(Tabular):
 def generation_table(
     title: str, scores: GenerationScores, update_bytes: Mapping[str, int] | None = None
 ) -> Table:
-    """Consistency with the cloud by method and judge, and how far on the way to the ceiling that is."""
+    """Consistency with the cloud by method and judge, and which share of the gap to the ceiling that closes."""
     judges = list(scores.consistency[NO_KA])
     arms = [arm for arm in ARM_NAMES if arm in scores.consistency]
     rows: dict[str, list[Cell | None]] = {}
@@ -237,7 +237,7 @@ def generation_table(
     sizes = [] if update_bytes is None else ["bytes"]
     return Table(
         title=f"Consistency with the cloud: {title}",
-        headings=("", *judges, "gain %", "way to ceiling", *sizes),
+        headings=("", *judges, "gain %", "gap closed", *sizes),
         sections=(rows,),
     )
 
@@ -251,7 +251,7 @@ def scores_json(scores: GenerationScores) -> dict[str, Any]:
             rows[method]["gain_percent"] = scores.gain_percent[method].to_json()
         if method in scores.gap_closed:
             rows[method] |= {
-                "way_to_ceiling": scores.gap_closed[method].to_json(),
+                "gap_closed": scores.gap_closed[method].to_json(),
                 "way_by_judge": {judge: mean.to_json() for judge, mean in scores.by_judge[method].items()},
                 "way_by_training_seed": scores.by_training_seed[method],
             }

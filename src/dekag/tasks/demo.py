@@ -184,7 +184,7 @@ def summary(demo: Demo) -> list[str]:
     lines = []
     for split, scores in demo.generation.items():
         gain, closed = scores.gain_percent["makd"], scores.gap_closed.get("makd")
-        gap = "" if closed is None else f", {100 * closed.mean:.0f} % of the way to the ceiling"
+        gap = "" if closed is None else f", {100 * closed.mean:.0f} % of the gap closed"
         lines.append(
             f"G-KA on {split}: {gain.mean:+.1f} % consistency [{gain.low:+.1f}, {gain.high:+.1f}]{gap}"
         )

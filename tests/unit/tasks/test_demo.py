@@ -49,7 +49,7 @@ def test_report_has_everything(reports: list[Path]) -> None:
     for split in ("compositions", "concepts"):
         part = report["generation"][split]
         assert part.keys() == {"no_ka", "makd", "ceiling", "floor"}
-        assert part["makd"].keys() >= {"gain_percent", "way_to_ceiling"}
+        assert part["makd"].keys() >= {"gain_percent", "gap_closed"}
         for arm in part.values():
             assert arm["consistency"].keys() == {"dino", "clip"}
     for codec in ("no_ka", "cala"):

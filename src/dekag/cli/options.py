@@ -205,12 +205,15 @@ def _old_name(name: str) -> str:
     return name
 
 
+LARGEST_SEED = 2**63 - 1
+
+
 def parse_seeds(text: str) -> list[int]:
     """Seeds of a comma-separated list."""
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"seeds must be whole numbers separated by commas, as 0,1, got {text!r}") from error
-    if min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise InputError(f"seeds must be distinct and not negative, got {text!r}")
+    if min(seeds) < 0 or max(seeds) > LARGEST_SEED or len(set(seeds)) != len(seeds):
+        raise InputError(f"seeds must be distinct, from 0 to {LARGEST_SEED}, got {text!r}")
     return seeds

@@ -14,6 +14,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dekag.data.text import read_lines, read_text
 from dekag.types import Image, InputError
 
 INDEX = "index.json"
@@ -49,7 +50,8 @@ def read_folder(folder: Path, *, pixels: int | None = None) -> CloudImages:
     - `metadata.jsonl`, an imagefolder of Hugging Face: `{"file_name": ..., "text": ...}` a line; "caption" or
       "prompt" do as well. Images beside it that it does not name are an error.
     - An image and a UTF-8 text file with its caption, one line, of the same stem: `0001.png`, `0001.txt`.
-    The order is that of the index, else that of the names. Hidden files are left alone, links are followed.
+    Folders below it belong to it. The order is that of the index, else that of the names. Hidden files are left
+    alone, links are followed.
 
     Images are PNG, JPEG or WebP, turned as their EXIF data say and put on white where they are transparent.
     With `pixels` the central square of each is resized (Lanczos) to that side; without, all must have one
@@ -73,18 +75,29 @@ def open_picture(source: Path | bytes) -> PillowImage.Image:
         ) as picture:
             if picture.mode not in _MODES:
                 raise InputError(f"is a picture of mode {picture.mode}; save it with 8 bits a channel")
-            upright = ImageOps.exif_transpose(picture)
+            upright = _upright(picture)
+    except InputError:
+        raise
     except UnidentifiedImageError:
         raise InputError("is no PNG, JPEG or WebP picture; save it as one of these") from None
     except PillowImage.DecompressionBombError:
         raise InputError("is too large a picture to be read safely; make it smaller") from None
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # a damaged file has Pillow raise whatever its bytes lead to
         raise InputError("is damaged or cut short; make the picture again") from error
     if not upright.has_transparency_data:
         return upright.convert("RGB")
     coloured = upright.convert("RGBA")
     white = PillowImage.new("RGBA", coloured.size, "white")
     return PillowImage.alpha_composite(white, coloured).convert("RGB")
+
+
+def _upright(picture: PillowImage.Image) -> PillowImage.Image:
+    """The picture as its EXIF data turn it; as it is where those are damaged."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # of the tags alone: the pixels are there
+        return picture.copy()
 
 
 def picture_tensor(picture: PillowImage.Image) -> Float[Tensor, "3 height width"]:
@@ -140,8 +153,10 @@ def folder_rows(folder: Path) -> list[tuple[Path, str]]:
 def _indexed(folder: Path) -> _Rows:
     where = folder / INDEX
     try:
-        entries = json.loads(_text(where))["images"]
-    except (ValueError, KeyError, TypeError) as error:
+        entries = json.loads(read_text(where, right="draw the images again"))["images"]
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f'{where} must be JSON of the form {{"images": [{{"file": ..., "prompt": ...}}]}}'
         ) from error
@@ -156,17 +171,19 @@ def _indexed(folder: Path) -> _Rows:
 
 def _described(folder: Path) -> _Rows:
     where, rows = folder / METADATA, []
-    for number, line in enumerate(_text(where).split("\n"), 1):
+    for number, line in enumerate(read_lines(where, right="give one object a line"), 1):
         if line.strip():
             try:
                 entry = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: line {number} is no JSON; give one object a line") from error
             rows.append(_row(f"{where}: line {number}", folder, entry, "file_name", CAPTION_KEYS))
     if not rows:
         raise InputError(f'{where} is empty; give a line {{"file_name": ..., "text": ...}} for every image')
     known = {path for path, _ in rows}
-    if nameless := [path.name for path in _files(folder) if _is_picture(path) and path not in known]:
+    if nameless := [
+        path.relative_to(folder) for path in _files(folder) if _is_picture(path) and path not in known
+    ]:
         raise InputError(
             f"{where}: {len(nameless)} images beside it have no line, the first is {nameless[0]};"
             " give each its line or take it away"
@@ -177,7 +194,7 @@ def _described(folder: Path) -> _Rows:
 def _captioned(folder: Path) -> _Rows:
     files = _files(folder)
     pictures = [path for path in files if _is_picture(path)]
-    captions = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
+    captions = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
     if not pictures and not captions:
         what = (
             "holds no images that we know how to pair with prompts" if any(folder.iterdir()) else "is empty"
@@ -186,18 +203,18 @@ def _captioned(folder: Path) -> _Rows:
             f"{folder} {what}; give an {INDEX}, a {METADATA},"
             " or PNG, JPEG or WebP files each with a caption as 0001.png with 0001.txt"
         )
-    if silent := [path for path in pictures if path.stem not in captions]:
+    if silent := [path.relative_to(folder) for path in pictures if path.with_suffix("") not in captions]:
         raise InputError(
-            f"{folder}: {len(silent)} images have no caption, the first is {silent[0].name};"
-            f" write its prompt into {silent[0].stem}.txt"
+            f"{folder}: {len(silent)} images have no caption, the first is {silent[0]};"
+            f" write its prompt into {silent[0].with_suffix('.txt')}"
         )
-    stems = {path.stem for path in pictures}
-    if blind := [path for stem, path in captions.items() if stem not in stems]:
+    stems = {path.with_suffix("") for path in pictures}
+    if blind := [path.relative_to(folder) for stem, path in captions.items() if stem not in stems]:
         raise InputError(
-            f"{folder}: {len(blind)} captions have no image, the first is {blind[0].name};"
-            f" add {blind[0].stem}.png or take the caption away"
+            f"{folder}: {len(blind)} captions have no image, the first is {blind[0]};"
+            f" add {blind[0].with_suffix('.png')} or take the caption away"
         )
-    return [(path, _caption(captions[path.stem])) for path in pictures]
+    return [(path, _caption(captions[path.with_suffix("")])) for path in pictures]
 
 
 def _row(where: str, folder: Path, entry: Any, file_key: str, prompt_keys: Sequence[str]) -> tuple[Path, str]:
@@ -227,23 +244,21 @@ def _existing(where: Path, rows: _Rows) -> _Rows:
 
 
 def _caption(path: Path) -> str:
-    lines = _text(path).strip().splitlines()
+    right = "a caption is one line that says what the image shows"
+    lines = [line.strip() for line in read_lines(path, right=right)]
+    lines = [line for line in lines if line]
     if len(lines) != 1:
         what = f"has {len(lines)} lines" if lines else "is empty"
-        raise InputError(f"{path} {what}; a caption is one line that says what the image shows")
+        raise InputError(f"{path} {what}; {right}")
     return lines[0]
 
 
-def _text(path: Path) -> str:
-    """A UTF-8 text, with or without the mark that some editors put at its head."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text; save it as UTF-8") from error
-
-
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    """All files below a folder, by name, but for hidden ones and those of hidden folders."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path for path in files if not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    )
 
 
 def _is_picture(path: Path) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dekag.data.folder import read_folder
+from dekag.data.folder import open_picture, read_folder
 from dekag.types import InputError
 from dekag.wire.files import write_images, write_json
 
@@ -320,3 +320,78 @@ def test_paths_stay_in_the_folder(tmp_path: Path, write: Layout, name: str) -> N
 def test_side_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least 1 pixel, got 0"):
         read_folder(tmp_path, pixels=0)
+
+
+def test_folders_below_belong_to_it(tmp_path: Path) -> None:
+    """Pictures at the top and below: all of them, or a refusal that names what would be left out."""
+    for number, prompt in enumerate(PROMPTS[:4]):
+        folder = tmp_path / ("." if number < 2 else "below/deeper")
+        folder.mkdir(parents=True, exist_ok=True)
+        save(folder / f"{number}.png", prompt)
+        (folder / f"{number}.txt").write_text(prompt)
+    read = read_folder(tmp_path)
+    assert dict(zip(read.prompts, map(float, read.images.mean((1, 2, 3))), strict=True)) == {
+        prompt: pytest.approx(sum(colour(prompt)) / 765, abs=1e-6) for prompt in PROMPTS[:4]
+    }
+    (tmp_path / "below" / "deeper" / "3.txt").unlink()
+    with pytest.raises(
+        InputError, match=r"the first is below/deeper/3\.png; write its prompt into below/deeper/3\.txt"
+    ):
+        read_folder(tmp_path)
+    metadata(tmp_path, ["0.png", "1.png", "below/deeper/2.png"], PROMPTS[:3])
+    with pytest.raises(
+        InputError, match=r"1 images beside it have no line, the first is below/deeper/3\.png"
+    ):
+        read_folder(tmp_path)
+
+
+def test_same_names_in_two_folders_are_two_pictures(tmp_path: Path) -> None:
+    for name, prompt in zip(("one", "two"), PROMPTS, strict=False):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / "0.png", prompt)
+        (tmp_path / name / "0.txt").write_text(prompt)
+    assert read_folder(tmp_path).prompts == PROMPTS[:2]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_damaged_pictures_are_read_or_named(tmp_path: Path, form: str) -> None:
+    """Whatever Pillow raises on changed bytes, of tags or of pixels, is one line with the file's name.
+
+    200 pictures of each format with 1 to 30 changed bytes, half of them in the first 200, where the tags are.
+    """
+    rng, refused = random.Random(0), 0
+    tags = Image.Exif()
+    tags[0x0112], tags[0x010F], tags[0x8769] = 6, "maker", {0x9003: "2026:01:01 00:00:00"}
+    path = tmp_path / "0.img"
+    picture = Image.effect_noise((40, 30), 60).convert("RGB")
+    picture.save(path, form, exif=tags)
+    whole = path.read_bytes()
+    (tmp_path / "0.txt").write_text("noise")
+    path = path.rename(tmp_path / f"0.{form.lower()}")
+    for _ in range(200):
+        raw = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 3, 30))):
+            raw[rng.randrange(rng.choice((200, len(raw))))] = rng.randrange(256)
+        path.write_bytes(raw)
+        said = complaint(tmp_path)
+        refused += bool(said)
+        assert not said or (str(path) in said and "\n" not in said)
+    print(f"{form}: {refused} of 200 refused")
+
+
+def complaint(folder: Path) -> str:
+    """Why a folder is refused, if it is."""
+    try:
+        read_folder(folder, pixels=8)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_the_field_s_own_damaged_tags_are_read() -> None:
+    """Pictures whose tags Pillow cannot read are pictures all the same."""
+    cases = sorted((Path(__file__).parents[4] / "shared" / "cases").glob("exif_*.jpg"))
+    if not cases:
+        pytest.skip("the cases from the field are not beside this checkout")
+    for case in cases:
+        assert open_picture(case).mode == "RGB"

@@ -78,8 +78,11 @@ def probed(service: RunningService) -> Iterator[list[float]]:
         thread.join()
 
 
-def never_read(service: RunningService, path: str, *, copies: int, within: float) -> None:
-    """So many ask and read nothing: memory, the kernel's and the probes meanwhile, and when the last one is gone."""
+def never_read(service: RunningService, path: str, *, copies: int, within: float) -> list[float]:
+    """So many ask and read nothing: memory and the kernel's meanwhile, and when the last one is gone.
+
+    Returns the seconds of the probes meanwhile.
+    """
     before, most, queued = service.resident_bytes, 0, 0
     with ExitStack() as stack, probed(service) as times:
         started = time.monotonic()
@@ -104,7 +107,7 @@ def never_read(service: RunningService, path: str, *, copies: int, within: float
     )
     assert most < 200 << 20
     assert queued < copies * 3 * SEND_BUFFER_BYTES
-    assert p99 < 0.25
+    return times
 
 
 @pytest.mark.alone
@@ -112,7 +115,8 @@ def test_readers_that_read_nothing_cost_little_and_are_ended(tmp_path: Path) -> 
     """`test_750_readers_that_read_nothing` has the real deadlines; with a fixed 2 s here, 60 are gone within 6 s."""
     with tiny_process(tmp_path, tokens=TOKENS, write_seconds=2) as service:
         before = service.resident_bytes
-        never_read(service, FILE, copies=60, within=6)
+        times = never_read(service, FILE, copies=60, within=6)
+        assert statistics.median(times) < 0.25  # too few for the tail
         assert service.resident_bytes - before < 30 << 20
 
 
@@ -121,7 +125,8 @@ def test_readers_that_read_nothing_cost_little_and_are_ended(tmp_path: Path) -> 
 def test_750_readers_that_read_nothing(tmp_path: Path) -> None:
     """Without a token, against an edge with a model and the settings as they are."""
     with run_service("edge", tmp_path, tokens=TOKENS) as service:
-        never_read(service, PAGE, copies=750, within=60)
+        times = never_read(service, PAGE, copies=750, within=60)
+        assert statistics.quantiles(times, n=100)[98] < 0.25
 
 
 @pytest.mark.slow

@@ -118,6 +118,11 @@ def test_readers_that_read_nothing_cost_little_and_are_ended(tmp_path: Path) -> 
         times = never_read(service, FILE, copies=60, within=6)
         assert statistics.median(times) < 0.25  # too few for the tail
         assert service.resident_bytes - before < 30 << 20
+        # what the allocator keeps, it uses again
+        after, descriptors = service.resident_bytes, service.descriptors
+        never_read(service, FILE, copies=60, within=6)
+        assert service.resident_bytes - after < 6 << 20
+        assert service.descriptors <= descriptors + 5
 
 
 @pytest.mark.slow

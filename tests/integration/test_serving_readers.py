@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from running_service import RunningService, run_service
+from running_service import RunningService, free_port, run_service
 from test_serving_http import TOKEN, tiny_process
 from tiny_service import LARGE
 from waiting import wait_for
@@ -20,7 +20,8 @@ from waiting import wait_for
 from dekag.registry.repository import Repository
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
-from dekag.serving.http.connections import SEND_BUFFER_BYTES, _Connection, _marked, _peer
+from dekag.serving.http.connections import SEND_BUFFER_BYTES, _Connection, _marked, _peer, listen
+from dekag.serving.http.settings import ServiceSettings
 
 PAGE = "/page/vendor/onnxruntime-web-1.30.0/ort-wasm-simd-threaded.wasm"
 FILE = "/page/large/file"
@@ -259,6 +260,17 @@ def test_who_reads_what_was_sent_in_time_is_never_late(seed: int) -> None:
         mark = _marked(state, mark, float(now))
         assert mark.since <= now
         assert now - mark.since <= 2
+
+
+def test_connections_inherit_what_the_server_does_not_set() -> None:
+    """Events are sent when they happen (Granian's own sockets do the same), and nothing is kept for long."""
+    settings = ServiceSettings(port=free_port(), write_seconds=7)
+    with listen(settings) as listening, socket.create_connection(("127.0.0.1", settings.port)):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * SEND_BUFFER_BYTES
 
 
 def test_peers_are_addresses_and_networks() -> None:

@@ -10,8 +10,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dekag.serving.http.errors import ApiError
-from dekag.serving.http.settings import ServiceSettings, is_loopback
+from dekag.serving.http.settings import ServiceSettings
 from dekag.types import InputError
+from dekag.wire.http import is_loopback
 
 log = logging.getLogger("dekag.serving")
 Stamp = tuple[int, int, int]

@@ -1,6 +1,5 @@
 """Settings that every service has: from its options, else from the environment."""
 
-import ipaddress
 import os
 import warnings
 from typing import Any, Literal, TypeVar
@@ -9,6 +8,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dekag.types import InputError
+from dekag.wire.http import is_loopback
 
 Settings = TypeVar("Settings", bound="ServiceSettings")
 
@@ -65,14 +65,6 @@ class ServiceSettings(BaseSettings):
                 f"{self.host} can be reached from other machines: set {prefix}TOKENS or {prefix}TOKENS_FILE,"
                 " or listen on 127.0.0.1"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine and no other can reach it."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def load_settings(kind: type[Settings], **given: Any) -> Settings:

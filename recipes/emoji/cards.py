@@ -63,10 +63,10 @@ def interval(mean: dict[str, float], scale: float = 1.0, digits: int = 3, unit: 
     return f"{mid}{unit} [{low}, {high}], n {mean['n']}"
 
 
-def consistency(generation: dict[str, Any], arm: str) -> str:
-    """Rows of one arm on both splits."""
+def consistency(generation: dict[str, Any], method: str) -> str:
+    """Rows of one method on both splits."""
     rows = [
-        f"| {split} | {interval(part[arm]['consistency']['dino'])} | {interval(part[arm]['consistency']['clip'])} |"
+        f"| {split} | {interval(part[method]['consistency']['dino'])} | {interval(part[method]['consistency']['clip'])} |"
         for split, part in generation.items()
     ]
     return "\n".join(["| split | mini-dino | mini-clip |", "|---|---|---|", *rows])
@@ -76,11 +76,11 @@ def methods(generation: dict[str, Any], update_bytes: dict[str, int]) -> str:
     """A row for each method: bytes and gap closed on both splits."""
     splits = list(generation)
     rows = [
-        f"| {arm} | {update_bytes[arm]} | "
-        + " | ".join(interval(generation[split][arm]["gap_closed"], 1, 2) for split in splits)
+        f"| {method} | {update_bytes[method]} | "
+        + " | ".join(interval(generation[split][method]["gap_closed"], 1, 2) for split in splits)
         + " |"
-        for arm in generation[splits[0]]
-        if "gap_closed" in generation[splits[0]][arm]
+        for method in generation[splits[0]]
+        if "gap_closed" in generation[splits[0]][method]
     ]
     return "\n".join([f"| method | bytes | {' | '.join(splits)} |", "|---|---|---|---|", *rows])
 

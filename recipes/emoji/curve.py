@@ -87,7 +87,7 @@ def points(
             prompts=torch.arange(len(prompts)).repeat_interleave(seeds),
             cloud=references[split].cloud,
             ceiling=references[split].ceiling,
-            arms=drawings[split],
+            by_method=drawings[split],
         )
         scores = score_generation(drawn, known)
         found += [

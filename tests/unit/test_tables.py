@@ -27,7 +27,7 @@ def some(mean: float) -> Mean:
 
 def scores(ceiling: bool = True) -> GenerationScores:
     """Of two methods under two judges."""
-    arms = {
+    methods = {
         "makd": 0.7,
         "my_method": 0.6,
         "no_ka": 0.4,
@@ -35,7 +35,7 @@ def scores(ceiling: bool = True) -> GenerationScores:
         **({"ceiling": 0.9} if ceiling else {}),
     }
     return GenerationScores(
-        consistency={arm: {"dino": some(mean), "clip": some(mean)} for arm, mean in arms.items()},
+        consistency={method: {"dino": some(mean), "clip": some(mean)} for method, mean in methods.items()},
         gain_percent={"makd": some(50), "my_method": some(20)},
         gap_closed={"makd": some(0.6), "my_method": some(0.4)} if ceiling else {},
     )

@@ -201,7 +201,7 @@ def save_bundle(folder: Path | str, contents: Contents) -> Bundle:
     )
     files = {MANIFEST: seal(where, draft).to_json(), **blobs}
     bundle = _open(where, files)
-    write_folder(Path(folder), files, ours=is_bundle, noun="a bundle")
+    write_folder(Path(folder), files, is_own=is_bundle, noun="a bundle")
     return bundle
 
 

@@ -49,10 +49,10 @@ def export_bundle(
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r}; known are {', '.join(LAYOUTS)}")
     update = _read(bundle, name)
-    files, how = LAYOUTS[layout or update.usual_layout](update)
-    readme = _readme(update, how, noise_map=bundle.noise_map() is not None)
+    files, usage = LAYOUTS[layout or update.usual_layout](update)
+    readme = _readme(update, usage, noise_map=bundle.noise_map() is not None)
     target = Path(folder)
-    write_folder(target, {**files, README: readme.encode()}, ours=_is_export, noun="an earlier export")
+    write_folder(target, {**files, README: readme.encode()}, is_own=_is_export, noun="an earlier export")
     return [target / path for path in sorted([*files, README])]
 
 
@@ -114,9 +114,9 @@ def _layers(where: str, lora: Mapping[str, Tensor]) -> Layers:
     return layers
 
 
-def _readme(update: Exported, how: str, *, noise_map: bool) -> str:
+def _readme(update: Exported, usage: str, *, noise_map: bool) -> str:
     manifest = update.manifest
-    lines = [_TITLE, "", how, ""]
+    lines = [_TITLE, "", usage, ""]
     if manifest.metaword is not None:
         lines += [f"The metaword is a {manifest.metaword.position}: every prompt has it there.", ""]
     for kind, when in (("sampling", "Recommended"), ("few_step", "In few steps")):

@@ -98,18 +98,18 @@ def _diffusers(update: Exported) -> tuple[Files, str]:
     if update.usual_layout != "diffusers":
         raise InputError("diffusers cannot load LoRA into PRX; export this bundle to peft")
     files, imports = {}, ["from diffusers import DiffusionPipeline"]
-    how = ['pipeline = DiffusionPipeline.from_pretrained("BASE")']
+    usage = ['pipeline = DiffusionPipeline.from_pretrained("BASE")']
     for end, layers in update.loras.items():
         metadata = _metadata(update, "lora") | {"lora_adapter_metadata": _adapter_metadata(update, layers)}
         files[_FILES[end]] = _file(_named(layers, update.component), metadata)
     if "" in update.loras:
-        how += [f'pipeline.load_lora_weights("FOLDER", weight_name="{LORA}", adapter_name="dekag")']
+        usage += [f'pipeline.load_lora_weights("FOLDER", weight_name="{LORA}", adapter_name="dekag")']
     if update.vectors:
         files[EMBEDDING] = _file(update.vectors, _metadata(update, "textual-inversion"))
         more, lines = _load_vectors(update)
-        imports, how = imports + more, how + lines
-    how += [_draw(update, "sampling")]
-    text = ["```python", *imports, "", *how, "```", ""]
+        imports, usage = imports + more, usage + lines
+    usage += [_draw(update, "sampling")]
+    text = ["```python", *imports, "", *usage, "```", ""]
     text += [_PLACES]
     if FEW in update.loras:
         names = ["dekag"] * ("" in update.loras) + ["few_step"]
@@ -172,15 +172,15 @@ def _peft(update: Exported) -> tuple[Files, str]:
         files[folder + PEFT_MODEL] = _file(matrices, _metadata(update, "lora"))
         files[folder + PEFT_CONFIG] = (json.dumps(_peft_config(layers), indent=2) + "\n").encode()
     denoiser, imports = f"pipeline.{update.component}", ["from diffusers import DiffusionPipeline"]
-    how = ['pipeline = DiffusionPipeline.from_pretrained("BASE")']
+    usage = ['pipeline = DiffusionPipeline.from_pretrained("BASE")']
     if "" in update.loras:
         imports += ["from peft import PeftModel"]
-        how += [f'adapted = PeftModel.from_pretrained({denoiser}, "FOLDER")  # within the pipeline as well']
+        usage += [f'adapted = PeftModel.from_pretrained({denoiser}, "FOLDER")  # within the pipeline as well']
     if update.vectors:
         files[EMBEDDING] = _file(update.vectors, _metadata(update, "textual-inversion"))
         more, lines = _load_vectors(update)
-        imports, how = imports + more, how + lines
-    text = ["```python", *imports, "", *how, _draw(update, "sampling"), "```", "", _PLACES]
+        imports, usage = imports + more, usage + lines
+    text = ["```python", *imports, "", *usage, _draw(update, "sampling"), "```", "", _PLACES]
     if FEW in update.loras:
         few = [
             "from peft import PeftModel",
@@ -197,23 +197,23 @@ def _peft(update: Exported) -> tuple[Files, str]:
 
 
 def _comfyui(update: Exported) -> tuple[Files, str]:
-    files, how = {}, ["Copy the folders into `models/` of ComfyUI."]
+    files, usage = {}, ["Copy the folders into `models/` of ComfyUI."]
     for end, layers in update.loras.items():
         tensors = _kohya(layers) if update.component == "unet" else _named(layers, update.component)
         path = f"loras/{update.name}{end}.safetensors"
         files[path] = _file(tensors, _kohya_metadata(update, end, layers))
         further = "To draw in few steps, add one" if end else "Add a LoraLoader"
-        how += [f"{further} with `{path}`, strength 1."]
+        usage += [f"{further} with `{path}`, strength 1."]
     if update.component == "transformer":
-        how += [
+        usage += [
             "The keys are PEFT's, `transformer.<layer>.lora_A.weight`: ComfyUI reads them for models whose names in"
             " diffusers it knows, as FLUX, Qwen-Image and Z-Image. If its log says `lora key not loaded`, it does not"
             " know those of yours."
         ]
     if update.vectors:
         files[f"embeddings/{update.name}.safetensors"] = _embedding(update)
-        how += [f"Write prompts as `{update.prompt(f'embedding:{update.name}')}`."]
-    return files, "\n".join(how)
+        usage += [f"Write prompts as `{update.prompt(f'embedding:{update.name}')}`."]
+    return files, "\n".join(usage)
 
 
 def _a1111(update: Exported) -> tuple[Files, str]:
@@ -221,24 +221,27 @@ def _a1111(update: Exported) -> tuple[Files, str]:
         raise InputError(
             f"A1111 has no names for LoRA of a {update.component}; export this bundle to diffusers or comfyui"
         )
-    files, how = {}, ["Copy what is in `Lora` to `models/Lora` and what is in `embeddings` to `embeddings`."]
+    files, usage = (
+        {},
+        ["Copy what is in `Lora` to `models/Lora` and what is in `embeddings` to `embeddings`."],
+    )
     prompt = update.prompt(update.name)
     for end, layers in update.loras.items():
         tensors = _kohya(layers) | ({} if end else _bundled(update))
         path = f"Lora/{update.name}{end}.safetensors"
         files[path] = _file(tensors, _kohya_metadata(update, end, layers))
         prompt += "" if end else f" <lora:{update.name}:1>"
-    how += [f"Write prompts as `{prompt}`."]
+    usage += [f"Write prompts as `{prompt}`."]
     if FEW in update.loras:
-        how += [f"To draw in few steps, add `<lora:{update.name}{FEW}:1>`."]
+        usage += [f"To draw in few steps, add `<lora:{update.name}{FEW}:1>`."]
     if update.vectors:
         files[f"embeddings/{update.name}.safetensors"] = _embedding(update)
     if update.vectors and "" in update.loras:
-        how += [
+        usage += [
             "The LoRA file holds the metaword as well (`bundle_emb`): programs that read it do without `embeddings`."
             " For the same reason diffusers refuses the file; there is a layout for it."
         ]
-    return files, "\n".join(how)
+    return files, "\n".join(usage)
 
 
 LAYOUTS: dict[str, Callable[[Exported], tuple[Files, str]]] = {
@@ -330,7 +333,7 @@ def _metadata(update: Exported, part: str) -> dict[str, str]:
     """Whose file it is and what for, the latter as ModelSpec 1.0.1 (Stability AI) says it."""
     manifest = update.manifest
     family = update.family[0] if update.family else f"diffusers-{update.component}"
-    said = {
+    fields = {
         MARK: manifest.id,
         "dekag.base_digest": manifest.base_digest,
         "modelspec.sai_model_spec": "1.0.1",
@@ -340,20 +343,22 @@ def _metadata(update: Exported, part: str) -> dict[str, str]:
         "modelspec.license": manifest.licence,
     }
     if manifest.metaword is not None:
-        said["modelspec.trigger_phrase"] = update.token
-        said["modelspec.usage_hint"] = f"the trigger phrase is a {manifest.metaword.position} of every prompt"
-    return said
+        fields["modelspec.trigger_phrase"] = update.token
+        fields["modelspec.usage_hint"] = (
+            f"the trigger phrase is a {manifest.metaword.position} of every prompt"
+        )
+    return fields
 
 
 def _kohya_metadata(update: Exported, end: str, layers: Layers) -> dict[str, str]:
     """`_metadata` and the keys by which A1111 names a LoRA and decides which base it is for."""
     rank = str(_largest_rank(layers))
-    said = _metadata(update, "lora") | {
+    fields = _metadata(update, "lora") | {
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "ss_output_name": update.name + end,
     }
     if update.family:
-        said |= {"ss_base_model_version": update.family[1], "ss_v2": str(update.family[1] == "sd_v2")}
-    return said
+        fields |= {"ss_base_model_version": update.family[1], "ss_v2": str(update.family[1] == "sd_v2")}
+    return fields

@@ -17,7 +17,7 @@ EDGE_SEED = 2000
 LEADING = ("dino", "clip")
 """The judges whose sum is what a gain is of, as in the paper, if both are asked."""
 BASELINE = "no_ka"
-"""The arm that every other is compared with: the edge as it was."""
+"""The method that every other is compared with: the edge as it was."""
 CEILING, FLOOR = "ceiling", "floor"
 
 
@@ -27,18 +27,18 @@ class Drawn:
 
     prompts: index of the prompt of each image, int64 [batch].
     cloud: the reference. ceiling: the cloud again with other seeds, if there is a cloud that can draw again.
-    arms: the edge's images by method, once for each of the method's training seeds.
+    by_method: the edge's images by method, once for each of the method's training seeds.
     """
 
     prompts: Int64[Tensor, " batch"]
     cloud: Image
     ceiling: Image | None = None
-    arms: Mapping[str, Sequence[Image]]
+    by_method: Mapping[str, Sequence[Image]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationScores:
-    """Consistency with the cloud by arm (and `ceiling`, `floor`) and judge, and what an arm gains over `no_ka`.
+    """Consistency with the cloud by method (and `ceiling`, `floor`) and judge, and what a method gains over `no_ka`.
 
     gain_percent: relative increase of the leading judges' sum. gap_closed: of the same sum, 0 is no_ka and 1 the
     ceiling. by_judge: the gap closed under each judge alone. by_training_seed: the gap closed by each training
@@ -72,18 +72,20 @@ def score_generation(
     leading: Sequence[str] | None = None,
     seed: int = 0,
 ) -> GenerationScores:
-    """Score every arm with every judge, of any names; `drawn.arms` must have `no_ka`. Intervals are over prompts.
+    """Score every method with every judge, of any names; intervals are over prompts.
+
+    `drawn.by_method` must have `no_ka`.
 
     The values of a method's training seeds are averaged for each image. The floor pairs cloud images of different
     prompts. `leading` names the judges whose sum counts, by default those of `leading_judges`. `seed` drives the
     bootstrap.
-    Raises InputError if an arm or a judge that is needed is not there.
+    Raises InputError if a method or a judge that is needed is not there.
     """
     leaders = tuple(leading or leading_judges(list(judges)))
     if not judges or not set(leaders) <= judges.keys():
         raise InputError(f"the judges are {', '.join(judges) or 'none'}, but {', '.join(leaders)} must lead")
-    if BASELINE not in drawn.arms:
-        raise InputError(f"the arms must have {BASELINE}, got {', '.join(drawn.arms)}")
+    if BASELINE not in drawn.by_method:
+        raise InputError(f"the methods must have {BASELINE}, got {', '.join(drawn.by_method)}")
     cosines = _Cosines(drawn=drawn, leaders=leaders, seed=seed, values=_judged(drawn, judges))
     return GenerationScores(
         consistency={
@@ -101,10 +103,10 @@ def score_generation(
 
 
 def _judged(drawn: Drawn, judges: Mapping[str, Judge]) -> dict[str, dict[str, list[PerImage]]]:
-    """Cosine with the cloud by arm and judge, for each of the arm's training seeds; ceiling and floor are arms."""
+    """Cosine with the cloud by method and judge, for each training seed; ceiling and floor count as methods."""
     shift = int((drawn.prompts == drawn.prompts[0]).sum())
     ceiling = {} if drawn.ceiling is None else {CEILING: [drawn.ceiling]}
-    against = {**drawn.arms, **ceiling, FLOOR: [drawn.cloud.roll(shift, 0)]}
+    against = {**drawn.by_method, **ceiling, FLOOR: [drawn.cloud.roll(shift, 0)]}
     # the cosine of `consistency`, with the cloud's images encoded once
     cloud = {name: judge(drawn.cloud) for name, judge in judges.items()}
     return {
@@ -118,7 +120,7 @@ def _judged(drawn: Drawn, judges: Mapping[str, Judge]) -> dict[str, dict[str, li
 
 @dataclass(frozen=True, kw_only=True)
 class _Cosines:
-    """Cosines with the cloud by arm, judge and training seed."""
+    """Cosines with the cloud by method, judge and training seed."""
 
     drawn: Drawn
     leaders: tuple[str, ...]
@@ -127,11 +129,11 @@ class _Cosines:
 
     @property
     def methods(self) -> list[str]:
-        """The arms that are compared with the baseline."""
-        return [method for method in self.drawn.arms if method != BASELINE]
+        """The methods that are compared with the baseline."""
+        return [method for method in self.drawn.by_method if method != BASELINE]
 
     def total(self, method: str) -> PerImage:
-        """Sum over the leading judges of an arm's mean over its training seeds."""
+        """Sum over the leading judges of a method's mean over its training seeds."""
         return _sum([_mean(self.values[method][name]) for name in self.leaders])
 
     def of_seed(self, method: str, number: int) -> PerImage:
@@ -152,8 +154,8 @@ def _gap(cosines: _Cosines) -> dict[str, Any]:
     plain, best = cosines.total(BASELINE), cosines.total(CEILING)
     room = float((best - plain).mean())
     methods = cosines.methods
-    ours = "makd_short" if "makd_short" in methods else "makd"
-    others = [method for method in methods if method not in ("makd", ours)] if ours in methods else []
+    aligned = "makd_short" if "makd_short" in methods else "makd"
+    others = [method for method in methods if method not in ("makd", aligned)] if aligned in methods else []
     return {
         "gap_closed": {method: cosines.closed(plain, cosines.total(method), best) for method in methods},
         "by_judge": {
@@ -163,12 +165,14 @@ def _gap(cosines: _Cosines) -> dict[str, Any]:
         "by_training_seed": {
             method: [
                 float((cosines.of_seed(method, number) - plain).mean()) / room
-                for number in range(len(cosines.drawn.arms[method]))
+                for number in range(len(cosines.drawn.by_method[method]))
             ]
             for method in methods
         },
         "lead": {
-            method: mean_interval((cosines.total(ours) - cosines.total(method)) / room, cosines.drawn.prompts)
+            method: mean_interval(
+                (cosines.total(aligned) - cosines.total(method)) / room, cosines.drawn.prompts
+            )
             for method in others
         },
     }

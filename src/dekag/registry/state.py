@@ -119,9 +119,9 @@ def _migrated(content: dict[str, Any], examine: Callable[[str], Entry | None]) -
     """The state of a file without a schema: what it does not say of a bundle, the bundle says itself."""
     state = State()
     for old in content.get("bundles", ()):
-        said = {"id": old} if isinstance(old, str) else dict(old)
-        if (entry := examine(said["id"])) is not None:
-            name, pinned = said.get("name", entry.name), said.get("pinned") is True
+        fields = {"id": old} if isinstance(old, str) else dict(old)
+        if (entry := examine(fields["id"])) is not None:
+            name, pinned = fields.get("name", entry.name), fields.get("pinned") is True
             state = state.with_entry(replace(entry, name=str(name), pinned=pinned))
     known = {entry.id: entry.kind for entry in state.bundles}
     active = {kind: [bundle_id] for kind, bundle_id in content.get("active", {}).items()}

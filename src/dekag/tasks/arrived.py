@@ -75,8 +75,8 @@ def require_arrived(path: Path, arrived: Arrived, condition: Condition, codec: C
         if not bool(condition.rayleigh.any()):
             tones = _tone_faults(arrived, condition) if profile.alike else {}
             faults = _profile_faults(found) | tones | faults
-        if not faults and (told := _profile_faults(found.together)):
-            raise NotReceivedError(f"{path}: nothing was received: {told[0]}")
+        if not faults and (together := _profile_faults(found.together)):
+            raise NotReceivedError(f"{path}: nothing was received: {together[0]}")
     if not faults:
         return
     image, fault = min(faults.items())

@@ -29,7 +29,7 @@ Noise = Literal["own", "shared"]
 """Whether the edge draws from noise of its own or from the cloud's, mapped to its latents."""
 NO_KA = "no_ka"
 """The edge as it is."""
-ARM_NAMES = {
+METHOD_NAMES = {
     "floor": "floor (other prompts)",
     "no_ka": "edge without KA",
     "words": "words by hand",
@@ -141,7 +141,7 @@ def compare(
                 prompts=torch.arange(len(prompts)).repeat_interleave(drawing.seeds),
                 cloud=references[split].cloud,
                 ceiling=references[split].ceiling,
-                arms=pictures[split],
+                by_method=pictures[split],
             ),
             latents=latents[split],
         )
@@ -222,13 +222,13 @@ def generation_table(
 ) -> Table:
     """Consistency with the cloud by method and judge, and which share of the gap to the ceiling that closes."""
     judges = list(scores.consistency[NO_KA])
-    arms = [arm for arm in ARM_NAMES if arm in scores.consistency]
+    methods = [method for method in METHOD_NAMES if method in scores.consistency]
     rows: dict[str, list[Cell | None]] = {}
-    for arm in dict.fromkeys([*arms, *scores.consistency]):
-        gain, closed = scores.gain_percent.get(arm), scores.gap_closed.get(arm)
-        row = [Cell(scores.consistency[arm][judge]) for judge in judges]
-        size = None if update_bytes is None or gain is None else update_bytes.get(arm)
-        rows[ARM_NAMES.get(arm, arm)] = [
+    for method in dict.fromkeys([*methods, *scores.consistency]):
+        gain, closed = scores.gain_percent.get(method), scores.gap_closed.get(method)
+        row = [Cell(scores.consistency[method][judge]) for judge in judges]
+        size = None if update_bytes is None or gain is None else update_bytes.get(method)
+        rows[METHOD_NAMES.get(method, method)] = [
             *row,
             None if gain is None else Cell(gain, 1),
             None if closed is None else Cell(closed, 2),

@@ -228,8 +228,8 @@ def _picture(
 
     return [
         ("cloud image", pick({s: d.cloud for s, d in drawn.items()})),
-        ("edge without KA", pick({s: d.arms["no_ka"][0] for s, d in drawn.items()})),
-        ("edge with KA", pick({s: d.arms["makd"][0] for s, d in drawn.items()})),
+        ("edge without KA", pick({s: d.by_method["no_ka"][0] for s, d in drawn.items()})),
+        ("edge with KA", pick({s: d.by_method["makd"][0] for s, d in drawn.items()})),
         ("received without T-KA", received(parts.codecs["no_ka"])),
         ("received with T-KA", received(parts.codecs["cala"])),
     ]

@@ -183,8 +183,8 @@ def _from_frame(path: Path, channel_seed: int | None) -> Incoming:
 
 def _receiver(incoming: Incoming, world: World | None, bundles: Sequence[str | Path] = ()) -> Receiver:
     """The system that decodes; what says nothing of updates is taken to come from the system as it ships."""
-    theirs = (_named_world(incoming) if world is None else world).with_bundles(bundles)
-    return Receiver(world=theirs.name, link=theirs.system(align=incoming.bundles != {}).link)
+    sender = (_named_world(incoming) if world is None else world).with_bundles(bundles)
+    return Receiver(world=sender.name, link=sender.system(align=incoming.bundles != {}).link)
 
 
 def _named_world(incoming: Incoming) -> World:
@@ -223,12 +223,12 @@ def _decode(
 def _check_fits(incoming: Incoming, receiving: link.Link) -> None:
     """InputError if the receiver's codec cannot decode what came, or an image of a recording did not come."""
     path, condition = incoming.path, incoming.condition
-    theirs = None if incoming.bundles is None else incoming.bundles.get("transmission")
-    ours = receiving.bundles.get("transmission")
-    if theirs is not None and theirs != ours:
-        here = "none" if ours is None else ours[:12]
+    sent_with = None if incoming.bundles is None else incoming.bundles.get("transmission")
+    held = receiving.bundles.get("transmission")
+    if sent_with is not None and sent_with != held:
+        here = "none" if held is None else held[:12]
         raise InputError(
-            f"{path} was encoded with the transmission update {theirs[:12]}, and here is {here}; use the sender's"
+            f"{path} was encoded with the transmission update {sent_with[:12]}, and here is {here}; use the sender's"
         )
     codec, longest = receiving.codec, int(condition.payload.max())
     if isinstance(codec, TrainableCodec) and longest > codec.max_uses:

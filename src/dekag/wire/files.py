@@ -96,13 +96,13 @@ def beside(target: Path) -> Iterator[Path]:
 
 
 def write_folder(
-    target: Path, files: Mapping[str, bytes], *, ours: Callable[[Path], bool], noun: str
+    target: Path, files: Mapping[str, bytes], *, is_own: Callable[[Path], bool], noun: str
 ) -> None:
-    """Put a folder of these files at `target`, where nothing is, or a folder that is `ours`, which `noun` names.
+    """Put a folder of these files at `target`, where nothing is, or a folder that `is_own`, which `noun` names.
 
     Raises InputError if something else is there; OSError if the disk refuses.
     """
-    replaceable = target.is_dir() and not target.is_symlink() and ours(target)
+    replaceable = target.is_dir() and not target.is_symlink() and is_own(target)
     if os.path.lexists(target) and not replaceable:
         raise InputError(f"{target} exists and is not {noun}, so it is kept; choose another folder")
     with beside(target) as work:

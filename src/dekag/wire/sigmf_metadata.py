@@ -100,10 +100,10 @@ def read_extension(meta: Path, facts: dict[str, Any]) -> Extension:
             f"{meta}: extension {NAMESPACE!r} has version {plain(versions[0])}, this dekag reads {VERSION}"
         )
     prefix = f"{NAMESPACE}:"
-    ours = {key.removeprefix(prefix): value for key, value in facts.items() if key.startswith(prefix)}
+    own = {key.removeprefix(prefix): value for key, value in facts.items() if key.startswith(prefix)}
     try:
         # as JSON, since strict Python has no dataclass of a dictionary
-        return Extension.model_validate_json(json.dumps(ours))
+        return Extension.model_validate_json(json.dumps(own))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -277,9 +277,9 @@ class World:
         """The edge, if its latents are those of a codec; else InputError, before anything is drawn."""
         edge = self.edge(device=device)
         if edge.latent_shape != codec.latent_shape:
-            ours, theirs = list(edge.latent_shape), list(codec.latent_shape)
+            edge_shape, codec_shape = list(edge.latent_shape), list(codec.latent_shape)
             raise InputError(
-                f"the codec takes latents {theirs}, and those of the edge are {ours}; train one for it"
+                f"the codec takes latents {codec_shape}, and those of the edge are {edge_shape}; train one for it"
             )
         return edge
 

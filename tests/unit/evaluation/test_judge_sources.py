@@ -353,13 +353,15 @@ def test_a_judge_of_any_name_scores_without_a_ceiling(tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(4)
     cloud, plain, ours, again = (torch.rand(6, 3, 16, 16, generator=rng) for _ in range(4))
     prompts = torch.arange(3).repeat_interleave(2)
-    arms = {"no_ka": [plain], "makd": [0.5 * ours + 0.5 * cloud], "lora": [ours]}
-    alone = score_generation(Drawn(prompts=prompts, cloud=cloud, arms=arms), {"style": judge})
+    methods = {"no_ka": [plain], "makd": [0.5 * ours + 0.5 * cloud], "lora": [ours]}
+    alone = score_generation(Drawn(prompts=prompts, cloud=cloud, by_method=methods), {"style": judge})
     again = 0.9 * cloud + 0.1 * again
-    whole = score_generation(Drawn(prompts=prompts, cloud=cloud, ceiling=again, arms=arms), {"style": judge})
+    whole = score_generation(
+        Drawn(prompts=prompts, cloud=cloud, ceiling=again, by_method=methods), {"style": judge}
+    )
     assert alone.consistency.keys() == {"no_ka", "makd", "lora", "floor"}
     assert whole.consistency.keys() == {"no_ka", "makd", "lora", "ceiling", "floor"}
-    assert alone.consistency == {arm: v for arm, v in whole.consistency.items() if arm != "ceiling"}
+    assert alone.consistency == {method: v for method, v in whole.consistency.items() if method != "ceiling"}
     assert alone.gain_percent == whole.gain_percent
     assert (alone.gap_closed, alone.by_judge, alone.by_training_seed, alone.lead) == ({}, {}, {}, {})
     assert whole.gap_closed.keys() == {"makd", "lora"}
@@ -374,10 +376,12 @@ def test_several_judges_of_any_names_count_alike_unless_some_lead(tmp_path: Path
     rng = torch.Generator().manual_seed(4)
     cloud, plain, ours = (torch.rand(6, 3, 16, 16, generator=rng) for _ in range(3))
     drawn = Drawn(
-        prompts=torch.arange(3).repeat_interleave(2), cloud=cloud, arms={"no_ka": [plain], "makd": [ours]}
+        prompts=torch.arange(3).repeat_interleave(2),
+        cloud=cloud,
+        by_method={"no_ka": [plain], "makd": [ours]},
     )
     means = score_generation(drawn, judges).consistency
-    before, after = (sum(m.mean for m in means[arm].values()) for arm in ("no_ka", "makd"))
+    before, after = (sum(m.mean for m in means[method].values()) for method in ("no_ka", "makd"))
     gain = score_generation(drawn, judges).gain_percent["makd"].mean
     assert gain == pytest.approx(100 * (after / before - 1), rel=1e-4)
     one = score_generation(drawn, judges, leading=["ViT"]).gain_percent["makd"].mean

@@ -1,4 +1,4 @@
-"""Methods compared: what each arm draws, from which noise, and how the scores are put together."""
+"""Methods compared: what each method draws, from which noise, and how the scores are put together."""
 
 from dataclasses import replace
 
@@ -59,7 +59,7 @@ def test_every_arm_draws_the_same_prompts_and_seeds(
     before = edge(TEXTS["some"], seeds=[EDGE_SEED] * 2)
     found = compared(cloud, edge, known, Drawing(seeds=2))
     assert found.drawn.prompts.tolist() == [0, 0, 1, 1]
-    assert {name: len(images) for name, images in found.drawn.arms.items()} == {
+    assert {name: len(images) for name, images in found.drawn.by_method.items()} == {
         "no_ka": 1,
         "words": 1,
         "makd": 2,
@@ -102,7 +102,7 @@ def test_arms_by_name(methods: list[str], names: set[str]) -> None:
 
 def test_the_leading_arms_have_three_training_seeds() -> None:
     every = drawing_methods(load_world("emoji"), ["all"])
-    trained = {name for name, arm in every.items() if len(arm.bundles) == 3}
+    trained = {name for name, method in every.items() if len(method.bundles) == 3}
     assert {"makd_short", "textual_inversion", "lora"} <= trained
 
 
@@ -141,7 +141,7 @@ def test_scores_average_training_seeds_and_name_the_lead() -> None:
         prompts=torch.tensor([0, 0, 1, 1]),
         cloud=red,
         ceiling=red,
-        arms={"no_ka": [mostly_green], "makd": [red, mixed], "lora": [mixed, mixed]},
+        by_method={"no_ka": [mostly_green], "makd": [red, mixed], "lora": [mixed, mixed]},
     )
     scores = score_generation(drawn, {"dino": _colour_judge()})
     half, low = 0.5**0.5, 0.2**0.5

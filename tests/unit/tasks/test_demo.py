@@ -50,8 +50,8 @@ def test_report_has_everything(reports: list[Path]) -> None:
         part = report["generation"][split]
         assert part.keys() == {"no_ka", "makd", "ceiling", "floor"}
         assert part["makd"].keys() >= {"gain_percent", "gap_closed"}
-        for arm in part.values():
-            assert arm["consistency"].keys() == {"dino", "clip"}
+        for method in part.values():
+            assert method["consistency"].keys() == {"dino", "clip"}
     for codec in ("no_ka", "cala"):
         assert report["transmission"][codec]["by_condition"].keys() == {p.name for p in grid.SMALL.points()}
     assert report["traffic"].keys() == {"image_bytes", "prompt_bytes", "bundle_bytes", "channel_uses"}

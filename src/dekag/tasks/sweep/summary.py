@@ -219,16 +219,16 @@ def _duels(by_label: dict[str, Cells]) -> list[Duel]:
     adapted = {k: c for k, c in by_label.items() if next(iter(c.values())).cell.method == ADAPTED}
     rivals = {k: c for k, c in by_label.items() if "sent" in next(iter(c.values())).values}
     return [
-        _duel(label, cells, rival, theirs)
+        _duel(label, cells, rival, rival_cells)
         for label, cells in adapted.items()
-        for rival, theirs in rivals.items()
+        for rival, rival_cells in rivals.items()
         if any(result.cell.point.snr_db < LOW_SNR_DB for result in cells.values())
     ]
 
 
-def _duel(label: str, cells: Cells, rival: str, theirs: Cells) -> Duel:
+def _duel(label: str, cells: Cells, rival: str, rival_cells: Cells) -> Duel:
     low = {n: r for n, r in cells.items() if r.cell.point.snr_db < LOW_SNR_DB}
-    lead = {name: float((_psnr(result) - _psnr(theirs[name])).mean()) for name, result in low.items()}
+    lead = {name: float((_psnr(result) - _psnr(rival_cells[name])).mean()) for name, result in low.items()}
     losses = {name: value for name, value in lead.items() if value <= 0}
     return Duel(method=label, rival=rival, cells=len(low), losses=losses)
 

@@ -60,8 +60,8 @@ def write_images(folder: Path, names: Sequence[str], images: Image) -> None:
 def staged(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out`; what was put in it moves to `out` once everything is written.
 
-    Files of the same names in `out` are replaced, others stay. After an error `out` is as before.
-    Raises InputError if `out` is a file.
+    Files of the same names in `out` are replaced, and pictures that an index of before names and the new one does not
+    are gone; what no index names stays. After an error `out` is as before. Raises InputError if `out` is a file.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder to write to")
@@ -74,12 +74,32 @@ def staged(out: Path) -> Iterator[Path]:
             stage.chmod(0o755)
             stage.rename(out)
         else:
-            for path in sorted(stage.iterdir()):
-                os.replace(path, out / path.name)
+            names = {path.name for path in stage.iterdir()}
+            before = {name for index in names for name in _indexed(out / index)} - names
+            for name in sorted(names):
+                os.replace(stage / name, out / name)
+            for name in before:
+                (out / name).unlink(missing_ok=True)
             sync(out)
         sync(out.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _indexed(index: Path) -> set[str]:
+    """The pictures beside an index, a JSON file of ours, that it names as "file"; none if it is no such file."""
+    found: set[str] = set()
+    if index.suffix != ".json" or not index.is_file():
+        return found
+    with suppress(ValueError, RecursionError):
+        left = [json.loads(index.read_bytes())]
+        while left:
+            value = left.pop()
+            left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+            name = value.get("file") if isinstance(value, dict) else None
+            if isinstance(name, str) and name.endswith(".png") and Path(name).name == name:
+                found.add(name)
+    return found
 
 
 @contextmanager

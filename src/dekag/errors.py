@@ -28,6 +28,10 @@ class NotReceivedError(InputError):
     """What a radio brought holds no delivery: the input is well formed, and there is nothing in it to decode."""
 
 
+class PromptTruncatedWarning(UserWarning):
+    """The text encoder does not read the whole prompt."""
+
+
 class ConditionWarning(UserWarning):
     """A condition outside the range that an update was trained for; names each field, its value and the range."""
 

@@ -78,7 +78,7 @@ class RunningService:
     def wait(self) -> None:
         """Until it is ready."""
         deadline = time.monotonic() + START_SECONDS
-        while not ready(f"{self.url}{self.probe}"):
+        while not ready(self.url, self.probe):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.process.kill()
                 raise RuntimeError(f"{self.command} did not start:\n{self.log.read_text()[-3000:]}")
@@ -92,10 +92,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ready(probe: str) -> bool:
-    """Whether a service says by this address that it is up."""
+def ready(url: str, probe: str = "/readyz") -> bool:
+    """Whether a service says by its probe that it can work."""
     try:
-        with urllib.request.urlopen(probe, timeout=5) as answer:
+        with urllib.request.urlopen(f"{url}{probe}", timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

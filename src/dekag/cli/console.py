@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from dekag.errors import ReceptionWarning, StepError
+from dekag.errors import ConditionWarning, PromptTruncatedWarning, ReceptionWarning, StepError
 
 console = Console(stderr=True)
 
@@ -58,9 +58,8 @@ def quiet_libraries() -> None:
 
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="dekag")
-    warnings.filterwarnings("always", category=UserWarning, message=r"prompt \d+ has")
-    warnings.filterwarnings("always", category=UserWarning, message="the update of the codec was not trained")
-    warnings.filterwarnings("always", category=ReceptionWarning)
+    for category in (PromptTruncatedWarning, ConditionWarning, ReceptionWarning):
+        warnings.filterwarnings("always", category=category)
     warnings.showwarning = one_line
 
 

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from dekag.lazy import lazy
 
 if TYPE_CHECKING:
+    from dekag.errors import PromptTruncatedWarning
     from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
     from dekag.generation.families import FAMILIES, Family, family_of
     from dekag.generation.metaword import Metaword, prepare_metaword
-    from dekag.generation.prompts import PromptTruncatedWarning, check_prompts
+    from dekag.generation.prompts import check_prompts
 
 __all__ = [
     "FAMILIES",

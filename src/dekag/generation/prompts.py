@@ -3,14 +3,10 @@
 import warnings
 from collections.abc import Callable, Sequence
 
-from dekag.types import InputError
+from dekag.errors import InputError, PromptTruncatedWarning
 
 LONGEST_PROMPT = 4000
 """Characters; every text encoder in use reads far fewer."""
-
-
-class PromptTruncatedWarning(UserWarning):
-    """The text encoder does not read the whole prompt."""
 
 
 def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:

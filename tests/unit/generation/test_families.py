@@ -23,10 +23,10 @@ from dekag.alignment.generation.bundles import (
 from dekag.alignment.generation.makd import distil
 from dekag.alignment.generation.method import DistillationData
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
+from dekag.errors import PromptTruncatedWarning
 from dekag.generation import families
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword
-from dekag.generation.prompts import PromptTruncatedWarning
 from dekag.training.diffusion import noising
 from dekag.types import InputError
 from dekag.world import hub

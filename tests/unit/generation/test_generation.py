@@ -19,8 +19,8 @@ from dekag.alignment.generation.makd import TRAINED, distil
 from dekag.alignment.generation.method import DistillationData, TrainingRun
 from dekag.alignment.generation.methods import METHODS, method_config
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
+from dekag.errors import PromptTruncatedWarning
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
-from dekag.generation.prompts import PromptTruncatedWarning
 from dekag.training.run import Tracking
 from dekag.types import InputError
 from dekag.world import load_world

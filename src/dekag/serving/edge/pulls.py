@@ -84,14 +84,19 @@ class Puller:
                 raise
             finally:
                 self.tried = True
-                self.looked, self.expiries = self._client.last(self._channel), self._client.expiries()
+                self._note()
             self.error = None
             self._pulls.labels("done").inc()
             return new
 
+    def _note(self) -> None:
+        """Take over what the client has read and verified."""
+        self.looked, self.expiries = self._client.last(self._channel), self._client.expiries()
+
     async def _pull(self) -> list[str]:
         shelf = self._bundles.shelf
         listed = await asyncio.to_thread(self._client.channel, self._channel)
+        self._note()
         fitting = [listing for listing in listed if self._bases.get(listing.kind) == listing.base_digest]
         known = {bundle.id for bundle in shelf.bundles()}
         new = [listing for listing in fitting if listing.id not in known]

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from dekag.errors import PromptTruncatedWarning
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.generation.families import FAMILIES
-from dekag.generation.prompts import PromptTruncatedWarning
 from dekag.serving.http.errors import ApiError
 from dekag.serving.images.metrics import EngineMetrics
 from dekag.types import Image, Latent

@@ -265,7 +265,8 @@ def load_generator(
     """
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, dtype=dtype)
-    except (OSError, ValueError) as error:
+    # NotImplementedError: a scheduler's configuration that diffusers does not know
+    except (NotImplementedError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].split(" (")[0]
         raise InputError(
             f"{source} is no diffusers pipeline folder and no hub id that can be read: {reason}"

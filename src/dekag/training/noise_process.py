@@ -65,7 +65,7 @@ class Diffusion:
         That is SNR for the noise, SNR + 1 for the velocity, 1 for the latent. At an SNR of 0, which the last timestep
         of a rescaled schedule has (Lin et al. 2024), they are 1, 0 and 0.
         """
-        power = self.scheduler.alphas_cumprod.to(share.device)[self.timesteps(share)]
+        power: Tensor = self.scheduler.alphas_cumprod.to(share.device)[self.timesteps(share)]
         snr = power / (1 - power)
         bounded = snr.clamp(max=gamma)
         kind = self.scheduler.config.prediction_type

@@ -240,6 +240,7 @@ def _taught(
         return _level(process, timestep)
     assert isinstance(process, Diffusion)
     most = int(process.scheduler.config.num_train_timesteps) - 1
+    timestep = min(float(most), max(0.0, timestep))
     ends = max(0, math.floor(timestep) - around), min(most, math.ceil(timestep) + around)
     low, high = (_level(process, float(end)) for end in ends)
     if ends[0] == ends[1]:

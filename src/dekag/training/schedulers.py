@@ -43,6 +43,10 @@ BROKEN = (
 """What a class that is no sampler of latents raises when it is used as one."""
 
 
+class _MisfitError(ValueError):
+    """A sampler and a training do not meet, for the reason given."""
+
+
 class SamplerWarning(UserWarning):
     """A sampler tells the denoiser other times than its noise has: the training is right, pictures not quite."""
 
@@ -90,7 +94,8 @@ def measure(scheduler: Any) -> Fit:
     try:
         return _measured(scheduler, process)
     except BROKEN as error:
-        reason = " ".join([f"{type(error).__name__}:", *str(error).split()])
+        kind = "" if isinstance(error, _MisfitError) else f"{type(error).__name__}: "
+        reason = kind + " ".join(str(error).split())
         raise InputError(f"{name} is no sampler that an edge can be trained for ({reason[:200]})") from error
 
 
@@ -131,10 +136,10 @@ def _measured(scheduler: Any, process: Diffusion | Flow) -> Fit:
     left = max(0.0, math.dist(walk.end, levels[-1]) - math.dist(walk.rows[-1].found, levels[-1]))
     errors = [*signals, left] if random else [*signals, *noises, left]
     if not all(map(math.isfinite, errors)):
-        raise ValueError("its latents are not finite")
+        raise _MisfitError("its latents are not finite")
     last = walk.rows[0].taught[1]
     if max(abs(walk.start - last), abs(1 - last)) > FAR:
-        raise ValueError(
+        raise _MisfitError(
             f"it starts from noise of strength {walk.start:.3g} alone, where training has noise of {last:.3g}"
         )
     a, s = walk.rows[1].found

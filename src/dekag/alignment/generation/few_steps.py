@@ -104,7 +104,7 @@ def distil_few_steps(
             stack.enter_context(checkpointed(denoiser))
         denoiser.set_adapter([*aligned.adapters, ADAPTER])
         adapters.train_only(denoiser, ADAPTER)
-        _train(aligned, _loss(aligned, plan.steps, (states, conditioning), config), config, run)
+        _train(aligned, student_loss(aligned, plan.steps, (states, conditioning), config), config, run)
         learned = adapters.tensors(denoiser, ADAPTER)
     return learned, replace(aligned.sampling, steps=config.steps, guidance=NO_GUIDANCE)
 
@@ -128,7 +128,7 @@ def _train(aligned: DiffusersGenerator, loss: Loss, config: FewStepConfig, run: 
     )
 
 
-def _loss(
+def student_loss(
     aligned: DiffusersGenerator,
     line: Sequence[AffineStep],
     drawn: tuple[Tensor, Conditioning],

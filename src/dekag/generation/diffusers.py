@@ -277,8 +277,8 @@ def load_generator(
     """
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, dtype=dtype)
-    # NotImplementedError: a scheduler's configuration that diffusers does not know
-    except (NotImplementedError, OSError, ValueError) as error:
+    # the others: a scheduler's configuration that diffusers does not know
+    except (OSError, ValueError, LookupError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0].split(" (")[0]
         raise InputError(
             f"{source} is no diffusers pipeline folder and no hub id that can be read: {reason}"

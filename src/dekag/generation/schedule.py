@@ -133,6 +133,8 @@ def refined(flow: Any, every: int) -> Any | None:
 
     finest = _setting(copy.deepcopy(flow), again)
     finest.set_timesteps()
+    # a sampler that has to forget something between two drawings is not started again by this alone
+    affine_steps(functools.partial(copy.deepcopy, finest))
     return finest
 
 
@@ -140,7 +142,9 @@ def _setting(scheduler: Any, set_timesteps: Callable[..., Any]) -> Any:
     """The scheduler with another way of being set; pipelines read the names of the arguments of the old one."""
     kind = type(scheduler)
     wrapped = functools.wraps(kind.set_timesteps)(set_timesteps)
-    scheduler.__class__ = type(kind.__name__, (kind,), {"set_timesteps": wrapped})
+    scheduler.__class__ = type(
+        kind.__name__, (kind,), {"set_timesteps": wrapped, "__module__": kind.__module__}
+    )
     return scheduler
 
 
@@ -164,8 +168,7 @@ def _walk(sampler: Any, states: list[float], outputs: list[float], *, seed: int 
     """Where each step leads, given the state before it and the denoiser's output."""
     takes = "generator" in inspect.signature(sampler.step).parameters
     own = {"generator": torch.Generator().manual_seed(seed)} if takes else {}
-    # where a sampler computes in single precision it says so itself
-    unit = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    unit = torch.ones(1, 1, 1, 1)
     scale = getattr(sampler, "scale_model_input", None)
     ends = []
     for t, x, v in zip(sampler.timesteps, states, outputs, strict=True):

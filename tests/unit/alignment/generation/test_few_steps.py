@@ -131,9 +131,10 @@ def test_the_teacher_starts_where_the_student_starts_and_meets_its_times(
 
 def test_planning_leaves_the_edge_as_it_was(edge: DiffusersGenerator) -> None:
     before = edge(PROMPTS, seeds=SEEDS)
-    scheduler = edge.pipeline.scheduler
+    scheduler, config = edge.pipeline.scheduler, dict(edge.pipeline.config)
     plan_few_steps(edge, 2)
     assert edge.pipeline.scheduler is scheduler
+    assert dict(edge.pipeline.config) == config
     assert torch.equal(edge(PROMPTS, seeds=SEEDS), before)
 
 
@@ -166,7 +167,7 @@ class Deaf:
 REFUSED: dict[str, tuple[Case, str]] = {
     "SDXL as it comes": (
         ("sdxl", None),
-        "EulerDiscreteScheduler in 2 steps are not among those in 4, .* is 'leading', with 'trailing' they are",
+        "EulerDiscreteScheduler in 4 steps are not among those in 8, .* is 'leading', with 'trailing' they are",
     ),
     "SD as it comes": (("sd-epsilon", None), "is 'leading', with 'trailing' they are"),
     "a memory": (
@@ -180,7 +181,7 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "clipping": (("sd-v", partial(DDIMScheduler, **TRAILING, thresholding=True)), "DDIMScheduler is none"),
     "levels of Karras": (
         ("sd-epsilon", partial(EulerDiscreteScheduler, **TRAILING, use_karras_sigmas=True)),
-        "in 2 steps are not among those in 4",
+        "in 4 steps are not among those in 8",
     ),
 }
 
@@ -188,12 +189,12 @@ REFUSED: dict[str, tuple[Case, str]] = {
 @pytest.mark.parametrize("case", sorted(REFUSED))
 def test_what_cannot_be_learnt_is_refused_before_anything_is_drawn(case: str) -> None:
     made, line = REFUSED[case]
-    edge = edge_of(made)
+    edge = edge_of(made, steps=8)
     # StableDiffusionPipeline itself switches clipping off
     edge.pipeline.scheduler.register_to_config(thresholding=case == "clipping")
     Deaf(edge.denoiser)
     with pytest.raises(InputError, match=line) as told:
-        distil_few_steps(edge, PROMPTS, FewStepConfig(steps=2))
+        distil_few_steps(edge, PROMPTS, FewStepConfig(steps=4))
     assert "\n" not in str(told.value)
 
 

@@ -24,6 +24,10 @@ class StepError(InputError):
         self.message, self.step = message, step
 
 
+class NotReceivedError(InputError):
+    """What a radio brought holds no delivery: the input is well formed, and there is nothing in it to decode."""
+
+
 class ConditionWarning(UserWarning):
     """A condition outside the range that an update was trained for; names each field, its value and the range."""
 

@@ -9,7 +9,7 @@ import typer
 
 from dekag.cli import align, bundle, cloud, evaluate, jobs, radio, registry, serve, system, train, world
 from dekag.cli.console import complain, quiet_libraries
-from dekag.errors import InputError
+from dekag.errors import InputError, NotReceivedError
 from dekag.version import __version__
 
 __all__ = ["app", "main"]
@@ -31,7 +31,8 @@ app.add_typer(registry.app, name="registry")
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command line on these words, or on those of the process.
 
-    Bad input is one line on standard error and exit code 2, a full disk or the like 1.
+    Bad input is one line on standard error and exit code 2. A full disk or the like is 1, and so is a recording in
+    which nothing was received.
 
     Of several processes the first one of each node says what is wrong with the input, as all find the same.
     """
@@ -43,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> None:
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
             complain(error)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, NotReceivedError) else 2)
     except OSError as error:
         complain(error)
         sys.exit(1)

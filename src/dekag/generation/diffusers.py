@@ -113,10 +113,8 @@ class DiffusersGenerator:
         prompts = _paired(prompts, seeds)
         family = self.family
         with self.active():
-            prompts = self._with_metaword(prompts)
-            self._warn_truncated(prompts)
             parts: list[Latent] = []
-            for texts, numbers in self._chunks(prompts, seeds):
+            for texts, numbers in self._chunks(self._texts(prompts), seeds):
                 watched = self._watched(len(texts), sum(map(len, parts)), on_step)
                 drawn = self._run(texts, numbers, output_type="latent", **self._noise(numbers), **watched)
                 parts.append(family.from_pipeline(self.pipeline, drawn))
@@ -127,7 +125,7 @@ class DiffusersGenerator:
         prompts = _paired(prompts, seeds)
         family, pipeline, parts = self.family, self.pipeline, []
         with self.active():
-            for texts, numbers in self._chunks(self._with_metaword(prompts), seeds):
+            for texts, numbers in self._chunks(self._texts(prompts), seeds):
                 states = [self._mapped(numbers).to(self.denoiser.device)]
 
                 def keep(_: int, step: int, left: Latent, states: list[Tensor] = states) -> None:
@@ -168,7 +166,7 @@ class DiffusersGenerator:
         with self.active():
             parts = [
                 self._run(texts, numbers, output_type="pt", **self._noise(numbers))
-                for texts, numbers in self._chunks(self._with_metaword(prompts), seeds)
+                for texts, numbers in self._chunks(self._texts(prompts), seeds)
             ]
         return torch.cat(parts).float().clamp(0, 1).cpu()
 
@@ -194,10 +192,20 @@ class DiffusersGenerator:
                 stack.enter_context(_adapters(self.denoiser, self.adapters))
             yield
 
-    def _with_metaword(self, prompts: Sequence[str]) -> tuple[str, ...]:
-        """The prompts as the pipeline is to read them."""
-        word = self.metaword
-        return tuple(prompts if word is None else (word.word.add_to(prompt) for prompt in prompts))
+    def _texts(self, prompts: Sequence[str]) -> Sequence[str]:
+        """The prompts as the pipeline is to read them, with a warning if it does not read all."""
+        if self.metaword is not None:
+            return self.metaword.add_to(prompts)
+        family = FAMILIES.get(type(self.pipeline).__name__)
+        if family is not None:
+            tokenizers = [getattr(self.pipeline, name) for name in family.encoders.values()]
+            limit = min(family.limit(each) for each in tokenizers)
+
+            def over(prompt: str) -> int:
+                return max(family.length(each, prompt) - family.limit(each) for each in tokenizers)
+
+            warn_truncated(prompts, over, room=f"as {limit} are read")
+        return prompts
 
     def _chunks(
         self, prompts: Sequence[str], seeds: Sequence[int]
@@ -255,10 +263,6 @@ class DiffusersGenerator:
         if "negative_prompt" in arguments:
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
         return arguments
-
-    def _warn_truncated(self, prompts: Sequence[str]) -> None:
-        for tokenizer in self.family.encoders.values():
-            warn_truncated(prompts, getattr(self.pipeline, tokenizer))
 
 
 def load_generator(

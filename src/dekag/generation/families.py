@@ -52,6 +52,14 @@ class Family(ABC):
         """Arguments of a call of the pipeline that say what to draw; it reads them as `condition` does."""
         return {"prompt": list(prompts)}
 
+    def length(self, tokenizer: Any, prompt: str) -> int:
+        """Tokens of a prompt as the pipeline reads it with one of its tokenizers."""
+        return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+
+    def limit(self, tokenizer: Any) -> int:
+        """Tokens that a text encoder reads; the pipeline cuts off the others."""
+        return int(tokenizer.model_max_length)
+
     def encode(self, pipeline: Any, image: Image) -> Latent:
         """Latents of images in [0, 1]: unit scale, the mean where the encoder gives a distribution."""
         vae = pipeline.vae
@@ -225,6 +233,10 @@ class PRX(Family):
         return pipeline.vae.config.latent_channels, side, side
 
 
+FLUX2_TOKENS = 512
+"""`max_sequence_length` of FLUX.2's pipelines, the words around the prompt included."""
+
+
 @dataclass(frozen=True)
 class Flux2Klein(Family):
     """FLUX.2 klein (Black Forest Labs 2026): a two-stream transformer with rectified flow.
@@ -243,6 +255,19 @@ class Flux2Klein(Family):
     @override
     def arguments(self, pipeline: Any, prompts: Sequence[str]) -> dict[str, Any]:
         return {"prompt": list(prompts), "text_encoder_out_layers": self.layers}
+
+    @override
+    def length(self, tokenizer: Any, prompt: str) -> int:
+        turn = [{"role": "user", "content": prompt}]
+        # as the pipeline words it
+        text = tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return super().length(tokenizer, text)
+
+    @override
+    def limit(self, tokenizer: Any) -> int:
+        return min(FLUX2_TOKENS, super().limit(tokenizer))
 
     @override
     def condition(self, pipeline: Any, prompts: Sequence[str]) -> Conditioning:

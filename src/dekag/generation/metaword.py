@@ -1,7 +1,7 @@
 """The metaword: a learned pseudo-word that a prompt carries into the text encoders of an edge-GAI."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +11,8 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from dekag.generation.families import Family, family_of
+from dekag.generation.prompts import warn_truncated
 from dekag.types import InputError
 
 
@@ -37,7 +39,7 @@ class Metaword:
         return tuple(f"{self.token[:-1]}:{number}>" for number in range(self.count))
 
     def add_to(self, prompt: str) -> str:
-        """The prompt with the word."""
+        """The prompt with the word; `PreparedMetaword.add_to` has it read whole."""
         word = "".join(self.tokens)
         return f"{word} {prompt}" if self.position == "prefix" else f"{prompt} {word}"
 
@@ -67,10 +69,31 @@ class ExtendedEmbedding(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedMetaword:
-    """A metaword with the tokenizers that know it; the pipeline's own tokenizers and weights never change."""
+    """A metaword with the tokenizers that know it; the pipeline's own tokenizers and weights never change.
+
+    family: how the pipeline reads.
+    """
 
     word: Metaword
     tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    family: Family
+
+    def add_to(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts with the word, cut so far that the text encoders read the word whole.
+
+        Warns once with PromptTruncatedWarning if that takes anything away. Raises InputError if there is no room for
+        the word itself.
+        """
+        limit = min(self.family.limit(tokenizer) for tokenizer in self.tokenizers.values())
+        if self._over("") > 0:
+            raise InputError(f"a metaword of {self.word.count} vectors has no room: {limit} tokens are read")
+        room = f"as {limit} are read and the metaword takes {self.word.count} of them"
+        return [self.word.add_to(prompt) for prompt in warn_truncated(prompts, self._over, room=room)]
+
+    def _over(self, prompt: str) -> int:
+        """Tokens that a prompt with the word has over the limit."""
+        text, family = self.word.add_to(prompt), self.family
+        return max(family.length(each, text) - family.limit(each) for each in self.tokenizers.values())
 
     @contextmanager
     def installed(self, pipeline: Any) -> Iterator[None]:
@@ -105,7 +128,7 @@ def prepare_metaword(pipeline: Any, word: Metaword, encoders: Mapping[str, str])
         if rows != word.count:
             raise InputError("the metaword must have the same number of vectors for every text encoder")
         tokenizers[tokenizer] = _extended_tokenizer(getattr(pipeline, tokenizer), word, len(embedding.weight))
-    return PreparedMetaword(word=word, tokenizers=tokenizers)
+    return PreparedMetaword(word=word, tokenizers=tokenizers, family=family_of(pipeline))
 
 
 def refuse_known(tokenizer: PreTrainedTokenizerBase, token: str) -> None:

@@ -1,9 +1,7 @@
 """Checks of prompts before anything is drawn."""
 
 import warnings
-from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Callable, Sequence
 
 from dekag.types import InputError
 
@@ -35,16 +33,35 @@ def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
     return stripped
 
 
-def warn_truncated(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warn for each prompt of which the tokenizer's model reads only the beginning, and say what is cut."""
-    limit = tokenizer.model_max_length
-    for number, prompt in enumerate(prompts):
-        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(ids) > limit:
-            # the end-of-text token keeps its place, so one more token is lost
-            cut = str(tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)).strip()
-            warnings.warn(
-                f"prompt {number} has {len(ids)} tokens and the text encoder reads {limit}; cut: {cut!r}",
-                PromptTruncatedWarning,
-                stacklevel=3,
-            )
+Count = Callable[[str], int]
+"""How many tokens over its limit a text is for whoever reads it; 0 or less if all of it is read."""
+
+
+def fitted(prompt: str, over: Count) -> str:
+    """The longest beginning of a prompt that is read as a whole; empty if there is none."""
+    if over(prompt) <= 0:
+        return prompt
+    low, high = 0, len(prompt)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if over(prompt[:middle]) <= 0 else (low, middle)
+    return prompt[:low].rstrip()
+
+
+def warn_truncated(prompts: Sequence[str], over: Count, *, room: str) -> list[str]:
+    """The beginnings of the prompts that are read, with one warning that says what is not.
+
+    room: what there is room for, as "the text encoder reads 77 tokens".
+    """
+    read = [fitted(prompt, over) for prompt in prompts]
+    cut = [number for number, prompt in enumerate(prompts) if read[number] != prompt]
+    if cut:
+        first = cut[0]
+        lost = prompts[first][len(read[first]) :].strip()
+        more = f", and {len(cut) - 1} more prompts are too long" if len(cut) > 1 else ""
+        warnings.warn(
+            f"prompt {first} is {over(prompts[first])} tokens too long, {room}; not read: {lost!r}{more}",
+            PromptTruncatedWarning,
+            stacklevel=3,
+        )
+    return read

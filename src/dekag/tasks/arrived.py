@@ -13,11 +13,11 @@ from dekag.channel import erase_invalid
 from dekag.channel.arrival import FALSE_ALARM, power_window
 from dekag.channel.fading import used
 from dekag.codec.recognition import EnergyProfile, Evidence, energy_profile_of, evidence
+from dekag.errors import NotReceivedError
 from dekag.types import (
     ChannelState,
     Codec,
     Condition,
-    InputError,
     PerImage,
     Received,
     ReceptionWarning,
@@ -63,7 +63,7 @@ def measure(symbols: Symbols, condition: Condition) -> Arrived:
 
 
 def require_arrived(path: Path, arrived: Arrived, condition: Condition, codec: Codec) -> None:
-    """InputError, in one line that names the image, unless every image may be what its sender sent.
+    """NotReceivedError, in one line that names the image, unless every image may be what its sender sent.
 
     Of an image that is right, less than 1e-6 are refused: power by `channel.arrival`, and by `codec.recognition` where
     the codec knows its components. Under fading a single image may be lost, so that only the whole recording is.
@@ -76,15 +76,17 @@ def require_arrived(path: Path, arrived: Arrived, condition: Condition, codec: C
             tones = _tone_faults(arrived, condition) if profile.alike else {}
             faults = _profile_faults(found) | tones | faults
         if not faults and (told := _profile_faults(found.together)):
-            raise InputError(f"{path}: nothing was received: {told[0]}")
+            raise NotReceivedError(f"{path}: nothing was received: {told[0]}")
     if not faults:
         return
     image, fault = min(faults.items())
     others = len(faults) - 1
     if len(faults) == len(condition):
-        raise InputError(f"{path}: nothing was received: {fault}{f' (image {image})' if others else ''}")
+        raise NotReceivedError(
+            f"{path}: nothing was received: {fault}{f' (image {image})' if others else ''}"
+        )
     also = "" if not others else "; nor was 1 other" if others == 1 else f"; nor were {others} others"
-    raise InputError(f"{path}: image {image} of {len(condition)} was not received: {fault}{also}")
+    raise NotReceivedError(f"{path}: image {image} of {len(condition)} was not received: {fault}{also}")
 
 
 def warn_of_fading(path: Path, arrived: Arrived, condition: Condition) -> None:

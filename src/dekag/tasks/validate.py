@@ -119,7 +119,7 @@ class DenoisingValidation:
         rng = torch.Generator().manual_seed(VALIDATION_SEED)
         family, pipeline = generator.family, generator.pipeline
         word, noise_process = generator.metaword, noising(pipeline.scheduler)
-        prompts = [text if word is None else word.word.add_to(text) for text in self.prompts]
+        prompts = list(self.prompts) if word is None else word.add_to(self.prompts)
         losses = []
         with generator.active(), torch.no_grad():
             conditioning = generator.read(prompts)

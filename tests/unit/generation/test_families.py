@@ -1,6 +1,7 @@
 """Every family of pipelines goes the whole way: load, distil, save, reload, apply, remove."""
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from dekag.alignment.generation.update import GenerationUpdate, apply_update, re
 from dekag.generation import families
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword
+from dekag.generation.prompts import PromptTruncatedWarning
 from dekag.training.diffusion import noising
 from dekag.types import InputError
 from dekag.world import hub
@@ -121,6 +123,65 @@ def word_for(edge: DiffusersGenerator) -> PreparedMetaword:
     vectors = {e: torch.randn(2, width, generator=rng) for e, width in widths.items()}
     word = Metaword(token="<dekag>", vectors=vectors)
     return prepare_metaword(edge.pipeline, word, edge.family.encoders)
+
+
+@torch.no_grad()
+def test_a_caption_that_is_too_long_leaves_the_metaword_whole(edge: DiffusersGenerator) -> None:
+    """Every one of its tokens reaches every text encoder, in training's reading as in drawing; the caption is cut."""
+    aligned = replace(edge, sampling=Sampling(steps=1, guidance=1.0), metaword=word_for(edge))
+    assert aligned.metaword is not None
+    caption = "a red apple and " * 240 + "a cactus"
+    with pytest.warns(
+        PromptTruncatedWarning, match="the metaword takes 2 of them; not read: .*cactus"
+    ) as told:
+        (text,) = aligned.metaword.add_to([caption])
+    assert len(told) == 1
+    assert "<dekag" not in str(told[0].message)
+    kept = text.removesuffix(aligned.metaword.word.add_to(""))
+    assert caption.startswith(kept)
+    assert len(kept) > 8, "as much of the caption is read as there is room for"
+    reads = {
+        "training": lambda: edge.family.condition(edge.pipeline, [text]),
+        "drawing": lambda: aligned([caption], seeds=[0]),
+    }
+    for read in reads.values():
+        for encoder, tokenizer in edge.family.encoders.items():
+            with aligned.active(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", PromptTruncatedWarning)
+                ids = first_ids(getattr(edge.pipeline, encoder), read)
+                known = aligned.metaword.tokenizers[tokenizer]
+                wanted = known.convert_tokens_to_ids(list(aligned.metaword.word.tokens))
+                assert [number for number in ids[0].tolist() if number in wanted] == wanted
+
+
+def first_ids(encoder: torch.nn.Module, call: Callable[[], object]) -> Tensor:
+    """The token ids that a text encoder is first called with."""
+    seen: list[Tensor] = []
+
+    def keep(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.append(named["input_ids"] if "input_ids" in named else args[0])
+
+    hook = encoder.register_forward_pre_hook(keep, with_kwargs=True)
+    call()
+    hook.remove()
+    return seen[0]
+
+
+def test_a_metaword_that_leaves_no_room_is_refused(edge: DiffusersGenerator) -> None:
+    limit = min(
+        edge.family.limit(getattr(edge.pipeline, tokenizer)) for tokenizer in edge.family.encoders.values()
+    )
+    widths = {
+        e: getattr(edge.pipeline, e).get_input_embeddings().weight.shape[1] for e in edge.family.encoders
+    }
+    word = Metaword(
+        token="<dekag>", vectors={e: torch.zeros(limit + 1, width) for e, width in widths.items()}
+    )
+    prepared = prepare_metaword(edge.pipeline, word, edge.family.encoders)
+    with pytest.raises(
+        InputError, match=f"a metaword of {limit + 1} vectors has no room: {limit} tokens are read"
+    ):
+        prepared.add_to(["a cat"])
 
 
 @torch.no_grad()

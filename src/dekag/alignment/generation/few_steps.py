@@ -97,7 +97,7 @@ def distil_few_steps(
     peft = adapters.config_for("lora", rank=config.rank, targets=config.targets or aligned.family.targets)
     with ExitStack() as stack:
         stack.enter_context(aligned.active())
-        read_prompts = list(prompts) if word is None else [word.word.add_to(prompt) for prompt in prompts]
+        read_prompts = list(prompts) if word is None else word.add_to(prompts)
         conditioning = aligned.read(read_prompts)
         stack.enter_context(adapters.fresh(denoiser, ADAPTER, peft, seed=config.seed))
         if config.gradient_checkpointing:

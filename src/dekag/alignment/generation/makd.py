@@ -125,7 +125,7 @@ class _Drawings:
         """The prompts as the edge reads them."""
         if word is None or not self.with_word:
             return list(self.prompts)
-        return [word.word.add_to(prompt) for prompt in self.prompts]
+        return word.add_to(self.prompts)
 
 
 def _fresh_word(generator: DiffusersGenerator, config: MakdConfig) -> PreparedMetaword | None:

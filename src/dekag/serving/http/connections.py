@@ -43,6 +43,7 @@ def listen(settings: ServiceSettings) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     # connections inherit all of these
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         milliseconds = round(1000 * settings.write_seconds)

@@ -347,6 +347,8 @@ def _tokens(generator: DiffusersGenerator, prompt: str) -> dict[str, int]:
     """How many tokens a prompt has, and how many of them are not read."""
     if type(generator.pipeline).__name__ not in FAMILIES:
         return {"tokens": 0, "unread": 0}
-    tokenizer = getattr(generator.pipeline, next(iter(generator.family.encoders.values())))
-    tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-    return {"tokens": tokens, "unread": max(0, tokens - tokenizer.model_max_length)}
+    family = generator.family
+    tokenizer = getattr(generator.pipeline, next(iter(family.encoders.values())))
+    tokens = family.length(tokenizer, prompt)
+    word = 0 if generator.metaword is None else generator.metaword.word.count
+    return {"tokens": tokens, "unread": max(0, tokens + word - family.limit(tokenizer))}

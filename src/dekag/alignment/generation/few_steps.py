@@ -8,7 +8,6 @@ al. 2023). Nothing of the cloud is needed. This goes beyond DeKA-g.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from dekag.alignment.generation.makd import CHECKPOINT_STEPS, checkpointed
 from dekag.alignment.generation.method import UNWATCHED, TrainingRun, trainable
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.generation.families import Conditioning
-from dekag.generation.schedule import AffineStep, affine_steps, is_part_of, refined, with_scheduler
+from dekag.generation.schedule import AffineStep, Schedule, affine_steps, is_part_of, refined, with_scheduler
 from dekag.training.loop import Loss, TrainConfig, train
 from dekag.types import InputError
 
@@ -52,31 +51,30 @@ def plan_few_steps(aligned: DiffusersGenerator, steps: int) -> FewStepPlan:
     if many is None or many % steps or many == steps:
         raise InputError(f"the student's {steps} steps must divide the teacher's, which are {many}")
     every = many // steps
-    student = replace(
-        aligned, sampling=replace(aligned.sampling, steps=steps, guidance=NO_GUIDANCE)
-    ).schedule()
+    unguided = replace(aligned.sampling, steps=steps, guidance=NO_GUIDANCE)
+    student, own = replace(aligned, sampling=unguided).schedule(), aligned.schedule()
     rows, few = affine_steps(student.fresh), student.fresh()
-    if len(rows) == steps and is_part_of(few, aligned.schedule().fresh()):
+    if len(rows) == steps and is_part_of(few, own.fresh()):
         return FewStepPlan(aligned, every, rows)
     finer = refined(few, every) if len(rows) == steps else None
     if finer is None:
         raise InputError(
             f"the times of {type(few).__name__} in {steps} steps are not among those in {many}, so that nothing can be"
-            f" learnt of them{_spacing(few, steps, many)}"
+            f" learnt of them{_spacing(student, own)}"
         )
     teacher = replace(aligned, pipeline=with_scheduler(aligned.pipeline, finer))
     return FewStepPlan(teacher, every, rows)
 
 
-def _spacing(sampler: Any, steps: int, many: int) -> str:
+def _spacing(student: Schedule, teacher: Schedule) -> str:
     """The end of a line that says which spacing of the sampler's times would be right, if one is."""
-    if "timestep_spacing" not in sampler.config:
+    config = student.scheduler.config
+    if "timestep_spacing" not in config:
         return ""
-    few, more = (type(sampler).from_config(sampler.config, timestep_spacing="trailing") for _ in range(2))
-    few.set_timesteps(steps)
-    more.set_timesteps(many)
-    found = sampler.config.timestep_spacing
-    return f": its timestep_spacing is {found!r}, with 'trailing' they are" if is_part_of(few, more) else ""
+    trailing = type(student.scheduler).from_config(config, timestep_spacing="trailing")
+    few, many = (replace(schedule, scheduler=trailing).fresh() for schedule in (student, teacher))
+    found = config.timestep_spacing
+    return f": its timestep_spacing is {found!r}, with 'trailing' they are" if is_part_of(few, many) else ""
 
 
 def distil_few_steps(

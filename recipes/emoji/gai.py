@@ -26,8 +26,9 @@ from text import build_text_encoder, cached_tokenizer, captions, tokenize
 from torch import Tensor, nn
 from world import CORE, World
 
-from dekag.training.diffusion import Diffusion, denoising_loss
+from dekag.training.diffusion import denoising_loss
 from dekag.training.loop import Loss, TrainConfig, train
+from dekag.training.noise_process import Diffusion
 
 TEXT_DROPOUT = 0.1
 GLOSSY = "fluent3d"

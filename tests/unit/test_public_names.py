@@ -82,7 +82,7 @@ NAMES = {
         "sweep write"
     ),
     "dekag.training": (
-        "ALONE Diffusion Flow Progress Run Tracking TrainConfig Trained denoising_loss device_of "
+        "ALONE Diffusion Flow Progress Run Tracking TrainConfig Trained check_scheduler denoising_loss device_of "
         "from_main joined noising process_count train"
     ),
     "dekag.wire": (

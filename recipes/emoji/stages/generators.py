@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from dekag.training.diffusion import Diffusion, denoising_loss
+from dekag.training.diffusion import denoising_loss
+from dekag.training.noise_process import Diffusion
 
 from .autoencoder import CHANNELS
 from .grammar import Scene, Thing, caption, draw_scene

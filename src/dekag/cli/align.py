@@ -110,7 +110,7 @@ def align_generation(
     training: DistillationOptions,
 ) -> None:
     """Distil the cloud's images into an update for the edge, by MAKD or a rival; write a bundle."""
-    from dekag.tasks.align_generation import GenerationTask
+    from dekag.tasks.align_generation import GenerationTask, check_generation
     from dekag.tasks.align_generation import align_generation as align
     from dekag.tasks.material import material
     from dekag.tasks.validate import Extras
@@ -127,6 +127,8 @@ def align_generation(
     with joined(training.device) as device:
         run = Run(device=device, resume=training.resume, tracking=tracked)
         with working("align generation") as on_stage:
+            # before a picture is drawn or bought
+            check_generation(loaded, task)
             images = material(loaded, source, replace(run, on_stage=on_stage))
         with progress("align generation") as on_step:
             bundle = align(loaded, images, task, out, replace(run, on_step=on_step))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from dekag.generation.families import FAMILIES, Conditioning, Family, family_of, make_adaptable
 from dekag.generation.metaword import PreparedMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
+from dekag.generation.schedule import Schedule, schedule_of
 from dekag.types import Image, InputError, Latent
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -120,7 +121,7 @@ class DiffusersGenerator:
         return torch.cat(parts)
 
     def trajectory(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Float[Tensor, "_ _ _ _ _"]:
-        """As the call itself, but every state from the noise to the latent: [images, steps + 1, c, rows, cols]."""
+        """As the call itself, but every state of the sampler from its noise on: [images, steps + 1, c, rows, cols]."""
         prompts = _paired(prompts, seeds)
         family, pipeline, parts = self.family, self.pipeline, []
         with self.active():
@@ -133,8 +134,19 @@ class DiffusersGenerator:
                 start = family.to_pipeline(pipeline, states[0]).to(next(self.denoiser.parameters()))
                 watched = self._watched(len(texts), 0, keep)
                 self._run(texts, numbers, output_type="latent", latents=start, **watched)
+                # samplers that count in standard deviations start from noise of as many
+                states[0] = states[0] * float(getattr(pipeline.scheduler, "init_noise_sigma", 1.0))
                 parts.append(torch.stack(states, dim=1))
         return torch.cat(parts)
+
+    def schedule(self) -> Schedule:
+        """How the pipeline sets its scheduler for one picture of this sampling and size."""
+
+        def run(pipeline: Any) -> None:
+            replace(self, pipeline=pipeline)._run(["a"], [0], output_type="latent")
+
+        with self.active():
+            return schedule_of(self.pipeline, run)
 
     @torch.no_grad()
     def read(self, prompts: Sequence[str], *, batch: int = 32) -> Conditioning:
@@ -269,7 +281,8 @@ def load_generator(
     """
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, dtype=dtype)
-    except (OSError, ValueError) as error:
+    # the others: a scheduler's configuration that diffusers does not know
+    except (OSError, ValueError, LookupError, NotImplementedError, TypeError) as error:
         reason = str(error).strip().splitlines()[0].split(" (")[0]
         raise InputError(
             f"{source} is no diffusers pipeline folder and no hub id that can be read: {reason}"

@@ -7,8 +7,8 @@ from typing import Any
 
 from dekag.alignment.config import MakdConfig
 from dekag.alignment.generation.bundles import save_generation
-from dekag.alignment.generation.few_steps import distil_few_steps
-from dekag.alignment.generation.method import DistillationData, TrainingRun
+from dekag.alignment.generation.few_steps import distil_few_steps, plan_few_steps
+from dekag.alignment.generation.method import DistillationData, GenerationMethod, TrainingRun
 from dekag.alignment.generation.methods import find_method
 from dekag.alignment.generation.noise_map import shared_noise_map
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
@@ -19,6 +19,7 @@ from dekag.tasks.material import Material
 from dekag.tasks.validate import Check, Extras, tuned, validation
 from dekag.training.processes import from_main, process_count
 from dekag.training.run import ALONE, Run
+from dekag.training.schedulers import check_scheduler
 from dekag.types import InputError
 from dekag.world import World
 
@@ -68,6 +69,30 @@ def train_update(
     return update
 
 
+def check_generation(world: World, task: GenerationTask) -> None:
+    """Whether a world's edge can be trained so; takes a moment, and nothing is drawn or bought for it.
+
+    Raises InputError for a method that no bundle carries, a sampler that an edge cannot be trained for, and fewer
+    steps that its sampler does not let it learn.
+    """
+    _bundled(task)
+    _check_edge(world.edge(), task)
+
+
+def _bundled(task: GenerationTask) -> GenerationMethod[Any]:
+    """The task's method; InputError if no bundle carries what it learns."""
+    method = find_method(task.method)
+    if not method.bundled:
+        raise InputError(f"{task.method} leaves a whole denoiser, which no bundle carries")
+    return method
+
+
+def _check_edge(edge: DiffusersGenerator, task: GenerationTask) -> None:
+    check_scheduler(edge.pipeline.scheduler)
+    if task.extras.few_steps is not None:
+        plan_few_steps(edge, task.extras.few_steps.steps)
+
+
 def align_generation(
     world: World, data: Material, task: GenerationTask, out: Path, run: Run = ALONE
 ) -> Bundle:
@@ -75,12 +100,11 @@ def align_generation(
 
     Several processes train together, each on its own device; they draw what the edge itself draws alike, and the main
     one validates, chooses and writes. The cloud's model is loaded only for images that it drew itself.
-    Raises InputError for a method that no bundle carries, before anything is loaded.
+    Raises InputError as `check_generation` does, before anything is drawn or trained.
     """
-    method = find_method(task.method)
-    if not method.bundled:
-        raise InputError(f"{task.method} leaves a whole denoiser, which no bundle carries")
+    method = _bundled(task)
     edge = world.edge(device=run.device)
+    _check_edge(edge, task)
     check: Check | None = None
     prior: tuple[str, ...] = ()
     if task.validate:

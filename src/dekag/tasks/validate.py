@@ -118,7 +118,7 @@ class DenoisingValidation:
         """Minus the mean loss over NOISE_DRAWS noises of each image, the same at every call."""
         rng = torch.Generator().manual_seed(VALIDATION_SEED)
         family, pipeline = generator.family, generator.pipeline
-        word = generator.metaword
+        word, noise_process = generator.metaword, noising(pipeline.scheduler)
         prompts = list(self.prompts) if word is None else word.add_to(self.prompts)
         losses = []
         with generator.active(), torch.no_grad():
@@ -126,7 +126,7 @@ class DenoisingValidation:
             for _ in range(NOISE_DRAWS):
                 value = denoising_loss(
                     lambda noised, timesteps: family.predict(pipeline, noised, timesteps, conditioning),
-                    noising(pipeline.scheduler),
+                    noise_process,
                     self.latents,
                     rng=rng,
                 )

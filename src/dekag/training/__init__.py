@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 from dekag.lazy import lazy
 
 if TYPE_CHECKING:
-    from dekag.training.diffusion import Diffusion, Flow, denoising_loss, noising
+    from dekag.training.diffusion import denoising_loss, noising
     from dekag.training.loop import Progress, TrainConfig, Trained, train
+    from dekag.training.noise_process import Diffusion, Flow
     from dekag.training.processes import device_of, from_main, joined, process_count
     from dekag.training.run import ALONE, Run, Tracking
+    from dekag.training.schedulers import check_scheduler
 
 __all__ = [
     "ALONE",
@@ -19,6 +21,7 @@ __all__ = [
     "Tracking",
     "TrainConfig",
     "Trained",
+    "check_scheduler",
     "denoising_loss",
     "device_of",
     "from_main",

@@ -1,93 +1,22 @@
 """The denoising loss of a latent diffusion model, for every prediction type of diffusers' schedulers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
+
+from dekag.training.noise_process import Noising, process_of
+from dekag.training.schedulers import check_scheduler
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(noised latents, timesteps) -> what the denoiser says."""
 
 
-@runtime_checkable
-class Noising(Protocol):
-    """How a model's training noises a latent, and what it then asks for."""
-
-    def noised(self, latents: Tensor, noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(noised latents, timesteps, target) at shares of the schedule in [0, 1), 0 being the clean end."""
-
-    def weights(self, share: Tensor, gamma: float) -> Tensor:
-        """Min-SNR weights [batch] (Hang et al. 2023) of the loss at shares of the schedule."""
-
-
-@dataclass(frozen=True)
-class Diffusion:
-    """Variance-preserving diffusion; the scheduler's `prediction_type` says what the target is.
-
-    It is the noise (Ho et al. 2020), the velocity (Salimans and Ho 2022, Eq. 13) or the latent itself.
-    """
-
-    scheduler: DDPMScheduler
-
-    def timesteps(self, share: Tensor) -> Tensor:
-        """Timesteps of the scheduler at shares of its schedule in [0, 1)."""
-        count = int(self.scheduler.config.num_train_timesteps)
-        return (share * count).long().clamp(max=count - 1)
-
-    def noised(self, latents: Tensor, noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Noising.noised`."""
-        timesteps = self.timesteps(share).to(latents.device)
-        noised: Tensor = self.scheduler.add_noise(latents, noise, timesteps)
-        kind = self.scheduler.config.prediction_type
-        if kind == "epsilon":
-            return noised, timesteps, noise
-        if kind == "v_prediction":
-            return noised, timesteps, self.scheduler.get_velocity(latents, noise, timesteps)
-        if kind == "sample":
-            return noised, timesteps, latents
-        raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {kind!r}")
-
-    def weights(self, share: Tensor, gamma: float) -> Tensor:
-        """The smaller of SNR and gamma, over what the prediction type weighs by itself.
-
-        That is SNR for the noise, SNR + 1 for the velocity, 1 for the latent.
-        """
-        power = self.scheduler.alphas_cumprod[self.timesteps(share)]
-        snr = power / (1 - power)
-        by_kind = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
-        bounded = snr.clamp(max=gamma)
-        # at zero SNR the weight of the noise is 0 / 0, its limit 1
-        return torch.where(
-            snr > 0, bounded / by_kind[self.scheduler.config.prediction_type].clamp(min=1e-8), 1.0
-        )
-
-
-@dataclass(frozen=True)
-class Flow:
-    """Rectified flow (Liu et al. 2023; Lipman et al. 2023): the target is noise minus latent."""
-
-    count: int
-
-    def noised(self, latents: Tensor, noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Noising.noised`."""
-        sigma = share.to(latents)[:, None, None, None]
-        noised = (1 - sigma) * latents + sigma * noise
-        return noised, (share * self.count).to(latents), noise - latents
-
-    def weights(self, share: Tensor, gamma: float) -> Tensor:
-        """One everywhere: the flow's own weighting is even already."""
-        return torch.ones_like(share)
-
-
 def noising(scheduler: Any) -> Noising:
-    """How the models of a sampler's scheduler are trained."""
-    count = int(scheduler.config.num_train_timesteps)
-    if "FlowMatch" in type(scheduler).__name__:
-        return Flow(count)
-    return Diffusion(DDPMScheduler.from_config(scheduler.config))
+    """How the models of a sampler's scheduler are trained; InputError if the sampler assumes anything else."""
+    check_scheduler(scheduler)
+    return process_of(scheduler)
 
 
 def denoising_loss(

@@ -7,8 +7,7 @@ al. 2023). Nothing of the cloud is needed. This goes beyond DeKA-g.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from dekag.alignment.generation.makd import CHECKPOINT_STEPS, checkpointed
 from dekag.alignment.generation.method import UNWATCHED, TrainingRun, trainable
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.generation.families import Conditioning
+from dekag.generation.schedule import AffineStep, Schedule, affine_steps, is_part_of, refined, with_scheduler
 from dekag.training.loop import Loss, TrainConfig, train
 from dekag.types import InputError
 
@@ -30,6 +30,53 @@ NO_GUIDANCE = 1.0
 """Guidance scale at which diffusers' pipelines leave the unconditional half out."""
 
 
+@dataclass(frozen=True, eq=False)
+class FewStepPlan:
+    """What the student is to do, `steps`, and the teacher, of whose states the student meets one in `every`."""
+
+    teacher: DiffusersGenerator
+    every: int
+    steps: Sequence[AffineStep]
+
+
+def plan_few_steps(aligned: DiffusersGenerator, steps: int) -> FewStepPlan:
+    """How a generator that draws in more steps teaches itself to draw in some; nothing is drawn for that.
+
+    The student's steps are those of its pipeline at as many steps. The teacher's are its own if they lead through
+    the student's times; those of a flow are divided finer, as they lead to the same latents at any time.
+    Raises InputError if the steps do not divide the teacher's, if the sampler is not a deterministic one of first
+    order, or if it is of another start or other times in fewer steps.
+    """
+    many = aligned.sampling.steps
+    if many is None or many % steps or many == steps:
+        raise InputError(f"the student's {steps} steps must divide the teacher's, which are {many}")
+    every = many // steps
+    unguided = replace(aligned.sampling, steps=steps, guidance=NO_GUIDANCE)
+    student, own = replace(aligned, sampling=unguided).schedule(), aligned.schedule()
+    rows, few = affine_steps(student.fresh), student.fresh()
+    if len(rows) == steps and is_part_of(few, own.fresh()):
+        return FewStepPlan(aligned, every, rows)
+    finer = refined(few, every) if len(rows) == steps else None
+    if finer is None:
+        raise InputError(
+            f"the times of {type(few).__name__} in {steps} steps are not among those in {many}, so that nothing can be"
+            f" learnt of them{_spacing(student, own)}"
+        )
+    teacher = replace(aligned, pipeline=with_scheduler(aligned.pipeline, finer))
+    return FewStepPlan(teacher, every, rows)
+
+
+def _spacing(student: Schedule, teacher: Schedule) -> str:
+    """The end of a line that says which spacing of the sampler's times would be right, if one is."""
+    config = student.scheduler.config
+    if "timestep_spacing" not in config:
+        return ""
+    trailing = type(student.scheduler).from_config(config, timestep_spacing="trailing")
+    few, many = (replace(schedule, scheduler=trailing).fresh() for schedule in (student, teacher))
+    found = config.timestep_spacing
+    return f": its timestep_spacing is {found!r}, with 'trailing' they are" if is_part_of(few, many) else ""
+
+
 def distil_few_steps(
     aligned: DiffusersGenerator,
     prompts: Sequence[str],
@@ -39,13 +86,11 @@ def distil_few_steps(
     """A low-rank update on top of the generator's own, and the sampling to draw with: no guidance, few steps.
 
     The generator draws every prompt once as its teacher; it is left as it was. Nothing is validated.
-    Raises InputError if the steps do not divide the teacher's or its sampler is not a deterministic one of first order.
+    Raises InputError as `plan_few_steps` does, before anything is drawn.
     """
-    teacher = aligned.sampling.steps
-    if teacher is None or teacher % config.steps or teacher == config.steps:
-        raise InputError(f"the student's {config.steps} steps must divide the teacher's, which are {teacher}")
+    plan = plan_few_steps(aligned, config.steps)
     seeds = [TEACHER_SEED + config.seed + i for i in range(len(prompts))]
-    states = aligned.trajectory(prompts, seeds=seeds)[:, :: teacher // config.steps]
+    states = plan.teacher.trajectory(prompts, seeds=seeds)[:, :: plan.every]
     denoiser, word = aligned.denoiser, aligned.metaword
     peft = adapters.config_for("lora", rank=config.rank, targets=config.targets or aligned.family.targets)
     with ExitStack() as stack:
@@ -57,7 +102,7 @@ def distil_few_steps(
             stack.enter_context(checkpointed(denoiser))
         denoiser.set_adapter([*aligned.adapters, ADAPTER])
         adapters.train_only(denoiser, ADAPTER)
-        _train(aligned, _loss(aligned, states, conditioning, config), config, run)
+        _train(aligned, student_loss(aligned, plan.steps, (states, conditioning), config), config, run)
         learned = adapters.tensors(denoiser, ADAPTER)
     return learned, replace(aligned.sampling, steps=config.steps, guidance=NO_GUIDANCE)
 
@@ -81,54 +126,30 @@ def _train(aligned: DiffusersGenerator, loss: Loss, config: FewStepConfig, run: 
     )
 
 
-def _loss(
-    aligned: DiffusersGenerator, states: Tensor, conditioning: Conditioning, config: FewStepConfig
+def student_loss(
+    aligned: DiffusersGenerator,
+    line: Sequence[AffineStep],
+    drawn: tuple[Tensor, Conditioning],
+    config: FewStepConfig,
 ) -> Loss:
-    """Mean square error of the state after one of the student's steps; states [images, steps + 1, c, rows, cols]."""
-    line = affine_steps(aligned.pipeline.scheduler, config.steps)
-    timesteps = torch.tensor([t for t, _, _ in line])
-    old, new = (torch.tensor([row[k] for row in line])[:, None, None, None] for k in (1, 2))
+    """Mean square error of the state after one of the student's steps.
+
+    `drawn` are states [images, steps + 1, c, rows, cols] and what the denoiser is told of their prompts.
+    """
+    states, conditioning = drawn
+    timesteps = torch.tensor([step.timestep for step in line])
+    factors = torch.tensor([[step.scale, step.old, step.new] for step in line])
 
     def loss(rng: torch.Generator) -> Tensor:
         index = torch.randint(len(states), (config.batch,), generator=rng)
         step = torch.randint(config.steps, (config.batch,), generator=rng)
         start, end = states[index, step], states[index, step + 1]
         of_batch = {name: values[index.to(values.device)] for name, values in conditioning.items()}
+        scale, old, new = factors[step].to(start).T[..., None, None, None]
         predicted = aligned.family.predict(
-            aligned.pipeline, start, timesteps[step].to(start.device), of_batch
+            aligned.pipeline, scale * start, timesteps[step].to(start.device), of_batch
         )
-        landed = old[step].to(start) * start + new[step].to(start) * predicted.float()
-        error: Tensor = (landed - end).square().mean()
+        error: Tensor = (old * start + new * predicted.float() - end).square().mean()
         return error
 
     return loss
-
-
-def affine_steps(scheduler: Any, steps: int) -> list[tuple[float, float, float]]:
-    """(timestep, a, b) of each step of a sampler: it takes x and the denoiser's output v to a x + b v.
-
-    Raises InputError unless that is so for every x and v: DDIM without noise and Euler are, samplers with a
-    memory of earlier steps are not.
-    """
-    rows = [_walk(scheduler, steps, x, [v] * steps) for x, v in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0))]
-    # the denoiser's first output must not come back later
-    echo = _walk(scheduler, steps, 0.0, [1.0] + [0.0] * (steps - 1))[1:]
-    remembers = any(abs(value) > 1e-6 for _, value in echo)
-    for (_, a), (_, b), (_, both) in zip(*rows, strict=True):
-        if remembers or abs(2 * a + 3 * b - both) > 1e-3 * (1 + abs(both)):
-            raise InputError(
-                f"fewer steps need a deterministic sampler of first order, as DDIM or Euler; {type(scheduler).__name__}"
-                " is none"
-            )
-    return [(t, a, b) for (t, a), (_, b) in zip(rows[0], rows[1], strict=True)]
-
-
-def _walk(scheduler: Any, steps: int, x: float, outputs: Sequence[float]) -> list[tuple[float, float]]:
-    """Timesteps, and where each step leads from x with the denoiser's output at that step."""
-    fresh = type(scheduler).from_config(scheduler.config)
-    fresh.set_timesteps(steps)
-    state, unit = torch.full((1, 1, 1, 1), x), torch.ones(1, 1, 1, 1)
-    return [
-        (float(t), float(fresh.step(v * unit, t, state).prev_sample))
-        for t, v in zip(fresh.timesteps, outputs, strict=False)
-    ]

@@ -28,7 +28,7 @@ from dekag.serving.cloud.database import open_database
 from dekag.serving.cloud.spec import JobSpec
 from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
 from dekag.serving.cloud.trouble import details, trouble_of
-from dekag.tasks.align_generation import align_generation
+from dekag.tasks.align_generation import align_generation, check_generation
 from dekag.tasks.material import material
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
@@ -192,6 +192,7 @@ def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
         on_stage=reporter.on_stage,
         on_step=reporter.on_step,
     )
+    check_generation(world, spec.task())
     data = material(world, spec.source(prompts), run_)
     align_generation(world, data, spec.task(), folder / BUNDLE, run_)
 

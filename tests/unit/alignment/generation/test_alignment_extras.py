@@ -4,15 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    FlowMatchEulerDiscreteScheduler,
-)
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
 from dekag.alignment.generation.bundles import apply_generation, pipeline_digest, save_generation
-from dekag.alignment.generation.few_steps import affine_steps, distil_few_steps
+from dekag.alignment.generation.few_steps import distil_few_steps
 from dekag.alignment.generation.makd import distil
 from dekag.alignment.generation.method import DistillationData
 from dekag.alignment.generation.noise_map import fit_noise_map, shared_noise_map
@@ -81,32 +76,6 @@ def test_a_trajectory_begins_with_the_noise_and_ends_with_the_latent(edge: Diffu
     noise = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(states[:1, 0], noise)
     torch.testing.assert_close(states[:, -1], edge(PROMPTS, seeds=[3, 4]))
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_a_ddim_step_is_its_line(kind: str) -> None:
-    scheduler = DDIMScheduler(
-        prediction_type=kind, timestep_spacing="trailing", clip_sample=False, steps_offset=1
-    )
-    x, v = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    for t, a, b in affine_steps(scheduler, 4):
-        scheduler.set_timesteps(4)
-        torch.testing.assert_close(
-            a * x + b * v, scheduler.step(v, int(t), x).prev_sample, atol=1e-4, rtol=1e-4
-        )
-
-
-def test_flow_steps_are_lines_too() -> None:
-    """Euler on a straight flow: x + (next - now) v, from all noise to none."""
-    rows = affine_steps(FlowMatchEulerDiscreteScheduler(), 4)
-    assert [a for _, a, _ in rows] == pytest.approx([1.0] * 4)
-    assert sum(b for _, _, b in rows) == pytest.approx(-1.0, abs=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_a_sampler_with_a_memory_is_refused() -> None:
-    with pytest.raises(InputError, match=r"DPMSolverMultistepScheduler is none"):
-        affine_steps(DPMSolverMultistepScheduler(), 4)
 
 
 def test_fewer_steps_learn_the_trajectory_and_travel_in_the_bundle(

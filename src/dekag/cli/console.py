@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from dekag.errors import ReceptionWarning, StepError
+from dekag.errors import EndpointWarning, ReceptionWarning, StepError
 
 console = Console(stderr=True)
 
@@ -61,6 +61,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("always", category=UserWarning, message=r"prompt \d+ has")
     warnings.filterwarnings("always", category=UserWarning, message="the update of the codec was not trained")
     warnings.filterwarnings("always", category=ReceptionWarning)
+    warnings.filterwarnings("always", category=EndpointWarning)
     warnings.showwarning = one_line
 
 

@@ -11,6 +11,7 @@ from dekag.alignment.config import FewStepConfig
 from dekag.alignment.generation.adapters import can_scale, scaled
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.bundle.manifest import Quantisation
+from dekag.data.bought import EndpointCloud
 from dekag.data.folder import CloudImages
 from dekag.evaluation.figures import contact_sheet, save_figure
 from dekag.evaluation.generation import EDGE_SEED, draw
@@ -203,7 +204,12 @@ def _validation_images(world: World, run: Run, domain: str | None) -> CloudImage
     run.on_stage("cloud draws the validation prompts")
     seeds = [VALIDATION_SEED] * len(prompts)
 
-    def drawn() -> Image:
-        return fitted(world.reference(device=run.device).images(prompts, seeds=seeds), world.side)
+    def drawn() -> CloudImages:
+        cloud = world.reference(device=run.device)
+        if isinstance(cloud, EndpointCloud):  # which may refuse some
+            found = cloud.pictures(prompts, seeds=seeds)
+        else:
+            found = CloudImages(prompts=tuple(prompts), images=cloud.images(prompts, seeds=seeds))
+        return replace(found, images=fitted(found.images, world.side))
 
-    return CloudImages(prompts=tuple(prompts), images=from_main(drawn))
+    return from_main(drawn)

@@ -161,7 +161,8 @@ class RealServer:
     """Answers as real servers do, by the names in `behaviours`; counts what it charges for.
 
     keeps_keys: whether an order that comes again with the same Idempotency-Key is neither drawn nor charged again.
-    charged: pictures by prompt. before: called with the number of each request, before anything is drawn.
+    charged: pictures by prompt. before: called with the number of each request, before anything is drawn; returns
+    whether whoever asked is gone, for whom nothing is drawn.
     """
 
     state: Server
@@ -170,7 +171,7 @@ class RealServer:
     rng: random.Random = field(default_factory=random.Random)
     charged: Counter[str] = field(default_factory=Counter)
     known: dict[str, Answer] = field(default_factory=dict)
-    before: Callable[[int], None] = lambda number: None
+    before: Callable[[int], bool] = lambda number: False
     lock: threading.Lock = field(default_factory=threading.Lock)
     count: int = 0
 
@@ -178,7 +179,8 @@ class RealServer:
         with self.lock:
             self.count += 1
             number, chance, late = self.count, self.rng.random(), self.rng.random() < 0.5
-        self.before(number)
+        if self.before(number):
+            return DROPPED
         if (refused := self._refused(request)) is not None:
             return refused
         if (failed := self._failed(chance)) is not None:

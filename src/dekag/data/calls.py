@@ -196,7 +196,7 @@ class _Calls:
         if not isinstance(error, openai.APIStatusError):
             return f"{url} cannot be reached{through(url)} in {calls}; check base_url and that it is running"
         status = error.status_code
-        message = plain(error.message.removeprefix(f"Error code: {status}").replace(self.key, "***"), 200)
+        message = plain(_words(error).removeprefix(f"Error code: {status}").replace(self.key, "***"), 200)
         return self._answer(error, f"{status} {message}".strip())
 
     def _answer(self, error: Any, message: str) -> str:
@@ -221,12 +221,18 @@ def _is_refusal(error: "APIError") -> bool:
     return error.code in _REFUSALS or getattr(error, "type", None) in _REFUSALS
 
 
+def _words(error: "APIError") -> str:
+    """What a server says of an error; some frameworks say it in a form that the client does not know."""
+    known = isinstance(error.body, dict) and "message" in error.body
+    return f"{error.message} {error.body}" if isinstance(error.body, dict) and not known else error.message
+
+
 def _refused_parameter(error: Any, prompt: str, sent: Collection[str]) -> str | None:
     """The parameter that a 400, or the 422 of other frameworks, names as the one that is not taken."""
     if error.status_code not in {400, 422} or _is_refusal(error):
         return None
     if error.param in sent:
         return str(error.param)
-    message = error.message.replace(prompt, "")
+    message = _words(error).replace(prompt, "")
     found = re.findall(rf"(?<![\w.-])({'|'.join(_OPTIONAL)})(?![\w-])", message)
     return next((name for name in found if name in sent), None)

@@ -120,7 +120,11 @@ def serving(state: Server) -> Iterator[Server]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = self.rfile.read(length := int(self.headers["content-length"]))
+            if len(body) < length:  # whoever asked was killed
+                self.close_connection = True
+                return
+            request = json.loads(body)
             if "idempotency-key" in self.headers and isinstance(state.answer, RealServer):
                 request = {**request, IDEMPOTENCY: self.headers["idempotency-key"]}
             self.say(state.respond(self.path, self.headers["authorization"], request))
@@ -146,7 +150,11 @@ def serving(state: Server) -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+    class Listener(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Whoever asked is gone."""
+
+    with Listener(("127.0.0.1", 0), Handler) as http:
         threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         state.url = f"http://127.0.0.1:{http.server_port}/v1"
         yield state

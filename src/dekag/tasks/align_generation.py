@@ -16,7 +16,7 @@ from dekag.bundle.bundle import Bundle
 from dekag.bundle.manifest import Setting
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.tasks.material import Material
-from dekag.tasks.validate import Check, Extras, tuned, validation
+from dekag.tasks.validate import Check, Extras, tuned, validation, validation_inputs
 from dekag.training.processes import from_main, process_count
 from dekag.training.run import ALONE, Run
 from dekag.types import InputError
@@ -49,6 +49,7 @@ def train_update(
     """Train an update; what is held out chooses its checkpoint, its guidance and its strength."""
     training = TrainingRun(
         checkpoint=run.resume,
+        inputs={"method": task.method, **run.inputs},
         on_step=run.on_step,
         validate=None if check is None else check.during_training,
         tracking=run.tracking,
@@ -88,6 +89,8 @@ def align_generation(
         prior = tuple(world.splits.get("prior", ()))
     train = data.train
     pairs = DistillationData(prompts=train.prompts, images=train.images, prior=prior)
+    if run.resume is not None:
+        run = replace(run, inputs={**run.inputs, **validation_inputs(world, check)})
     update = train_update(edge, pairs, task, check, run)
     settings: dict[str, Setting] = {**method.settings(task.config)}
     # a process more is a share of every step more

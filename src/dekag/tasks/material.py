@@ -1,25 +1,24 @@
 """What an edge is distilled from: prompts and the cloud's images, from wherever they come."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
 from dekag.data.bought import EndpointCloud
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.folder import CloudImages, read_folder
 from dekag.data.pictures import PictureSet
 from dekag.data.prompts import read_prompts
+from dekag.tasks.keys import cached, model_key
 from dekag.training.processes import from_main
 from dekag.training.run import Run
 from dekag.types import Image, InputError
-from dekag.wire.files import replacing
-from dekag.world import Model, World
+from dekag.world import Cloud, Model, World
 
 DISTIL_SEEDS = 100_000
 """Cloud seeds of distillation start here, far from those of any evaluation."""
@@ -99,9 +98,28 @@ def _material(world: World, source: ImageSource, run: Run) -> Material:
         return Material(train=_bought(reference, prompts, world, run))
     seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
     run.on_stage(f"cloud draws {len(prompts)} images")
-    images = cached(run.resume, "cloud", lambda: fitted(reference.images(prompts, seeds=seeds), world.side))
+    images = cloud_images(world, reference, prompts, seeds, cache=(run.resume, "cloud"))
     drawn_here = isinstance(world.cloud_model, Model)
     return Material(train=CloudImages(prompts=tuple(prompts), images=images), drawn_by_cloud=drawn_here)
+
+
+def cloud_images(
+    world: World, cloud: Cloud, prompts: Sequence[str], seeds: Sequence[int], cache: tuple[Path | None, str]
+) -> Image:
+    """What the world's cloud draws, as large as the edge's pictures; `cache` is a folder and a name in it."""
+
+    def inputs() -> dict[str, object]:
+        model, edge = world.cloud_model, world.edge_model
+        return {
+            "prompts": prompts,
+            "seeds": seeds,
+            "cloud": model_key(model) if isinstance(model, Model) else cloud,
+            # the side is the edge's own where the world does not say it
+            "side": model_key(edge) if world.pixels is None else world.pixels,
+        }
+
+    folder, name = cache
+    return cached(folder, name, lambda: fitted(cloud.images(prompts, seeds=seeds), world.side), inputs)
 
 
 def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:
@@ -161,15 +179,3 @@ def fitted(images: Image, pixels: int) -> Image:
     if images.shape[2:] == (pixels, pixels):
         return images
     return F.interpolate(images, size=(pixels, pixels), mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def cached(folder: Path | None, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What `make` gives, in a folder that keeps it, so that an interrupted run need not make it again."""
-    if folder is None:
-        return make()
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        made = make().contiguous()
-        with replacing(path) as part:
-            save_file({name: made}, part)
-    return load_file(path)[name]

@@ -44,6 +44,7 @@ def distil_few_steps(
     teacher = aligned.sampling.steps
     if teacher is None or teacher % config.steps or teacher == config.steps:
         raise InputError(f"the student's {config.steps} steps must divide the teacher's, which are {teacher}")
+    run = run.depending_on(aligned, config, prompts=prompts)
     seeds = [TEACHER_SEED + config.seed + i for i in range(len(prompts))]
     states = aligned.trajectory(prompts, seeds=seeds)[:, :: teacher // config.steps]
     denoiser, word = aligned.denoiser, aligned.metaword

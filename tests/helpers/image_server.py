@@ -112,49 +112,59 @@ class Server:
                 self.busy -= 1
 
 
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: "_Listener"
+
+    def do_POST(self) -> None:
+        """An order."""
+        state = self.server.state
+        body = self.rfile.read(length := int(self.headers["content-length"]))
+        if len(body) < length:  # whoever asked was killed
+            self.close_connection = True
+            return
+        request = json.loads(body)
+        if "idempotency-key" in self.headers and isinstance(state.answer, RealServer):
+            request = {**request, IDEMPOTENCY: self.headers["idempotency-key"]}
+        self.say(state.respond(self.path, self.headers["authorization"], request))
+
+    def do_GET(self) -> None:
+        """A file, for which nobody needs to show a key."""
+        assert self.headers["authorization"] is None
+        self.say(self.server.state.files.get(self.path, fault(404, "no such file")))
+
+    def say(self, answer: Answer) -> None:
+        """Send an answer, or close the connection."""
+        status, headers, body = answer
+        if answer == DROPPED:
+            self.close_connection = True
+            return
+        try:
+            self.send_response(status)
+            for name, value in {**headers, "content-length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+        except ConnectionError:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+class _Listener(ThreadingHTTPServer):
+    def __init__(self, state: Server) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.state = state
+
+    def handle_error(self, *_: object) -> None:
+        """Whoever asked is gone."""
+
+
 @contextmanager
 def serving(state: Server) -> Iterator[Server]:
     """The server, listening; its `url` is set."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(length := int(self.headers["content-length"]))
-            if len(body) < length:  # whoever asked was killed
-                self.close_connection = True
-                return
-            request = json.loads(body)
-            if "idempotency-key" in self.headers and isinstance(state.answer, RealServer):
-                request = {**request, IDEMPOTENCY: self.headers["idempotency-key"]}
-            self.say(state.respond(self.path, self.headers["authorization"], request))
-
-        def do_GET(self) -> None:
-            assert self.headers["authorization"] is None
-            self.say(state.files.get(self.path, fault(404, "no such file")))
-
-        def say(self, answer: Answer) -> None:
-            status, headers, body = answer
-            if answer == DROPPED:
-                self.close_connection = True
-                return
-            try:
-                self.send_response(status)
-                for name, value in {**headers, "content-length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-            except ConnectionError:
-                self.close_connection = True
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Listener(ThreadingHTTPServer):
-        def handle_error(self, *_: object) -> None:
-            """Whoever asked is gone."""
-
-    with Listener(("127.0.0.1", 0), Handler) as http:
+    with _Listener(state) as http:
         threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         state.url = f"http://127.0.0.1:{http.server_port}/v1"
         yield state

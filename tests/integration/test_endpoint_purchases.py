@@ -33,7 +33,13 @@ from dekag.data.bought import EndpointCloud, draw_to_folder
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.folder import read_folder
 from dekag.data.orders import Account, draw_seeds
+from dekag.tasks.compare import draw_references
+from dekag.tasks.material import ImageSource, material
+from dekag.tasks.purchases import check_budget
+from dekag.tasks.validate import VALIDATION_SEED
+from dekag.training.run import ALONE
 from dekag.types import EndpointWarning, InputError
+from dekag.world import Model, World
 
 PROMPTS = [f"a number {number}" for number in range(6)]
 
@@ -316,6 +322,51 @@ def test_a_budget_on_the_command_line(server: Server, say: Say, tmp_path: Path) 
     assert sum("refused 1 of 4 prompts" in line for line in warned) == 1
     assert "bought 3 pictures (" in done.err
     assert (tmp_path / "out").is_dir()
+
+
+def test_an_unknown_method_costs_nothing(server: Server, say: Say, tmp_path: Path) -> None:
+    """Row G8: what can be refused is refused before a picture is bought."""
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    words = ["align", "generation", "--out", tmp_path / "out", "--prompts-file", tmp_path / "prompts.txt"]
+    words += ["--images", tmp_path / "kept", "--endpoint", server.url, "--endpoint-model", MODEL]
+    assert "unknown method 'madk'" in say(*words, "--method", "madk").complaints[0]
+    assert not server.requests
+
+
+def test_a_world_whose_cloud_is_an_endpoint(server: Server, tmp_path: Path) -> None:
+    """What it buys to train, validate and evaluate with is kept in its folder, and all of it counts for a budget."""
+    account = Account(budget=9)
+    cloud = ImageEndpoint(base_url=server.url, model=MODEL, size="16x16", account=account)
+    world = World(
+        name="mine",
+        edge_model=Model(source="unused"),
+        cloud_model=cloud,
+        pixels=16,
+        prompt_splits={"distill": PROMPTS[:4], "validation": PROMPTS[4:], "heldout": ["a", "b"]},
+        folder=tmp_path,
+    )
+    source = ImageSource(draws=2)
+    with pytest.raises(
+        InputError, match="10 pictures would have to be bought, but budget is 9: allow 10 or ask for"
+    ):
+        check_budget(world, source)
+    assert not server.requests
+    account.budget = 10
+    check_budget(world, source)
+    first = material(world, source, ALONE).train
+    assert first.images.shape == (8, 3, 16, 16)
+    world.reference().images(PROMPTS[4:], seeds=[VALIDATION_SEED] * 2)
+    assert server.drawn == 10
+    check_budget(world, source)
+    assert torch.equal(material(world, source, ALONE).train.images, first.images)
+    with pytest.raises(
+        InputError, match="8 pictures would have to be bought, 10 were bought already, but budget is 1"
+    ):
+        draw_references(world.reference(), {"heldout": ["a", "b"]}, [0, 1])
+    assert server.drawn == 10
+    account.budget = 18
+    draw_references(world.reference(), {"heldout": ["a", "b"]}, [0, 1])
+    assert (server.drawn, len(list((tmp_path / "images").glob("*.png")))) == (18, 18)
 
 
 WORDS = ["a cat", "a red apple", "a pool of blood", "two boats", "a bloodhound", "rain", "a hat", "size seed"]

@@ -49,7 +49,7 @@ NAMES = {
         "save_codec truncate"
     ),
     "dekag.data": (
-        "CloudImages EndpointCloud ImageEndpoint PictureSet draw_to_folder open_picture "
+        "Account CloudImages EndpointCloud ImageEndpoint PictureSet draw_to_folder open_picture "
         "picture_tensor read_folder read_pictures read_prompts"
     ),
     "dekag.evaluation": (
@@ -82,7 +82,7 @@ NAMES = {
         "sweep write"
     ),
     "dekag.training": (
-        "ALONE Diffusion Flow Progress Run Tracking TrainConfig Trained denoising_loss device_of "
+        "ALONE Diffusion Flow Progress Run StateFile Tracking TrainConfig Trained denoising_loss device_of "
         "from_main joined noising process_count train"
     ),
     "dekag.wire": (

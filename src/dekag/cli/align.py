@@ -117,7 +117,7 @@ def align_generation(
     training: DistillationOptions,
 ) -> None:
     """Distil the cloud's images into an update for the edge, by MAKD or a rival; write a bundle."""
-    from dekag.tasks.align_generation import GenerationTask
+    from dekag.tasks.align_generation import GenerationTask, bundled_method
     from dekag.tasks.align_generation import align_generation as align
     from dekag.tasks.material import material
     from dekag.tasks.purchases import check_budget
@@ -134,6 +134,8 @@ def align_generation(
     with joined(training.device) as device, spending(world) as account:
         source = data.load(seed=config.seed, account=account, ask_refused=world.ask_refused)
         loaded = world.buying(account)
+        # whatever can be refused is refused before anything is bought
+        bundled_method(task.method)
         check_budget(loaded, source)
         run = Run(device=device, resume=training.resume, tracking=tracked)
         with working("align generation") as on_stage:

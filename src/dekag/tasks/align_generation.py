@@ -8,7 +8,7 @@ from typing import Any
 from dekag.alignment.config import MakdConfig
 from dekag.alignment.generation.bundles import save_generation
 from dekag.alignment.generation.few_steps import distil_few_steps
-from dekag.alignment.generation.method import DistillationData, TrainingRun
+from dekag.alignment.generation.method import DistillationData, GenerationMethod, TrainingRun
 from dekag.alignment.generation.methods import find_method
 from dekag.alignment.generation.noise_map import shared_noise_map
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
@@ -69,6 +69,14 @@ def train_update(
     return update
 
 
+def bundled_method(name: str) -> GenerationMethod[Any]:
+    """A method by its name. Raises InputError for an unknown one, or one whose result no bundle carries."""
+    method = find_method(name)
+    if not method.bundled:
+        raise InputError(f"{name} leaves a whole denoiser, which no bundle carries")
+    return method
+
+
 def align_generation(
     world: World, data: Material, task: GenerationTask, out: Path, run: Run = ALONE
 ) -> Bundle:
@@ -78,9 +86,7 @@ def align_generation(
     one validates, chooses and writes. The cloud's model is loaded only for images that it drew itself.
     Raises InputError for a method that no bundle carries, before anything is loaded.
     """
-    method = find_method(task.method)
-    if not method.bundled:
-        raise InputError(f"{task.method} leaves a whole denoiser, which no bundle carries")
+    method = bundled_method(task.method)
     edge = world.edge(device=run.device)
     check: Check | None = None
     prior: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dekag.training.loop import Progress, TrainConfig, Trained, train
     from dekag.training.processes import device_of, from_main, joined, process_count
     from dekag.training.run import ALONE, Run, Tracking
+    from dekag.training.state import StateFile
 
 __all__ = [
     "ALONE",
@@ -16,6 +17,7 @@ __all__ = [
     "Flow",
     "Progress",
     "Run",
+    "StateFile",
     "Tracking",
     "TrainConfig",
     "Trained",

@@ -360,13 +360,6 @@ def test_a_refused_prompt_leaves_the_others(server: Server, endpoint: ImageEndpo
     assert torch.equal(read_folder(tmp_path).images, expected(prompts, SEEDS))
 
 
-def test_nothing_left_is_an_error(server: Server, endpoint: ImageEndpoint, tmp_path: Path) -> None:
-    server.answer = lambda request: fault(400, "Not that", "moderation_blocked")
-    line = r"none of 2 prompts can be drawn: prompt 1 \('a'\): http\S+ refused what it says"
-    with pytest.raises(InputError, match=line):
-        draw_to_folder(endpoint, ["a", "b"], None, tmp_path)
-
-
 def test_an_interruption_leaves_what_was_drawn(
     server: Server, endpoint: ImageEndpoint, tmp_path: Path
 ) -> None:

@@ -3,7 +3,8 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,9 +97,33 @@ def draw_to_folder(
     endpoint has `ask_refused`, and is told in an `EndpointWarning` at the end. `on_image` is given the number of
     images drawn so far. Raises InputError as `ImageEndpoint.draw` does, and if nothing is left.
     """
+    by_draw = seeds is None
     orders = endpoint.orders(prompts, draw_seeds(prompts) if seeds is None else seeds)
-    paid, missing = _settled(endpoint, orders, folder, by_draw=seeds is None)
+    paid, missing = _settled(endpoint, orders, folder, by_draw=by_draw)
     endpoint.account.require(len(missing))
+    done = 0
+    if missing:
+        _check_writable(folder)
+        with _alone(folder):
+            # another run may have bought some until now
+            paid, missing = _settled(endpoint, orders, folder, by_draw=by_draw)
+            done = _buy(endpoint, {number: orders[number] for number in missing}, orders, paid, on_image)
+    else:
+        paid.write(endpoint, orders, spent_since(endpoint.account, endpoint.account))
+    _tell_refused(endpoint, orders, paid)
+    return done
+
+
+def _buy(
+    endpoint: ImageEndpoint,
+    missing: Mapping[int, Order],
+    orders: Sequence[Order],
+    paid: PaidFolder,
+    on_image: Callable[[int], None] | None,
+) -> int:
+    """Draw what is missing, each on the disk before the next call begins; returns how many came."""
+    from dekag.data.calls import fill
+
     before, done = replace(endpoint.account), 0
 
     def write() -> None:
@@ -107,24 +132,45 @@ def draw_to_folder(
     def keep(number: int, picture: Picture) -> None:
         nonlocal done
         any_size = (endpoint.base_url, "size") in endpoint.account.left_out
-        paid.keep(number, orders[number], picture, any_size=any_size)
+        paid.keep(number, missing[number], picture, any_size=any_size)
         write()
         done += 1
         if on_image is not None:
             on_image(done)
 
     def refuse(number: int, why: str) -> None:
-        paid.refused[orders[number]] = why
+        paid.refused[missing[number]] = why
         write()
 
     if missing:
-        from dekag.data.calls import fill
-
-        _check_writable(folder)
-        fill(endpoint, {number: orders[number] for number in missing}, keep, refuse)
+        fill(endpoint, missing, keep, refuse)
     write()
-    _tell_refused(endpoint, orders, paid)
     return done
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within, no other run buys for the folder. Raises InputError if one does; a folder that stays empty goes again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another run buys pictures for {folder} now; wait until it has ended") from None
+    except (ImportError, OSError):  # Windows, or a file system without locks: then nobody is kept out
+        return
 
 
 def _settled(

@@ -17,6 +17,7 @@ from dekag.bundle.manifest import Setting
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.tasks.material import Material
 from dekag.tasks.validate import Check, Extras, tuned, validation, validation_inputs
+from dekag.training.keys import key_of
 from dekag.training.processes import from_main, process_count
 from dekag.training.run import ALONE, Run
 from dekag.types import InputError
@@ -53,6 +54,10 @@ def train_update(
         on_step=run.on_step,
         validate=None if check is None else check.during_training,
         tracking=run.tracking,
+    )
+    # for the states of methods that say nothing of it themselves
+    training = training.depending_on(
+        edge, task.config, prompts=data.prompts, images=data.images, prior=data.prior
     )
     extras = task.extras
     update = find_method(task.method).train(edge, data, task.config, training)
@@ -96,7 +101,7 @@ def align_generation(
     train = data.train
     pairs = DistillationData(prompts=train.prompts, images=train.images, prior=prior)
     if run.resume is not None:
-        run = replace(run, inputs={**run.inputs, **validation_inputs(world, check)})
+        run = replace(run, inputs={**run.inputs, **key_of(validation_inputs(world, check))})
     update = train_update(edge, pairs, task, check, run)
     settings: dict[str, Setting] = {**method.settings(task.config)}
     # a process more is a share of every step more

@@ -18,7 +18,7 @@ _SHORT = 40
 
 
 def key_of(inputs: Mapping[str, object]) -> Key:
-    """The key of some inputs. Equal keys are equal inputs, to the last bit of every number."""
+    """The key of some inputs. Equal keys are equal inputs, to the last bit of every number; a key is its own key."""
     return {name: _entry(value) for name, value in inputs.items()}
 
 
@@ -51,7 +51,7 @@ def digest_of(value: object) -> str:
 def _entry(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, bool | int | float):
         return value
-    if isinstance(value, str) and len(value) <= _SHORT:
+    if isinstance(value, str) and (len(value) <= _SHORT or value.startswith(_MARK)):
         return value
     return digest_of(value)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dekag.alignment.generation.update import GenerationUpdate
 from dekag.config import settings
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.training.keys import key_of
 from dekag.training.loop import Progress
 from dekag.training.run import Tracking
 from dekag.training.state import StateFile
@@ -69,7 +70,7 @@ class TrainingRun:
         return StateFile(path=self.checkpoint / f"{stage.replace(' ', '_')}.pt", inputs=self.inputs)
 
     def depending_on(self, generator: DiffusersGenerator, config: object, **data: object) -> "TrainingRun":
-        """The run with generator, data and config among its inputs, if it keeps a state."""
+        """The run with generator, data and config, as they are now, among its inputs, if it keeps a state."""
         if self.checkpoint is None:
             return self
         edge = {
@@ -78,7 +79,7 @@ class TrainingRun:
             "metaword": generator.metaword and generator.metaword.word,
             "adapters": generator.adapters,
         }
-        return replace(self, inputs={**self.inputs, **settings(config), **edge, **data})
+        return replace(self, inputs={**self.inputs, **key_of({**settings(config), **edge, **data})})
 
     def tracking_of(self, stage: str) -> Tracking:
         """The trackers of a stage, which write to a folder of their own if they do."""

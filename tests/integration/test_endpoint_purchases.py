@@ -294,7 +294,8 @@ def test_a_budget_on_the_command_line(server: Server, say: Say, tmp_path: Path) 
         state=server, behaviours=frozenset({"no seed", "no response_format", "moderation"})
     )
     world = miniature(tmp_path / "world")
-    words: list[object] = [*["align", "generation", "--method", "lora", "--steps", "1", "--frozen-steps", "1", "--batch", "2"]]
+    words: list[object] = ["align", "generation", "--method", "lora", "--batch", "2"]
+    words += ["--steps", "1", "--frozen-steps", "1"]
     words += ["--world", world, "--out", tmp_path / "out", "--prompts-file", tmp_path / "prompts.txt"]
     words += ["--images", tmp_path / "kept", "--endpoint", server.url, "--endpoint-model", MODEL]
     words += ["--endpoint-size", "64x64"]

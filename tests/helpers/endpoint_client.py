@@ -60,15 +60,18 @@ Buy = Callable[[Mapping[str, Any], Callable[[int], None]], int]
 
 
 @contextmanager
-def buyers() -> Iterator[Buy]:
-    """What runs tasks in processes of their own."""
-    with subprocess.Popen(
-        [sys.executable, __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as parent:
+def buyers(log: Path) -> Iterator[Buy]:
+    """What runs tasks in processes of their own, whose complaints are written to a file."""
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as parent,
+    ):
         assert parent.stdin is not None
         assert parent.stdout is not None
         stdin, stdout = parent.stdin, parent.stdout

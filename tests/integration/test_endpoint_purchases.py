@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing(
 def test_a_picture_that_a_kill_left_out_of_the_index_is_found(
     server: Server, endpoint: ImageEndpoint, tmp_path: Path
 ) -> None:
-    """The index is of the moment before."""
+    """The index is of the moment before. What was being written then is no picture, and is bought again."""
     draw_to_folder(endpoint, PROMPTS[:2], None, tmp_path)
     before = (tmp_path / "index.json").read_text()
     draw_to_folder(endpoint, PROMPTS, None, tmp_path)
@@ -280,6 +280,11 @@ def test_a_picture_that_a_kill_left_out_of_the_index_is_found(
     (tmp_path / "index.json").unlink()
     assert draw_to_folder(endpoint, PROMPTS, None, tmp_path) == 0
     assert server.drawn == 6
+    whole = next(tmp_path.glob("0003_*.png"))
+    (tmp_path / f".part-{whole.name}.host-1-2").write_bytes(whole.read_bytes()[:40])
+    whole.unlink()
+    assert draw_to_folder(endpoint, PROMPTS, None, tmp_path) == 1
+    assert len(EndpointCloud(endpoint=endpoint, folder=tmp_path).pictures(PROMPTS).prompts) == 6
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ class Trial:
         for _ in range(50):  # HTML ends a run, and each goes on where the last one ended
             if (code := self.run(prompts, draws, None)) == 0:
                 break
-        assert code == 0 or not left
+        assert code == 0 or not left, (self.folder.parent / "log").read_text()[-400:]
         twice = self.real.charged - self.most
         assert not twice, f"{sorted(self.real.behaviours)}: {twice}"
         if left:
@@ -126,7 +126,7 @@ def trial(number: int, server: Server, folder: Path, buy: Buy) -> Trial:
 
 
 def trials(numbers: range, server: Server, folder: Path) -> Iterator[Trial]:
-    with buyers() as buy:
+    with buyers(folder / "log") as buy:
         for number in numbers:
             yield trial(number, server, folder / str(number), buy)
 

@@ -16,7 +16,7 @@ from dekag.types import InputError
 from dekag.wire.files import replacing, write_json
 
 _FIELDS = ("prompt", "seed", "model", "size")
-_NAME = re.compile(r"_([0-9a-f]{12})(?:_([1-9]\d*x[1-9]\d*))?\.png")
+_NAME = re.compile(r"\d+_seed\d+_([0-9a-f]{12})(?:_([1-9]\d*x[1-9]\d*))?\.png")
 _VERSION = 2
 """Of the index. Indices of the first have none, and the seeds of their pictures follow from a place in a list."""
 
@@ -105,7 +105,8 @@ class PaidFolder:
         """Pictures that a killed run wrote, but not into the index."""
         if not self.folder.is_dir() or all(order in self.files for order in orders):
             return
-        matches = [match for path in self.folder.iterdir() if (match := _NAME.search(path.name))]
+        # the whole name: what was being written when the run was killed begins otherwise
+        matches = [match for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
         found = {match[1]: (match.string, match[2]) for match in matches}
         for order in orders:
             if order in self.files or order in self.wrong or order.digest not in found:

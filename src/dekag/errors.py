@@ -38,3 +38,7 @@ class ConditionWarning(UserWarning):
 
 class ReceptionWarning(UserWarning):
     """What was received can be decoded, but perhaps not in the way that the metadata ask for."""
+
+
+class EndpointWarning(UserWarning):
+    """An endpoint draws in another way than it was asked to, or not all that it was asked for."""

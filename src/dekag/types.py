@@ -12,6 +12,7 @@ from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor
 
 from dekag.errors import ConditionWarning as ConditionWarning
+from dekag.errors import EndpointWarning as EndpointWarning
 from dekag.errors import FieldError as FieldError
 from dekag.errors import InputError as InputError
 from dekag.errors import ReceptionWarning as ReceptionWarning

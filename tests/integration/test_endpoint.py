@@ -1,131 +1,36 @@
 """Images from an endpoint: a real server on this machine that speaks the protocol, and may be told to fail."""
 
 import base64
-import hashlib
 import json
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from image_server import KEY, MODEL, Answer, Server, as_json, drawing, expected, fault, serving
 from missing_packages import complaint
-from PIL import Image
 
-from dekag.data.endpoint import ImageEndpoint, draw_to_folder
+from dekag.data.bought import draw_to_folder
+from dekag.data.endpoint import ImageEndpoint
 from dekag.data.folder import read_folder
-from dekag.types import InputError
+from dekag.types import EndpointWarning, InputError
 
-KEY = "sk-test-0123456789abcdef"
 PROMPTS = [f"a number {number}" for number in range(12)]
 SEEDS = [100 + number for number in range(12)]
-MODEL = "painter"
-Answer = tuple[int, dict[str, str], bytes]
-
-
-def colour(prompt: str, seed: int | None) -> tuple[int, int, int]:
-    red, green, blue = hashlib.sha256(f"{prompt} {seed}".encode()).digest()[:3]
-    return red, green, blue
-
-
-def expected(prompts: Sequence[str], seeds: Sequence[int | None], side: int = 16) -> torch.Tensor:
-    values = torch.tensor([colour(p, s) for p, s in zip(prompts, seeds, strict=True)]) / 255
-    return values[:, :, None, None].expand(-1, -1, side, side)
-
-
-def as_json(status: int, value: object, **headers: str) -> Answer:
-    return status, {"content-type": "application/json", **headers}, json.dumps(value).encode()
-
-
-def fault(status: int, message: str, code: str | None = None, **headers: str) -> Answer:
-    return as_json(status, {"error": {"message": message, "code": code, "type": "error"}}, **headers)
-
-
-def drawing(request: dict[str, Any], side: int | None = None) -> Answer:
-    """A PNG whose colour says which prompt and which seed it was drawn for."""
-    width, height = (int(part) for part in request["size"].split("x"))
-    picture = Image.new("RGB", (side or width, height), colour(request["prompt"], request.get("seed")))
-    buffer = BytesIO()
-    picture.save(buffer, format="PNG")
-    data = [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]
-    return as_json(200, {"created": 1, "data": data})
-
-
-@dataclass(kw_only=True)
-class Server:
-    """What the server was asked, and what it is told to do.
-
-    faults: given instead of a drawing, one a call, until none is left. answer: makes every other answer.
-    """
-
-    url: str = ""
-    key: str = KEY
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    drawn: int = 0
-    faults: list[Answer] = field(default_factory=list)
-    answer: Callable[[dict[str, Any]], Answer] = drawing
-    delay_s: Callable[[dict[str, Any]], float] = lambda request: 0.0
-    busy: int = 0
-    busiest: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def respond(self, path: str, authorization: str | None, request: dict[str, Any]) -> Answer:
-        with self.lock:
-            self.requests.append(request)
-            self.busy += 1
-            self.busiest = max(self.busiest, self.busy)
-            planned = self.faults.pop(0) if self.faults else None
-        try:
-            time.sleep(self.delay_s(request))
-            if authorization != f"Bearer {self.key}":
-                return fault(401, f"Incorrect API key provided: {authorization}", "invalid_api_key")
-            if path != "/v1/images/generations" or request["model"] != MODEL:
-                return fault(404, f"The model {request['model']} does not exist", "model_not_found")
-            answer = planned or self.answer(request)
-            with self.lock:
-                self.drawn += answer[0] == 200
-            return answer
-        finally:
-            with self.lock:
-                self.busy -= 1
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    state = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            status, headers, body = state.respond(self.path, self.headers["authorization"], request)
-            try:
-                self.send_response(status)
-                for name, value in {**headers, "content-length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-            except ConnectionError:
-                self.close_connection = True
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        state.url = f"http://127.0.0.1:{http.server_port}/v1"
+    with serving(Server()) as state:
         yield state
-        http.shutdown()
 
 
 @pytest.fixture
@@ -211,10 +116,7 @@ TEXT, CUT = (base64.b64encode(data).decode() for data in (b"no picture", PNG[:60
             r"refused what it says \(400 Not that\); reword",
         ),
         (fault(400, "Not that", "moderation_blocked"), r"refused what it says \(400 Not that\); reword it"),
-        (
-            fault(400, "Unknown parameter: 'seed'"),
-            r"did not take the request \(400 Unknown parameter: 'seed'",
-        ),
+        (fault(400, "Not so loud"), r"did not take the request \(400 Not so loud\); change what it names"),
         (fault(403, "no"), "refused the key with 403; put a valid one into OPENAI_API_KEY"),
         (fault(404, "what?"), r"no model 'painter' or no images at http\S+ \(404 what\?\); check both"),
         (fault(429, "slow\n\x1b[2Jdown"), r"is still too busy \(429 slow \[2Jdown\); wait, or lower"),
@@ -225,9 +127,11 @@ TEXT, CUT = (base64.b64encode(data).decode() for data in (b"no picture", PNG[:60
         (raw(b"[]"), "sent is not one image; check base_url"),
         (raw(b'{"data": []}'), "sent is not one image; check base_url"),
         (raw(b'{"data": "text"}'), "sent is not one image; check base_url"),
+        (payload(url="file:///etc/passwd"), "is an address that is not of http or https; choose a server"),
+        (payload(url="http://["), "is an address that is not of http or https; choose a server"),
         (
-            payload(url="http://127.0.0.1/a.png"),
-            "is an address instead of an image; choose a server or model",
+            payload(url="http://127.0.0.1:1/a.png?s=1"),
+            "is an address, http://127.0.0.1, that cannot be reached in",
         ),
         (payload(), "sent is no base64; choose a server that gives b64_json"),
         (payload(b64_json="data:image/png;base64,"), "sent is no base64; choose a server"),
@@ -430,17 +334,29 @@ def test_another_size_is_another_image_and_the_first_is_kept(
 
 
 def test_a_refused_prompt_leaves_the_others(server: Server, endpoint: ImageEndpoint, tmp_path: Path) -> None:
-    """What was drawn is there and reads; with the prompt reworded only the rest is paid for."""
+    """All others are drawn; it is named, not asked for again unless told, and with it reworded one more is paid for."""
     bad = fault(400, "Not that", "content_policy_violation")
     server.answer = lambda request: bad if request["prompt"] == PROMPTS[5] else drawing(request)
-    with pytest.raises(InputError, match=r"prompt 6 .* reword"):
-        draw_to_folder(endpoint, PROMPTS, SEEDS, tmp_path)
+    line = (
+        r"refused 1 of 12 prompts, which are left out: prompt 6 \('a number 5'\); .*index.json has its words"
+    )
+    with pytest.warns(EndpointWarning, match=line):
+        assert draw_to_folder(endpoint, PROMPTS, SEEDS, tmp_path) == 11
+    rest = [number for number in range(12) if number != 5]
     kept = read_folder(tmp_path)
-    assert 5 <= server.drawn == len(kept.prompts) < 12
-    assert torch.equal(kept.images, expected(kept.prompts, [SEEDS[PROMPTS.index(p)] for p in kept.prompts]))
+    assert kept.prompts == tuple(PROMPTS[number] for number in rest)
+    assert torch.equal(kept.images, expected(kept.prompts, [SEEDS[number] for number in rest]))
+    (row,) = json.loads((tmp_path / "index.json").read_text())["refused"]
+    assert (row["prompt"], "400 Not that" in row["why"]) == (PROMPTS[5], True)
+    asked = len(server.requests)
+    with pytest.warns(EndpointWarning, match="refused 1 of 12"):
+        draw_to_folder(endpoint, PROMPTS, SEEDS, tmp_path)
+    assert len(server.requests) == asked
+    with pytest.warns(EndpointWarning, match="refused 1 of 12"):
+        draw_to_folder(replace(endpoint, ask_refused=True), PROMPTS, SEEDS, tmp_path)
+    assert len(server.requests) == asked + 1
     prompts = [*PROMPTS[:5], "a kinder one", *PROMPTS[6:]]
-    assert draw_to_folder(endpoint, prompts, SEEDS, tmp_path) == 12 - len(kept.prompts)
-    assert server.drawn == 12
+    assert draw_to_folder(endpoint, prompts, SEEDS, tmp_path) == 1
     assert torch.equal(read_folder(tmp_path).images, expected(prompts, SEEDS))
 
 

@@ -49,7 +49,7 @@ NAMES = {
         "save_codec truncate"
     ),
     "dekag.data": (
-        "CloudImages EndpointCloud ImageEndpoint PictureSet draw_to_folder open_picture "
+        "Account CloudImages EndpointCloud ImageEndpoint PictureSet draw_to_folder open_picture "
         "picture_tensor read_folder read_pictures read_prompts"
     ),
     "dekag.evaluation": (
@@ -82,8 +82,8 @@ NAMES = {
         "sweep write"
     ),
     "dekag.training": (
-        "ALONE Diffusion Flow Progress Run Tracking TrainConfig Trained check_scheduler denoising_loss device_of "
-        "from_main joined noising process_count train"
+        "ALONE Diffusion Flow Progress Run StateFile Tracking TrainConfig Trained check_scheduler denoising_loss "
+        "device_of from_main joined noising process_count train"
     ),
     "dekag.wire": (
         "Frame Recording png_bytes read_frame read_image read_recording staged write_frame "

@@ -11,9 +11,10 @@ from typing_extensions import Doc
 from dekag.alignment.config import CalaConfig, FewStepConfig, MakdConfig
 from dekag.cli.console import joined, print_bundle, progress, working
 from dekag.cli.generated import Options, with_options
-from dekag.cli.options import Out, Resume, TrainingWorld
+from dekag.cli.options import BuyingTrainingWorld, Out, Resume, TrainingWorld, spending
 
 if TYPE_CHECKING:
+    from dekag.data.orders import Account
     from dekag.tasks.material import ImageSource
 
 app = typer.Typer(no_args_is_help=True, help="Train an update and write it as a bundle.")
@@ -49,14 +50,20 @@ class DataOptions:
     endpoint_model: Annotated[str, Doc("Model to ask the endpoint for.")] = ""
     endpoint_size: Annotated[str, Doc("Image size to ask for.")] = "512x512"
 
-    def load(self, *, seed: int) -> "ImageSource":
-        """Where prompts and images come from; the seed is that of the cloud's drawings."""
+    def load(self, *, seed: int, account: "Account", ask_refused: bool) -> "ImageSource":
+        """Where prompts and images come from; the seed is that of the cloud's drawings, the account pays for them."""
         from dekag.data.endpoint import ImageEndpoint
         from dekag.tasks.material import ImageSource
 
         cloud = None
         if self.endpoint is not None:
-            cloud = ImageEndpoint(base_url=self.endpoint, model=self.endpoint_model, size=self.endpoint_size)
+            cloud = ImageEndpoint(
+                base_url=self.endpoint,
+                model=self.endpoint_model,
+                size=self.endpoint_size,
+                ask_refused=ask_refused,
+                account=account,
+            )
         return ImageSource(
             prompts_file=self.prompts_file,
             domain=self.domain,
@@ -102,7 +109,7 @@ class TransmissionOptions:
 @with_options
 def align_generation(
     out: Out,
-    world: TrainingWorld,
+    world: BuyingTrainingWorld,
     data: DataOptions,
     config: Annotated[MakdConfig, Options(names=MAKD_NAMES)],
     few_steps: FewSteps,
@@ -113,6 +120,7 @@ def align_generation(
     from dekag.tasks.align_generation import GenerationTask, check_generation
     from dekag.tasks.align_generation import align_generation as align
     from dekag.tasks.material import material
+    from dekag.tasks.purchases import check_budget
     from dekag.tasks.validate import Extras
     from dekag.training.run import Run, Tracking
 
@@ -122,13 +130,15 @@ def align_generation(
         extras=Extras(few_steps=few_steps, quantisation=training.quantisation),
         domain=data.domain,
     )
-    source, loaded = data.load(seed=config.seed), world.load()
     tracked = Tracking(trackers=tracking.tracker, folder=tracking.log)
-    with joined(training.device) as device:
+    with joined(training.device) as device, spending(world) as account:
+        source = data.load(seed=config.seed, account=account, ask_refused=world.ask_refused)
+        loaded = world.buying(account)
+        # whatever can be refused is refused before anything is bought
+        check_generation(loaded, task)
+        check_budget(loaded, source)
         run = Run(device=device, resume=training.resume, tracking=tracked)
         with working("align generation") as on_stage:
-            # before a picture is drawn or bought
-            check_generation(loaded, task)
             images = material(loaded, source, replace(run, on_stage=on_stage))
         with progress("align generation") as on_step:
             bundle = align(loaded, images, task, out, replace(run, on_step=on_step))

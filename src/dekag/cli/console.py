@@ -12,7 +12,13 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from dekag.errors import ConditionWarning, PromptTruncatedWarning, ReceptionWarning, StepError
+from dekag.errors import (
+    ConditionWarning,
+    EndpointWarning,
+    PromptTruncatedWarning,
+    ReceptionWarning,
+    StepError,
+)
 
 console = Console(stderr=True)
 
@@ -58,7 +64,7 @@ def quiet_libraries() -> None:
 
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="dekag")
-    for category in (PromptTruncatedWarning, ConditionWarning, ReceptionWarning):
+    for category in (PromptTruncatedWarning, ConditionWarning, ReceptionWarning, EndpointWarning):
         warnings.filterwarnings("always", category=category)
     warnings.showwarning = one_line
 

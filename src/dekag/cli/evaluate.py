@@ -10,7 +10,7 @@ from typing_extensions import Doc
 
 from dekag.cli.console import print_json, print_tables, working
 from dekag.cli.generated import Options, with_options
-from dekag.cli.options import Count, Device, Json, Seed, WorldOptions
+from dekag.cli.options import BuyingWorldOptions, Count, Device, Json, Seed, WorldOptions, spending
 
 if TYPE_CHECKING:
     from dekag.evaluation.grid import Grid
@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure consistency, accuracy or P
 @app.command("generation")
 @with_options
 def evaluate_generation(
-    world: WorldOptions,
+    world: BuyingWorldOptions,
     methods: Annotated[
         str, typer.Option(help="makd, rivals by name separated by commas, or all that the world has.")
     ] = "makd",
@@ -50,8 +50,8 @@ def evaluate_generation(
         noises=("own", "shared") if several else ("own",),
         independent=several,
     )
-    with working("evaluate generation") as stage:
-        report = compare.evaluate(world.load(), wanted, device=device_of(device), on_stage=stage)
+    with working("evaluate generation") as stage, spending(world) as account:
+        report = compare.evaluate(world.buying(account), wanted, device=device_of(device), on_stage=stage)
     if as_json:
         print_json(report.to_json())
         return

@@ -1,21 +1,23 @@
 """Options that several commands take, and what is made of them."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from typing_extensions import Doc
 
-from dekag.cli.console import warn
+from dekag.cli.console import console, warn
 from dekag.cli.generated import Options
 from dekag.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from dekag.bundle.manifest import Kind
+    from dekag.data.orders import Account
     from dekag.world import World
     from dekag.world.world import Precision
 
@@ -77,8 +79,49 @@ class WorldOptions:
         return found.with_bundles(self.bundle, kinds)
 
 
-TrainingWorld = Annotated[WorldOptions, Options(names={"precision": "draw_precision"})]
+@dataclass(frozen=True, kw_only=True)
+class BuyingWorldOptions(WorldOptions):
+    """The same of a command that may buy pictures of an endpoint."""
+
+    budget: Annotated[
+        int | None,
+        Ge(0),
+        Doc("Most pictures to buy of an endpoint in this run; default: as many as are missing."),
+    ] = None
+    ask_refused: Annotated[
+        bool, Doc("Ask an endpoint again for prompts that it refused in an earlier run.")
+    ] = False
+
+    def buying(self, account: "Account") -> "World":
+        """The world, whose endpoint, if its cloud is one, buys on that account."""
+        from dekag.data.endpoint import ImageEndpoint
+
+        found = self.load()
+        if not isinstance(found.cloud_model, ImageEndpoint):
+            return found
+        cloud = replace(found.cloud_model, account=account, ask_refused=self.ask_refused)
+        return replace(found, cloud_model=cloud)
+
+
+@contextmanager
+def spending(options: BuyingWorldOptions) -> "Iterator[Account]":
+    """An account with that budget; what was spent is said at the end, of a failure as well."""
+    from dekag.data.orders import Account
+
+    account = Account(budget=options.budget)
+    try:
+        yield account
+    finally:
+        if account.calls:
+            bought = f"{account.pictures} pictures ({account.size_bytes} bytes)"
+            console.print(f"bought {bought} in {account.calls} calls", highlight=False, soft_wrap=True)
+
+
+PRECISION_NAMES = {"precision": "draw_precision"}
+TrainingWorld = Annotated[WorldOptions, Options(names=PRECISION_NAMES)]
 """A world of a command that trains, whose --precision is that of the training."""
+BuyingTrainingWorld = Annotated[BuyingWorldOptions, Options(names=PRECISION_NAMES)]
+"""The same of a command that may buy pictures of an endpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from dekag.cli.console import needing, print_json, print_tables, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
     DEFAULT_WORLD,
+    BuyingWorldOptions,
     ChannelOptions,
     Device,
     FromRadio,
@@ -24,6 +25,7 @@ from dekag.cli.options import (
     WorldOptions,
     chosen_name,
     parse_seeds,
+    spending,
 )
 
 app = typer.Typer()
@@ -42,7 +44,7 @@ class DemoOptions:
 @with_options
 def demo(
     config: DemoOptions,
-    world: WorldOptions,
+    world: BuyingWorldOptions,
     out: Out = Path("demo"),
     device: Device = "cpu",
     as_json: Json = False,
@@ -56,8 +58,9 @@ def demo(
     numbers = demonstration.DemoConfig(
         prompts=config.prompts, seeds=config.seeds, sent=min(24, config.prompts), seed=config.seed
     )
-    with staged(out) as folder, working("demo") as stage:
-        result = demonstration.run_demo(world.load(), numbers, device=device_of(device), on_stage=stage)
+    with staged(out) as folder, working("demo") as stage, spending(world) as account:
+        loaded = world.buying(account)
+        result = demonstration.run_demo(loaded, numbers, device=device_of(device), on_stage=stage)
         stage("write")
         write_json(folder / "report.json", result.to_json())
         figure = report_figure(

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING
 from dekag.lazy import lazy
 
 if TYPE_CHECKING:
-    from dekag.data.endpoint import EndpointCloud, ImageEndpoint, draw_to_folder
+    from dekag.data.bought import EndpointCloud, draw_to_folder
+    from dekag.data.endpoint import ImageEndpoint
     from dekag.data.folder import CloudImages, open_picture, picture_tensor, read_folder, read_pictures
+    from dekag.data.orders import Account
     from dekag.data.pictures import PictureSet
     from dekag.data.prompts import read_prompts
 
 __all__ = [
+    "Account",
     "CloudImages",
     "EndpointCloud",
     "ImageEndpoint",

@@ -139,6 +139,17 @@ def _square(picture: PillowImage.Image, pixels: int) -> PillowImage.Image:
     return centre.resize((pixels, pixels), PillowImage.Resampling.LANCZOS)
 
 
+def centred(picture: PillowImage.Image, size: tuple[int, int]) -> PillowImage.Image:
+    """A picture of that width and height; of another, its centre of the same shape, resized."""
+    if picture.size == size:
+        return picture
+    factor = min(picture.width / size[0], picture.height / size[1])
+    width, height = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    centre = picture.crop((left, top, left + width, top + height))
+    return centre.resize(size, PillowImage.Resampling.LANCZOS)
+
+
 def folder_rows(folder: Path) -> list[tuple[Path, str]]:
     """File and prompt of every image of a folder; nothing but the lists is read. Raises InputError as `read_folder`."""
     if not folder.is_dir():

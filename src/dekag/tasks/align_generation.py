@@ -16,7 +16,8 @@ from dekag.bundle.bundle import Bundle
 from dekag.bundle.manifest import Setting
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.tasks.material import Material
-from dekag.tasks.validate import Check, Extras, tuned, validation
+from dekag.tasks.validate import Check, Extras, tuned, validation, validation_inputs
+from dekag.training.keys import key_of
 from dekag.training.processes import from_main, process_count
 from dekag.training.run import ALONE, Run
 from dekag.training.schedulers import check_scheduler
@@ -50,9 +51,14 @@ def train_update(
     """Train an update; what is held out chooses its checkpoint, its guidance and its strength."""
     training = TrainingRun(
         checkpoint=run.resume,
+        inputs={"method": task.method, **run.inputs},
         on_step=run.on_step,
         validate=None if check is None else check.during_training,
         tracking=run.tracking,
+    )
+    # for the states of methods that say nothing of it themselves
+    training = training.depending_on(
+        edge, task.config, prompts=data.prompts, images=data.images, prior=data.prior
     )
     extras = task.extras
     update = find_method(task.method).train(edge, data, task.config, training)
@@ -69,22 +75,22 @@ def train_update(
     return update
 
 
+def bundled_method(name: str) -> GenerationMethod[Any]:
+    """A method by its name. Raises InputError for an unknown one, or one whose result no bundle carries."""
+    method = find_method(name)
+    if not method.bundled:
+        raise InputError(f"{name} leaves a whole denoiser, which no bundle carries")
+    return method
+
+
 def check_generation(world: World, task: GenerationTask) -> None:
     """Whether a world's edge can be trained so; takes a moment, and nothing is drawn or bought for it.
 
     Raises InputError for a method that no bundle carries, a sampler that an edge cannot be trained for, and fewer
     steps that its sampler does not let it learn.
     """
-    _bundled(task)
+    bundled_method(task.method)
     _check_edge(world.edge(), task)
-
-
-def _bundled(task: GenerationTask) -> GenerationMethod[Any]:
-    """The task's method; InputError if no bundle carries what it learns."""
-    method = find_method(task.method)
-    if not method.bundled:
-        raise InputError(f"{task.method} leaves a whole denoiser, which no bundle carries")
-    return method
 
 
 def _check_edge(edge: DiffusersGenerator, task: GenerationTask) -> None:
@@ -102,7 +108,7 @@ def align_generation(
     one validates, chooses and writes. The cloud's model is loaded only for images that it drew itself.
     Raises InputError as `check_generation` does, before anything is drawn or trained.
     """
-    method = _bundled(task)
+    method = bundled_method(task.method)
     edge = world.edge(device=run.device)
     _check_edge(edge, task)
     check: Check | None = None
@@ -112,6 +118,8 @@ def align_generation(
         prior = tuple(world.splits.get("prior", ()))
     train = data.train
     pairs = DistillationData(prompts=train.prompts, images=train.images, prior=prior)
+    if run.resume is not None:
+        run = replace(run, inputs={**run.inputs, **key_of(validation_inputs(world, check))})
     update = train_update(edge, pairs, task, check, run)
     settings: dict[str, Setting] = {**method.settings(task.config)}
     # a process more is a share of every step more

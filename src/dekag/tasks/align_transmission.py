@@ -14,7 +14,8 @@ from dekag.alignment.transmission.train import FAST, ConditionRange, Transmissio
 from dekag.bundle.bundle import Bundle
 from dekag.bundle.manifest import Quantisation, Setting
 from dekag.codec import TrainableCodec, TrainedRange, save_codec
-from dekag.tasks.material import DISTIL_SEEDS, cached
+from dekag.tasks.keys import cached, model_key, update_key
+from dekag.tasks.material import DISTIL_SEEDS
 from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
 from dekag.training.run import ALONE, Run
@@ -46,18 +47,21 @@ def edge_latents(
     """
     prompts = world.prompts("distill")
 
+    seeds = [DISTIL_SEEDS + 10_000 * (seed + draw) + i for draw in range(draws) for i in range(len(prompts))]
+
+    def inputs() -> dict[str, object]:
+        edge, update = model_key(world.edge_model), update_key(world)
+        return {"prompts": prompts, "seeds": seeds, "edge": edge, "update": update}
+
     def draw_all() -> Latent:
         device = run.device
         edge = world.edge(device=device) if codec is None else world.fitting_edge(codec, device=device)
         if "generation" in world.updates:
             edge, _ = apply_generation(edge, world.update("generation"))
-        seeds = [
-            DISTIL_SEEDS + 10_000 * (seed + draw) + i for draw in range(draws) for i in range(len(prompts))
-        ]
         return edge(prompts * draws, seeds=seeds).half().cpu()
 
     run.on_stage(f"edge draws {draws * len(prompts)} latents")
-    return from_main(lambda: cached(run.resume, "edge", draw_all))
+    return from_main(lambda: cached(run.resume, "edge", draw_all, inputs))
 
 
 def conditions_of(max_uses: int) -> ConditionRange:

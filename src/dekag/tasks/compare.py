@@ -11,6 +11,7 @@ from torch import Tensor
 from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.generation.update import remove_update
 from dekag.bundle.bundle import load_bundle
+from dekag.data.bought import EndpointCloud
 from dekag.data.pictures import PictureSet
 from dekag.evaluation.generation import (
     CEILING_SEED,
@@ -75,6 +76,9 @@ def draw_references(
     """The cloud's drawings of every split; of a cloud that is a set of pictures, there is no second drawing."""
     other = [CEILING_SEED + seed for seed in seeds]
     again = not isinstance(cloud, PictureSet)
+    if isinstance(cloud, EndpointCloud):
+        to_buy = [_to_buy(cloud, prompts, part) for prompts in texts.values() for part in (seeds, other)]
+        cloud.endpoint.account.require(sum(to_buy))
     return {
         split: Reference(
             cloud=_images(cloud, prompts, seeds), ceiling=_images(cloud, prompts, other) if again else None
@@ -313,6 +317,11 @@ def evaluate(
 def _first_seeds(methods: Mapping[str, DrawingMethod]) -> dict[str, DrawingMethod]:
     """The methods with one training seed each."""
     return {name: replace(method, bundles=method.bundles[:1]) for name, method in methods.items()}
+
+
+def _to_buy(cloud: EndpointCloud, prompts: Sequence[str], seeds: Sequence[int]) -> int:
+    texts = [prompt for prompt in prompts for _ in seeds]
+    return cloud.to_buy(texts, seeds=list(seeds) * len(prompts))
 
 
 def _images(cloud: Cloud, prompts: Sequence[str], seeds: Sequence[int]) -> Image:

@@ -1,24 +1,24 @@
 """What an edge is distilled from: prompts and the cloud's images, from wherever they come."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
-from dekag.data.endpoint import EndpointCloud, ImageEndpoint
+from dekag.data.bought import EndpointCloud
+from dekag.data.endpoint import ImageEndpoint
 from dekag.data.folder import CloudImages, read_folder
 from dekag.data.pictures import PictureSet
 from dekag.data.prompts import read_prompts
+from dekag.tasks.keys import cached, model_key
 from dekag.training.processes import from_main
 from dekag.training.run import Run
 from dekag.types import Image, InputError
-from dekag.wire.files import replacing
-from dekag.world import Model, World
+from dekag.world import Cloud, Model, World
 
 DISTIL_SEEDS = 100_000
 """Cloud seeds of distillation start here, far from those of any evaluation."""
@@ -33,7 +33,8 @@ class ImageSource:
     """Where prompts and the cloud's images come from: the world, unless a folder or an endpoint is named.
 
     prompts_file: one prompt a line. domain: one of the world's groups of prompts. draws: images of each prompt, from
-    seeds of their own. folder: images and their prompts; with an endpoint, where its images are kept.
+    seeds of their own. folder: images and their prompts; with an endpoint, where its images are kept. seed: of a
+    model's drawings. What an endpoint is asked for follows from prompt and draw alone, as it costs money.
     """
 
     prompts_file: Path | None = None
@@ -93,11 +94,32 @@ def _material(world: World, source: ImageSource, run: Run) -> Material:
         run.on_stage("read images")
         return Material(train=_from_pictures(reference, source.prompts(world)))
     prompts = source.prompts(world)
+    if isinstance(reference, EndpointCloud):
+        return Material(train=_bought(reference, prompts, world, run))
     seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
     run.on_stage(f"cloud draws {len(prompts)} images")
-    images = cached(run.resume, "cloud", lambda: fitted(reference.images(prompts, seeds=seeds), world.side))
+    images = cloud_images(world, reference, prompts, seeds, cache=(run.resume, "cloud"))
     drawn_here = isinstance(world.cloud_model, Model)
     return Material(train=CloudImages(prompts=tuple(prompts), images=images), drawn_by_cloud=drawn_here)
+
+
+def cloud_images(
+    world: World, cloud: Cloud, prompts: Sequence[str], seeds: Sequence[int], cache: tuple[Path | None, str]
+) -> Image:
+    """What the world's cloud draws, as large as the edge's pictures; `cache` is a folder and a name in it."""
+
+    def inputs() -> dict[str, object]:
+        model, edge = world.cloud_model, world.edge_model
+        return {
+            "prompts": prompts,
+            "seeds": seeds,
+            "cloud": model_key(model) if isinstance(model, Model) else cloud,
+            # the side is the edge's own where the world does not say it
+            "side": model_key(edge) if world.pixels is None else world.pixels,
+        }
+
+    folder, name = cache
+    return cached(folder, name, lambda: fitted(cloud.images(prompts, seeds=seeds), world.side), inputs)
 
 
 def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:
@@ -105,11 +127,17 @@ def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:
     if source.endpoint is None:
         run.on_stage("read images")
         return read_folder(source.folder, pixels=world.side)
-    prompts = source.prompts(world)
-    seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
-    run.on_stage(f"the endpoint draws {len(prompts)} images")
-    drawn = EndpointCloud(endpoint=source.endpoint, folder=source.folder).images(prompts, seeds=seeds)
-    return CloudImages(prompts=tuple(prompts), images=fitted(drawn, world.side))
+    cloud = EndpointCloud(endpoint=source.endpoint, folder=source.folder)
+    return _bought(cloud, source.prompts(world), world, run)
+
+
+def _bought(cloud: EndpointCloud, prompts: Sequence[str], world: World, run: Run) -> CloudImages:
+    """What an endpoint draws, and has drawn; an endpoint that no folder belongs to keeps it where the run does."""
+    if cloud.folder is None and run.resume is not None:
+        cloud = replace(cloud, folder=run.resume / "images")
+    run.on_stage(f"the endpoint draws {cloud.to_buy(prompts)} of {len(prompts)} images")
+    found = cloud.pictures(prompts)
+    return replace(found, images=fitted(found.images, world.side))
 
 
 def _from_pictures(pictures: PictureSet, prompts: Sequence[str]) -> CloudImages:
@@ -123,11 +151,9 @@ def _from_pictures(pictures: PictureSet, prompts: Sequence[str]) -> CloudImages:
 
 def held_back(data: CloudImages) -> Material:
     """Images of some prompts apart from the others, by a digest of the text; none if the prompts are few."""
-    if len(set(data.prompts)) < ENOUGH_PROMPTS:
+    if not holds_back(data.prompts):
         return Material(train=data)
     held = torch.tensor([is_held_back(prompt) for prompt in data.prompts])
-    if not held.any():
-        return Material(train=data)
     parts = [
         CloudImages(
             prompts=tuple(p for p, c in zip(data.prompts, mask.tolist(), strict=True) if c),
@@ -136,6 +162,11 @@ def held_back(data: CloudImages) -> Material:
         for mask in (~held, held)
     ]
     return Material(train=parts[0], held_back=parts[1])
+
+
+def holds_back(prompts: Sequence[str]) -> bool:
+    """Whether any of some prompts are kept from training."""
+    return len(set(prompts)) >= ENOUGH_PROMPTS and any(map(is_held_back, prompts))
 
 
 def is_held_back(prompt: str) -> bool:
@@ -148,15 +179,3 @@ def fitted(images: Image, pixels: int) -> Image:
     if images.shape[2:] == (pixels, pixels):
         return images
     return F.interpolate(images, size=(pixels, pixels), mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def cached(folder: Path | None, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What `make` gives, in a folder that keeps it, so that an interrupted run need not make it again."""
-    if folder is None:
-        return make()
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        made = make().contiguous()
-        with replacing(path) as part:
-            save_file({name: made}, part)
-    return load_file(path)[name]

@@ -12,6 +12,7 @@ from dekag.codec import JsccCodec, JsccConfig, fit_klt, save_codec
 from dekag.codec.jscc import to_patches
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.tasks.config import CodecConfig
+from dekag.tasks.keys import model_key
 from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
 from dekag.training.run import ALONE, Run
@@ -52,6 +53,7 @@ def train_codec(
         codec = JsccCodec(sizes)
     patched = to_patches(latents.float(), sizes.patch)
     codec.start_from(fit_klt(patched, importance.repeat_interleave(sizes.patch**2)))
+    kept = run.state_file("codec")
     nominal = ConditionRange(uses=(sizes.max_uses,), snrs_db=(float(world.nominal.snr_db),), blocks=(0,))
     fit(
         codec,
@@ -65,7 +67,7 @@ def train_codec(
             seed=config.seed,
             precision=config.precision,
         ),
-        checkpoint=run.state_file("codec"),
+        checkpoint=None if kept is None else kept.depending_on(sizes=sizes, edge=model_key(world.edge_model)),
         on_step=partial(run.on_step, "codec"),
     )
 

@@ -11,12 +11,15 @@ from dekag.alignment.config import FewStepConfig
 from dekag.alignment.generation.adapters import can_scale, scaled
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.bundle.manifest import Quantisation
+from dekag.data.bought import EndpointCloud
 from dekag.data.folder import CloudImages
+from dekag.data.pictures import PictureSet
 from dekag.evaluation.figures import contact_sheet, save_figure
 from dekag.evaluation.generation import EDGE_SEED, draw
 from dekag.evaluation.judges import Judge, consistency
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
-from dekag.tasks.material import Material, fitted
+from dekag.tasks.keys import judges_key
+from dekag.tasks.material import Material, cloud_images, fitted
 from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.processes import from_main
 from dekag.training.run import Run
@@ -194,6 +197,18 @@ def validation(
     )
 
 
+def validation_inputs(world: World, check: Check | None) -> dict[str, object]:
+    """What a training depends on by what it is validated with."""
+    match check:
+        case Validation():
+            judges = judges_key(world, check.cloud)
+            return {"validation_prompts": check.prompts, "validation_images": check.cloud, "judges": judges}
+        case DenoisingValidation():
+            return {"validation_prompts": check.prompts, "validation_images": check.latents, "judges": None}
+        case _:
+            return {"validation": check}
+
+
 def _validation_images(world: World, run: Run, domain: str | None) -> CloudImages | None:
     """The world's validation prompts, of one domain or all, and what its cloud draws for them."""
     split = "validation" if domain is None else f"validation:{domain}"
@@ -203,7 +218,13 @@ def _validation_images(world: World, run: Run, domain: str | None) -> CloudImage
     run.on_stage("cloud draws the validation prompts")
     seeds = [VALIDATION_SEED] * len(prompts)
 
-    def drawn() -> Image:
-        return fitted(world.reference(device=run.device).images(prompts, seeds=seeds), world.side)
+    def drawn() -> CloudImages:
+        cloud = world.reference(device=run.device)
+        if isinstance(cloud, EndpointCloud):  # which may refuse some, and keeps its own
+            found = cloud.pictures(prompts, seeds=seeds)
+            return replace(found, images=fitted(found.images, world.side))
+        folder = None if isinstance(cloud, PictureSet) else run.resume
+        images = cloud_images(world, cloud, prompts, seeds, cache=(folder, "validation"))
+        return CloudImages(prompts=tuple(prompts), images=images)
 
-    return CloudImages(prompts=tuple(prompts), images=from_main(drawn))
+    return from_main(drawn)

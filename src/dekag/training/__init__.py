@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dekag.training.processes import device_of, from_main, joined, process_count
     from dekag.training.run import ALONE, Run, Tracking
     from dekag.training.schedulers import check_scheduler
+    from dekag.training.state import StateFile
 
 __all__ = [
     "ALONE",
@@ -18,6 +19,7 @@ __all__ = [
     "Flow",
     "Progress",
     "Run",
+    "StateFile",
     "Tracking",
     "TrainConfig",
     "Trained",

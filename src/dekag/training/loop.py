@@ -28,9 +28,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dekag.config import check_bounds
+from dekag.training.keys import Key, key_of
 from dekag.training.processes import from_main, mean_over_processes, processes_on, take_from_main
 from dekag.training.schedule import check_rate_factors, rate_factor, warmup_stable_decay
-from dekag.training.state import TrainingState, copy_values, swapped
+from dekag.training.state import StateFile, TrainingState, copy_values, state_file, swapped
 from dekag.training.trackers import UNTRACKED, Log, Tracking, tracked
 from dekag.types import InputError
 
@@ -38,6 +39,8 @@ GOLDEN = 2654435769
 """2^32 over the golden ratio: its multiples modulo 2^32 stay far apart from each other."""
 SILVER = 1779033703
 """2^32 over 1 + sqrt(2), made odd: as GOLDEN, for the seeds."""
+
+_TOLD = frozenset({"checkpoint_every", "track_every"})
 
 Loss = Callable[[torch.Generator], Tensor]
 """Draws a batch from the generator it is given and returns a scalar loss."""
@@ -131,7 +134,7 @@ def train(
     loss: Loss,
     config: TrainConfig,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Path | StateFile | None = None,
     on_step: Callable[[Progress], None] | None = None,
     validation: Validation | None = None,
     tracking: Tracking = UNTRACKED,
@@ -143,9 +146,11 @@ def train(
     parameters. `tracking` logs loss, learning rate, gradient norm, speed and score.
 
     Raises InputError if a trainable parameter is not float32, or if the checkpoint cannot be read or is that
-    of a run with another number of processes, accumulation, seed, rate factors or trainable parameters.
+    of a run with another number of processes, accumulation, seed, rate factors or trainable parameters; of a
+    `StateFile` that says what the run depends on, also if any of that or of the configuration is another.
     """
-    loop = _start(model, loss, config, checkpoint, validation)
+    kept = state_file(checkpoint)
+    loop = _start(model, loss, config, kept, validation)
     state = loop.state
     with loop.running(tracking) as log:
         report = _Report(loop=loop, on_step=on_step, log=log if tracking.trackers else None)
@@ -162,8 +167,8 @@ def train(
             if validation is not None and loop.is_due(validation.every):
                 log({"score": loop.score(validation)}, state.step)
             # 6. checkpoint and reports
-            if checkpoint is not None and loop.is_due(config.checkpoint_every):
-                from_main(partial(state.save, checkpoint))
+            if kept is not None and loop.is_due(config.checkpoint_every):
+                from_main(partial(state.save, kept.path))
             report(rate, value, norm)
     return _finish(state, config)
 
@@ -298,7 +303,7 @@ def _start(
     model: nn.Module,
     loss: Loss,
     config: TrainConfig,
-    checkpoint: Path | None,
+    kept: StateFile | None,
     validation: Validation | None,
 ) -> _Loop:
     """The loop before its first step, alike on all processes, or where the checkpoint left it."""
@@ -322,17 +327,27 @@ def _start(
             "seed": config.seed,
             "rate_factors": config.rate_factors,
         },
+        key=_key(kept, config),
         model=model,
         parameters=parameters,
         average={name: p.detach().clone() for name, p in parameters.items()},
         optimizer=optimizer,
         factors=tuple(groups),
     )
-    if checkpoint is not None and checkpoint.exists():
-        state.load(checkpoint)
+    if kept is not None and kept.path.exists():
+        state.load(kept.path)
     if len(set(gather_object([state.step]))) > 1:
-        raise InputError(f"not every process sees {checkpoint}; put it on a file system that they share")
+        assert kept is not None
+        raise InputError(f"not every process sees {kept.path}; put it on a file system that they share")
     return _Loop(state=state, loss=loss, config=config, processes=processes)
+
+
+def _key(kept: StateFile | None, config: TrainConfig) -> Key:
+    """All that the run depends on, if the state file says what that is; how often it is told of changes nothing."""
+    if kept is None or not kept.inputs:
+        return {}
+    numbers = {name: value for name, value in asdict(config).items() if name not in _TOLD}
+    return key_of({**numbers, **kept.inputs})
 
 
 def _finish(state: TrainingState, config: TrainConfig) -> Trained:

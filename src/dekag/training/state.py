@@ -1,16 +1,37 @@
 """The state of a training run: parameters, their moving average and the optimiser, and its checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dekag.training.keys import Key, require_same
 from dekag.types import InputError
 from dekag.wire.files import replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateFile:
+    """Where the state of a run is kept, and what the run depends on beside the numbers of its training.
+
+    inputs: by name, as `training.keys.key_of` takes them. Without any, only what the state itself shows is compared.
+    """
+
+    path: Path
+    inputs: Mapping[str, object] = field(default_factory=dict)
+
+    def depending_on(self, **inputs: object) -> "StateFile":
+        """The same file of a run that depends on these as well."""
+        return replace(self, inputs={**self.inputs, **inputs})
+
+
+def state_file(checkpoint: "Path | StateFile | None") -> StateFile | None:
+    """A path as a StateFile without inputs."""
+    return StateFile(path=checkpoint) if isinstance(checkpoint, Path) else checkpoint
 
 
 @dataclass(kw_only=True)
@@ -19,6 +40,8 @@ class TrainingState:
 
     run: dict[str, object]
     """What must not change when the run is resumed."""
+    key: Key = field(default_factory=dict)
+    """All that the run depends on, if it is known."""
     model: nn.Module
     parameters: dict[str, nn.Parameter]
     average: dict[str, Tensor]
@@ -56,6 +79,7 @@ class TrainingState:
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
             "run": self.run,
+            "key": self.key or None,
             "scores": self.scores,
             "best": self.best,
         }
@@ -84,6 +108,8 @@ class TrainingState:
                     f"{path} is of a run with {name} {was[name]}, this one has {value}: resume it as it was or "
                     "choose another checkpoint"
                 )
+        if self.key:
+            require_same(path, content.get("key"), self.key)
         changed = content["average"].keys() ^ self.parameters.keys()
         if changed or list(content["average"]) != list(self.parameters):
             which = f"do not both train {min(changed)}" if changed else "order their parameters differently"

@@ -18,7 +18,8 @@ from dekag.bundle.bundle import Bundle, load_bundle
 from dekag.bundle.digest import digest_folder
 from dekag.bundle.manifest import Kind
 from dekag.codec import AdaptableCodec, TrainableCodec, TrainedRange, load_codec, require_adaptable
-from dekag.data.endpoint import EndpointCloud, ImageEndpoint
+from dekag.data.bought import EndpointCloud
+from dekag.data.endpoint import ImageEndpoint
 from dekag.data.pictures import PictureSet
 from dekag.evaluation.judges import NAMED_JUDGES, Judge, load_judge
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
@@ -124,7 +125,8 @@ class World:
     pixels: side of the pictures that the user sees; None is the edge's own.
     latents: channels, rows and columns of the edge's latents; None is whatever they are.
     cloud_model: what the edge is aligned with, a model or an endpoint.
-    images: folder of pictures with their prompts; the cloud's, where there is no model of it.
+    images: folder of pictures with their prompts; the cloud's, where there is no model of it. Of an endpoint, where
+    what it drew is kept; by default the folder `images` of the world.
     updates: bundle of each kind.
     judge_models: source of each judge; independent_judges: those that are asked beside them when methods are compared.
     prompt_splits: prompts by split, or the JSON file with them. reported: the splits that are reported.
@@ -184,10 +186,15 @@ class World:
         if isinstance(self.cloud_model, Model):
             return self.cloud(device=device)
         if self.cloud_model is not None:
-            return EndpointCloud(endpoint=self.cloud_model, folder=self.images)
+            return self.endpoint_cloud(self.cloud_model)
         if self.images is None:
             raise self._lacks("cloud and no pictures of one")
         return PictureSet(folder=self.images, pixels=self.side)
+
+    def endpoint_cloud(self, endpoint: ImageEndpoint) -> EndpointCloud:
+        """The endpoint with a folder that keeps what is paid for: `images`, or one in the world's own folder."""
+        inside = None if self.folder is None else self.folder / "images"
+        return EndpointCloud(endpoint=endpoint, folder=self.images or inside)
 
     def codec(self, *, device: Device = "cpu") -> AdaptableCodec:
         """The codec, without an update."""

@@ -89,6 +89,7 @@ def distil_few_steps(
     Raises InputError as `plan_few_steps` does, before anything is drawn.
     """
     plan = plan_few_steps(aligned, config.steps)
+    run = run.depending_on(aligned, config, prompts=prompts)
     seeds = [TEACHER_SEED + config.seed + i for i in range(len(prompts))]
     states = plan.teacher.trajectory(prompts, seeds=seeds)[:, :: plan.every]
     denoiser, word = aligned.denoiser, aligned.metaword

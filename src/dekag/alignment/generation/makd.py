@@ -75,6 +75,7 @@ def distil(
     The last stage is the one that `run.validate` scores.
     Raises InputError if the metaword is a word already.
     """
+    run = run.depending_on(generator, config, prompts=data.prompts, images=data.images, prior=data.prior)
     training = _Training(generator=generator, word=_fresh_word(generator, config), config=config, run=run)
     cloud = _Drawings(prompts=data.prompts, latents=generator.encode(data.images), with_word=True)
     planned = stages(config)

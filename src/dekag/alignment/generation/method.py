@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from dekag.alignment.generation.update import GenerationUpdate
 from dekag.config import settings
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.training.keys import key_of
 from dekag.training.loop import Progress
 from dekag.training.run import Tracking
+from dekag.training.state import StateFile
 from dekag.types import Image, InputError
 
 Config = TypeVar("Config")
@@ -50,18 +52,34 @@ class DistillationData:
 class TrainingRun:
     """How a training is run and watched; nothing of it changes what an uninterrupted training learns but `validate`.
 
-    checkpoint: a folder from which an interrupted run goes on where it was. validate: if given, the best moving
-    average by its score is what comes back, else the last.
+    checkpoint: a folder from which an interrupted run goes on where it was. inputs: what the run depends on beside
+    generator, data and config, as what it is validated with; a state of other inputs is refused. validate: if given,
+    the best moving average by its score is what comes back, else the last.
     """
 
     checkpoint: Path | None = None
+    inputs: Mapping[str, object] = field(default_factory=dict)
     on_step: OnStep | None = None
     validate: Validate | None = None
     tracking: Tracking = field(default_factory=Tracking)
 
-    def state_file(self, stage: str) -> Path | None:
+    def state_file(self, stage: str) -> StateFile | None:
         """Where the state of a stage is kept, if it is."""
-        return None if self.checkpoint is None else self.checkpoint / f"{stage.replace(' ', '_')}.pt"
+        if self.checkpoint is None:
+            return None
+        return StateFile(path=self.checkpoint / f"{stage.replace(' ', '_')}.pt", inputs=self.inputs)
+
+    def depending_on(self, generator: DiffusersGenerator, config: object, **data: object) -> "TrainingRun":
+        """The run with generator, data and config, as they are now, among its inputs, if it keeps a state."""
+        if self.checkpoint is None:
+            return self
+        edge = {
+            "base": _parts_of(generator),
+            "sampler": _sampler_of(generator),
+            "metaword": generator.metaword and generator.metaword.word,
+            "adapters": generator.adapters,
+        }
+        return replace(self, inputs={**self.inputs, **key_of({**settings(config), **edge, **data})})
 
     def tracking_of(self, stage: str) -> Tracking:
         """The trackers of a stage, which write to a folder of their own if they do."""
@@ -71,6 +89,27 @@ class TrainingRun:
     def hook(self, stage: str) -> Callable[[Progress], None] | None:
         """What the training loop calls after each step of a stage."""
         return None if self.on_step is None else partial(self.on_step, stage)
+
+
+def _parts_of(generator: DiffusersGenerator) -> dict[str, object]:
+    """Weights and vocabularies of a pipeline, its adapters included."""
+    found: dict[str, object] = {}
+    for name, part in generator.pipeline.components.items():
+        vocabulary = getattr(part, "get_vocab", None)
+        found[name] = part if vocabulary is None else vocabulary()
+    return {**found, "noise_map": generator.noise_map}
+
+
+def _sampler_of(generator: DiffusersGenerator) -> dict[str, object]:
+    """How a generator draws."""
+    scheduler = generator.pipeline.scheduler
+    return {
+        "kind": type(scheduler).__qualname__,
+        "config": dict(scheduler.config),
+        # how many are drawn at a time changes nothing of any of them
+        "sampling": replace(generator.sampling, batch=1),
+        "pixels": generator.pixels,
+    }
 
 
 UNWATCHED = TrainingRun()

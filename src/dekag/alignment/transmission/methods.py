@@ -6,7 +6,7 @@ of low rank have at most the numbers of CALA's update.
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from dekag.alignment.transmission.update import update_size
 from dekag.codec import AdaptableCodec, check_codec, require_adaptable
 from dekag.codec.check import check_transmission
 from dekag.training.loop import Progress, TrainConfig
+from dekag.training.state import StateFile, state_file
 from dekag.types import InputError
 
 TrainedCodec = AdaptedCodec | AdaptableCodec
@@ -94,7 +95,7 @@ def adapt(
     size: CalaConfig,
     training: TrainConfig,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Path | StateFile | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> TrainedCodec:
     """Train a method's update of a codec over a channel and a range of conditions; the codec is left as it was.
@@ -109,5 +110,8 @@ def adapt(
         adapted = adapted_codec(method, codec, size)
     check_transmission(adapted)
     assert isinstance(adapted, nn.Module)
-    fit(adapted, data, training, checkpoint=checkpoint, on_step=on_step)
+    kept = state_file(checkpoint)
+    if kept is not None:
+        kept = kept.depending_on(method=method, base=codec, **asdict(size))
+    fit(adapted, data, training, checkpoint=kept, on_step=on_step)
     return adapted

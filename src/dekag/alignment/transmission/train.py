@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dekag.channel import BlockFading, recover
 from dekag.codec import TrainableCodec, importance_of, require_trainable
 from dekag.training.loop import Progress, TrainConfig, train
+from dekag.training.state import StateFile, state_file
 from dekag.types import Channel, Condition, Image, InputError, Latent, PerImage
 
 COMMITMENT = 0.25
@@ -104,7 +105,7 @@ def fit(
     data: TransmissionData,
     training: TrainConfig,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Path | StateFile | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> None:
     """Train what requires a gradient of a codec, in place, over a channel and a range of conditions.
@@ -122,7 +123,18 @@ def fit(
         condition = data.conditions.draw(data.batch, rng)
         return transmission_loss(trained, data.channel, drawn, condition, importance, rng=rng)
 
-    train(codec, loss, training, checkpoint=checkpoint, on_step=on_step)
+    kept = state_file(checkpoint)
+    if kept is not None:
+        fixed = {name: value for name, value in codec.named_parameters() if not value.requires_grad}
+        kept = kept.depending_on(
+            kind=type(codec).__qualname__,
+            codec=fixed,
+            latents=data.latents,
+            conditions=data.conditions,
+            batch=data.batch,
+            channel=data.channel,
+        )
+    train(codec, loss, training, checkpoint=kept, on_step=on_step)
 
 
 def check_data(codec: TrainableCodec, data: TransmissionData) -> None:

@@ -116,6 +116,7 @@ class Cloud:
             folder=settings.jobs_folder,
             world=settings.world,
             device=settings.device,
+            budget=settings.job_budget,
         )
         runner = Runner(self.store, place, workers=settings.job_workers)
         # before anyone is told that it is ready: edges would be sent to a registry that they refuse

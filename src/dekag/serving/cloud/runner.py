@@ -44,6 +44,7 @@ class Workplace:
     folder: Path
     world: str
     device: str
+    budget: int | None = None
 
     def order(self, job: Job) -> Order:
         """The order for one job."""
@@ -54,6 +55,7 @@ class Workplace:
             folder=str(self.folder / job.id),
             world=self.world,
             device=self.device,
+            budget=self.budget,
             job=job.id,
             attempt=job.attempt,
         )

@@ -31,6 +31,8 @@ class CloudSettings(ServiceSettings):
     """Where jobs and images are computed."""
     job_workers: int = Field(default=1, ge=0, le=64)
     """Jobs at a time; 0 leaves them to other hosts."""
+    job_budget: int | None = Field(default=None, ge=0)
+    """Most pictures that a job buys, where the world's cloud is an endpoint; as many as it needs."""
     max_queued_jobs: int = Field(default=100, ge=1)
     images: bool = True
     """Whether the cloud draws for callers; without, it holds no model."""

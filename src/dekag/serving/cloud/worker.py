@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,6 +22,8 @@ import transformers
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from dekag.data.endpoint import ImageEndpoint
+from dekag.data.orders import Account
 from dekag.registry.repository import Repository
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import open_database
@@ -30,6 +32,7 @@ from dekag.serving.cloud.store import PUBLISHING, Claim, JobStore, Reached
 from dekag.serving.cloud.trouble import details, trouble_of
 from dekag.tasks.align_generation import align_generation, check_generation
 from dekag.tasks.material import material
+from dekag.tasks.purchases import check_budget
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.training.run import Run
@@ -64,6 +67,8 @@ class Order:
     device: str
     job: str
     attempt: int
+    budget: int | None = None
+    """Most pictures that the job may buy of an endpoint."""
 
     def to_line(self) -> bytes:
         """The order as it travels."""
@@ -183,6 +188,9 @@ def run(order: Order, store: JobStore) -> str:
 def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
     """Train the update into the job's folder; what an earlier attempt left there is not done again."""
     world, folder = load_world(order.world), Path(order.folder)
+    if isinstance(world.cloud_model, ImageEndpoint):
+        cloud = replace(world.cloud_model, account=Account(budget=order.budget))
+        world = replace(world, cloud_model=cloud)
     prompts = folder / PROMPTS
     if spec.prompts is not None:
         write_bytes(prompts, "".join(f"{prompt}\n" for prompt in spec.prompts).encode())
@@ -193,7 +201,9 @@ def align(order: Order, spec: JobSpec, reporter: Reporter) -> None:
         on_step=reporter.on_step,
     )
     check_generation(world, spec.task())
-    data = material(world, spec.source(prompts), run_)
+    source = spec.source(prompts)
+    check_budget(world, source)
+    data = material(world, source, run_)
     align_generation(world, data, spec.task(), folder / BUNDLE, run_)
 
 

@@ -16,10 +16,13 @@ from dekag.bundle.digest import digest_folder, digest_json, digest_tensors
 from dekag.codec import importance_of
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.metrics import psnr_db, ssim
+from dekag.training.keys import digest_of
 from dekag.types import Image, InputError, Latent, PerImage
 from dekag.units import linear_to_db
 from dekag.world import World, locate
 
+PROBE_SIDE = 32
+"""Side of the picture that tells judges apart."""
 CAP_DB = 100.0
 """Latent SNR that a perfect latent is given instead of infinity, so that means stay finite."""
 
@@ -126,9 +129,10 @@ def bench_digest(spec: BenchSpec, decoder: torch.nn.Module) -> str:
 
 
 def _judge_digest(source: str | Path | Judge) -> str:
-    """Digest of a judge's files where they are here, else of its name."""
+    """Digest of a judge's files where they are here, else of its name; in memory, of what it makes of a picture."""
     if isinstance(source, Judge):
-        return digest_json(source.name)
+        probe = torch.rand(1, 3, PROBE_SIDE, PROBE_SIDE, generator=torch.Generator().manual_seed(0))
+        return digest_of([source.name, source(probe)])
     path = Path(locate(source, "judge"))
     return digest_folder(path) if path.exists() else digest_json(str(source))
 

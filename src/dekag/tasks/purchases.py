@@ -1,0 +1,49 @@
+"""What a task would buy of an endpoint, known before the first picture is bought."""
+
+from dekag.data.bought import EndpointCloud
+from dekag.data.endpoint import ImageEndpoint
+from dekag.data.folder import folder_rows
+from dekag.tasks.material import ImageSource, holds_back
+from dekag.tasks.validate import VALIDATION_SEED
+from dekag.world import World
+
+
+def check_budget(world: World, source: ImageSource) -> None:
+    """Refuse an alignment that would buy more pictures than the budget of its account allows.
+
+    Counted are the images to train on and those to validate with. Raises InputError before anything is bought.
+    """
+    wanted, endpoint = _to_train(world, source)
+    wanted_to_validate = _to_validate(world, source)
+    own = world.cloud_model
+    if endpoint is None and isinstance(own, ImageEndpoint):
+        endpoint = own
+    if endpoint is not None:
+        endpoint.account.require(wanted + wanted_to_validate)
+
+
+def _to_train(world: World, source: ImageSource) -> tuple[int, ImageEndpoint | None]:
+    """Pictures that would be bought to train on, and of whom."""
+    if source.endpoint is not None:
+        cloud = EndpointCloud(endpoint=source.endpoint, folder=source.folder)
+        return cloud.to_buy(source.prompts(world)), source.endpoint
+    own = world.cloud_model
+    if source.elsewhere or not isinstance(own, ImageEndpoint):
+        return 0, None
+    return world.endpoint_cloud(own).to_buy(source.prompts(world)), own
+
+
+def _to_validate(world: World, source: ImageSource) -> int:
+    """Pictures that would be bought of the world's endpoint to validate with."""
+    own = world.cloud_model
+    split = "validation" if source.domain is None else f"validation:{source.domain}"
+    if not isinstance(own, ImageEndpoint) or split not in world.splits:
+        return 0
+    if source.elsewhere:
+        assert source.folder is not None
+        theirs = source.endpoint is None
+        texts = [text for _, text in folder_rows(source.folder)] if theirs else source.prompts(world)
+        if holds_back(texts):
+            return 0
+    prompts = world.prompts(split)
+    return world.endpoint_cloud(own).to_buy(prompts, seeds=[VALIDATION_SEED] * len(prompts))

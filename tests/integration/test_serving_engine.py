@@ -93,10 +93,10 @@ def test_first_come_is_first_served_and_mates_share_a_batch(plain: DiffusersGene
 
 
 def test_callers_take_turns(plain: DiffusersGenerator) -> None:
-    """Beside four callers of ten images each, one who asks for one at a time gets it in the next batch.
+    """Beside four callers of ten images each, one who asks for one at a time waits for twice his time and a batch.
 
-    Counted in batches, so nothing depends on the machine: the one that is being drawn and the next, also where his
-    orders cannot share a batch with theirs.
+    Counted in batches, so nothing depends on the machine: the one that is being drawn, at most one whose callers were
+    served longer ago, and his own, also where his orders cannot share a batch with theirs.
     """
 
     async def test() -> None:
@@ -126,7 +126,7 @@ def test_callers_take_turns(plain: DiffusersGenerator) -> None:
         await asyncio.gather(*others)
         await engine.stop()
         print(f"batches until his image was there: {waited}")
-        assert max(waited) <= 2
+        assert max(waited) <= 3
 
     run(test)
 

@@ -147,6 +147,7 @@ def test_only_what_an_edge_has_written_is_read() -> None:
             assert read_id(changed).to_id() == changed
 
 
+@pytest.mark.slow
 def test_a_decoder_that_another_edge_named_is_found(replicas: list[TestClient]) -> None:
     """Its digest is that of the same file here, made when it is asked for."""
     one, other = replicas

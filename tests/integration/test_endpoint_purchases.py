@@ -292,6 +292,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
     return lambda *words: dekag(capsys, *words)
 
 
+@pytest.mark.slow
 def test_a_budget_on_the_command_line(server: Server, say: Say, tmp_path: Path) -> None:
     """It is named as its option, nothing is bought, and what was bought is told with what it cost."""
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))

@@ -200,6 +200,7 @@ def test_the_page_decodes_what_python_decodes(alone: Services, chromium: Browser
     assert worst_db < 0.1
 
 
+@pytest.mark.slow
 def test_a_busy_edge_is_waited_for(alone: Services, chromium: Browser) -> None:
     """429 is a banner in plain words, and the picture comes by itself once there is room."""
     with watched(chromium) as seen, httpx2.Client(timeout=120) as client:

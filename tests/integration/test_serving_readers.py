@@ -182,6 +182,7 @@ def slow_but_honest(service: RunningService, path: str, *, rate: float) -> float
     return seconds
 
 
+@pytest.mark.slow
 def test_an_honest_slow_client_gets_its_file(tmp_path: Path) -> None:
     """At 1.5 MB/s it takes some five times as long as either deadline; `..._at_100_kB_s` is the real one."""
     with tiny_process(tmp_path, write_seconds=0.5, answer_seconds=0.5) as service:
@@ -218,6 +219,7 @@ def test_streams_outlive_every_deadline(tmp_path: Path) -> None:
                 unread.shutdown(socket.SHUT_WR)
 
 
+@pytest.mark.slow
 def test_a_peer_has_no_more_connections_than_it_may(tmp_path: Path) -> None:
     """Its newest are ended; those that it had, and another peer's, are left alone."""
     with tiny_process(tmp_path, max_connections_by_peer=20) as service, ExitStack() as stack:
@@ -236,6 +238,7 @@ def test_a_peer_has_no_more_connections_than_it_may(tmp_path: Path) -> None:
     assert told["too_many"] == 20
 
 
+@pytest.mark.slow
 def test_readers_take_no_places_of_those_who_work(tmp_path: Path) -> None:
     """A place is for what is being answered: twenty unread files leave all four free."""
     with tiny_process(tmp_path, max_in_flight=4) as service, ExitStack() as stack:

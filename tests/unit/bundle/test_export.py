@@ -202,9 +202,17 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
 @pytest.mark.parametrize(
     ("case", "tolerance"),
     [
-        *(("sd", 1e-5), ("sd few", 1e-5), ("sdxl", 1e-5), ("flux2", 1e-5)),
-        *(("sd peft", 1e-5), ("sd peft few", 1e-5), ("flux2 peft", 1e-5)),
-        *(("int8", 1e-3), ("comfyui", 1e-3), ("comfyui few", 1e-3)),
+        *(("sd few", 1e-5), ("sdxl", 1e-5), ("sd peft few", 1e-5), ("int8", 1e-3), ("comfyui few", 1e-3)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("sd", 1e-5),
+                ("flux2", 1e-5),
+                ("sd peft", 1e-5),
+                ("flux2 peft", 1e-5),
+                ("comfyui", 1e-3),
+            )
+        ),
     ],
 )
 def test_diffusers_alone_draws_the_same_picture(

@@ -130,6 +130,7 @@ def test_a_caller_of_sionna_finds_its_draws_as_they_were() -> None:
             config.seed = kept
 
 
+@pytest.mark.slow
 def test_first_use_by_name_leaves_torch_and_sionna_unseeded() -> None:
     """In a process of its own: naming, importing and using the channel changes no generator of the caller."""
     program = """

@@ -43,6 +43,7 @@ def test_draws_follow_the_generator_and_leave_global_ones_alone(channel: OfdmCha
     assert not torch.equal(first, other)
 
 
+@pytest.mark.slow
 def test_first_import_leaves_the_global_generator_alone() -> None:
     """In a process of its own, where Sionna has not been imported: its import reseeds torch."""
     program = """

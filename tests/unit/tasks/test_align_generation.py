@@ -179,6 +179,7 @@ def test_images_from_elsewhere_are_held_back_by_a_digest_of_the_prompt(edge: Dif
             assert torch.equal(image, data.images[data.prompts.index(prompt)])
 
 
+@pytest.mark.slow
 def test_without_judges_the_held_out_denoising_loss_chooses(edge: DiffusersGenerator, tmp_path: Path) -> None:
     """It is the same at every call, tells an update from none, and leaves the guidance alone."""
     parts = held_back(many(edge))

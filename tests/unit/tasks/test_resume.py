@@ -209,6 +209,7 @@ def check_pair(number: int, inputs: Inputs, folder: Path) -> str:
     return "equal"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(inputs: Inputs, tmp_path: Path) -> None:
     """The same inputs, after an interruption behind any stage: the bundle of one that was not interrupted."""
     straight = inputs.train(tmp_path / "straight")

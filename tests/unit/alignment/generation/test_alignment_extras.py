@@ -78,6 +78,7 @@ def test_a_trajectory_begins_with_the_noise_and_ends_with_the_latent(edge: Diffu
     torch.testing.assert_close(states[:, -1], edge(PROMPTS, seeds=[3, 4]))
 
 
+@pytest.mark.slow
 def test_fewer_steps_learn_the_trajectory_and_travel_in_the_bundle(
     edge: DiffusersGenerator, tmp_path
 ) -> None:  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from dekag.serving.http.app import create_app
 from dekag.serving.http.files import FileAnswer
-from dekag.serving.http.server import serve
+from dekag.serving.http.server import leave, serve
 from dekag.serving.http.settings import ServiceSettings, load_settings
 from dekag.serving.page import page_files
 from dekag.types import InputError
@@ -95,3 +95,4 @@ def add_failures(app: FastAPI) -> None:
 if __name__ == "__main__":
     chosen = load_settings(ServiceSettings, port=int(sys.argv[1]))
     serve(tiny_app(chosen), chosen)
+    leave()

@@ -74,13 +74,14 @@ def serve_edge(options: Annotated[EdgeOptions, Options(names={"cloud_url": "clou
     with starting(), needing("serve"):
         from dekag.serving.edge.app import create
         from dekag.serving.edge.settings import EdgeSettings
-        from dekag.serving.http.server import serve
+        from dekag.serving.http.server import leave, serve
         from dekag.serving.http.settings import load_settings
     settings = load_settings(EdgeSettings, **options.settings())
     quiet_loading()
     with starting():
         service = create(settings)
     serve(service, settings)
+    leave()
 
 
 @app.command("cloud")
@@ -93,10 +94,11 @@ def serve_cloud(options: CloudOptions) -> None:
     with starting(), needing("serve"):
         from dekag.serving.cloud.app import create
         from dekag.serving.cloud.settings import CloudSettings
-        from dekag.serving.http.server import serve
+        from dekag.serving.http.server import leave, serve
         from dekag.serving.http.settings import load_settings
     settings = load_settings(CloudSettings, **options.settings())
     quiet_loading()
     with starting():
         service = create(settings)
     serve(service, settings)
+    leave()

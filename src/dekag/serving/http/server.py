@@ -1,12 +1,14 @@
 """Granian, in this process and with one worker: a model is held once, and kill -9 leaves nothing behind."""
 
 import asyncio
+import atexit
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from fastapi import FastAPI
 from granian._granian import SocketHolder
@@ -39,6 +41,18 @@ def serve(app: FastAPI, settings: ServiceSettings) -> None:
     listening = listen(settings)
     with watched(settings):
         asyncio.run(_serve(app, settings, listening))
+
+
+def leave() -> NoReturn:
+    """End this process with 0 after `serve`, once all that is registered for its end is done.
+
+    The interpreter is not taken apart: a thread of Granian's may still be about to call it, and that would abort.
+    """
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class _Server(Server):

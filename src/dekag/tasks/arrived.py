@@ -25,6 +25,8 @@ from dekag.types import (
 )
 from dekag.units import db_to_linear, snr_db_to_noise_power
 
+CERTAIN = 5.0
+"""Standard deviations over noise from which on a recording is taken for a signal without a word."""
 MOST_LOST = 0.5
 """Share of an image's symbols that may be missing; a picture of fewer is mostly the decoder's guess."""
 FADE_DB = 10.0
@@ -87,6 +89,24 @@ def require_arrived(path: Path, arrived: Arrived, condition: Condition, codec: C
         )
     also = "" if not others else "; nor was 1 other" if others == 1 else f"; nor were {others} others"
     raise NotReceivedError(f"{path}: image {image} of {len(condition)} was not received: {fault}{also}")
+
+
+def warn_of_doubt(path: Path, arrived: Arrived, condition: Condition, codec: Codec) -> None:
+    """One ReceptionWarning if what a radio brought is not told from noise, though noise was not shown either.
+
+    That is so of few symbols and at low SNR; of noise alone less than 3e-7 are called a signal (5 standard deviations).
+    """
+    profile = energy_profile_of(codec, arrived.symbols, condition)
+    if profile is None or arrived.as_sent:
+        return
+    excess = float(_evidence(profile, arrived, condition).together.excess)
+    if excess < CERTAIN:
+        warnings.warn(
+            f"{path} cannot be told from noise: its energy is {excess:.1f} standard deviations from it, and {CERTAIN:g}"
+            " would be sure; more images or more symbols an image would tell",
+            ReceptionWarning,
+            stacklevel=2,
+        )
 
 
 def warn_of_fading(path: Path, arrived: Arrived, condition: Condition) -> None:

@@ -11,7 +11,7 @@ from dekag import link
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.channel.fading import used
 from dekag.codec import TrainableCodec
-from dekag.tasks.arrived import Arrived, measure, require_arrived, warn_of_fading
+from dekag.tasks.arrived import Arrived, measure, require_arrived, warn_of_doubt, warn_of_fading
 from dekag.tasks.send import channel_json, image_names
 from dekag.training.run import OnStage
 from dekag.types import ChannelState, Condition, FieldError, InputError, Received, Symbols
@@ -239,6 +239,7 @@ def _check_fits(incoming: Incoming, receiving: link.Link) -> None:
         require_arrived(path, incoming.arrived, condition, codec)
         if incoming.channel_seed is None:
             warn_of_fading(path, incoming.arrived, condition)
+            warn_of_doubt(path, incoming.arrived, condition, codec)
 
 
 @torch.no_grad()

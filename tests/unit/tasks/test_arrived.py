@@ -15,7 +15,7 @@ from dekag.channel import BlockFading
 from dekag.channel.fading import used
 from dekag.codec import TrainableCodec, energy_profile_of, load_codec
 from dekag.codec.papr import OFDM, SINGLE_CARRIER, Waveform, clip_waveform
-from dekag.tasks.arrived import measure, require_arrived, warn_of_fading
+from dekag.tasks.arrived import measure, require_arrived, warn_of_doubt, warn_of_fading
 from dekag.types import Condition, InputError, Latent, ReceptionWarning, Symbols
 from dekag.units import snr_db_to_noise_power
 from dekag.wire.sigmf import Recording, read_recording, write_recording
@@ -394,3 +394,26 @@ def test_pilots_that_no_file_holds_are_said(tmp_path: Path, say: Say) -> None:
     assert done.code == 0
     assert "8 pilots; 248 samples of payload, the pilots are left to the radio" in done.out
     assert read_recording(tmp_path / "trip").symbols.shape == (1, 248)
+
+
+@pytest.mark.parametrize("uses", [128, 256, 512])
+def test_noise_alone_is_never_decoded_without_a_word(edge: Edge, uses: int) -> None:
+    """Refused, or said that it cannot be told from noise: 30 images one by one; 3e-7 of noise would pass in silence."""
+    condition = Condition(uses=uses, snr_db=10.0)
+    refused = 0
+    for seed in range(30):
+        symbols = white(uses, 1.1, seed)[None]
+        if refusal(symbols, condition, edge.codec):
+            refused += 1
+            continue
+        with pytest.warns(ReceptionWarning, match="cannot be told from noise"):
+            warn_of_doubt(Path("trip"), measure(symbols, condition), condition, edge.codec)
+    print(f"{uses} uses: {refused} of 30 refused, the others warned of")
+
+
+@pytest.mark.parametrize(("uses", "images"), [(256, 3), (512, 1)])
+def test_pictures_in_noise_are_decoded_without_a_warning(edge: Edge, uses: int, images: int) -> None:
+    """At 10 dB; of 60 pictures of 256 uses, one by one, none was warned of, and of these three one is at 4.9."""
+    condition = Condition(uses=uses, snr_db=10.0).expand(images)
+    for symbols in received(edge, condition[:1], 3).split(images):
+        warn_of_doubt(Path("trip"), measure(symbols, condition), condition, edge.codec)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from server_thread import listening
 
 KEY = "sk-test-0123456789abcdef"
 MODEL = "painter"
@@ -164,11 +165,10 @@ class _Listener(ThreadingHTTPServer):
 @contextmanager
 def serving(state: Server) -> Iterator[Server]:
     """The server, listening; its `url` is set."""
-    with _Listener(state) as http:
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+    http = _Listener(state)
+    with listening(http):
         state.url = f"http://127.0.0.1:{http.server_port}/v1"
         yield state
-        http.shutdown()
 
 
 IDEMPOTENCY = "Idempotency-Key"

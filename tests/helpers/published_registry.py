@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
+from server_thread import listening
 
 from dekag.bundle.bundle import Contents, load_bundle, save_bundle
 from dekag.bundle.container import CALA
@@ -171,11 +171,6 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def http_server(folder: Path) -> Iterator[RangeServer]:
     """A folder behind HTTP on loopback."""
-    with RangeServer(folder) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = RangeServer(folder)
+    with listening(server):
+        yield server

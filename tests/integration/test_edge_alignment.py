@@ -424,6 +424,8 @@ def test_an_edge_that_was_offline_for_too_long_is_not_ready(place: Place) -> Non
         assert refused.status_code == draw(client).status_code == 503
         assert "stale: the registry was last read 72" in refused.json()["error"]["message"]
         assert draw(client, model="edge/plain").status_code == 200
+    with place.edge(max_offline_age=3600, allow_unaligned=True) as client:
+        assert client.get("/readyz").status_code == 503, "an old update is not what that setting allows"
 
 
 def test_without_a_registry_the_shipped_updates_are_the_ones_to_use(place: Place) -> None:

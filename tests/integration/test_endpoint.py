@@ -6,14 +6,13 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from image_server import KEY, MODEL, Answer, Server, as_json, drawing, expected, fault, serving
+from image_server import KEY, MODEL, Answer, Server, as_json, drawing, expected, fault
 from missing_packages import complaint
 
 from dekag.data.bought import draw_to_folder
@@ -23,19 +22,6 @@ from dekag.types import EndpointWarning, InputError
 
 PROMPTS = [f"a number {number}" for number in range(12)]
 SEEDS = [100 + number for number in range(12)]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(Server()) as state:
-        yield state
-
-
-@pytest.fixture
-def endpoint(server: Server) -> ImageEndpoint:
-    return ImageEndpoint(base_url=server.url, model=MODEL, size="16x16", timeout_s=60.0)
 
 
 def test_what_is_asked_for(server: Server, endpoint: ImageEndpoint) -> None:

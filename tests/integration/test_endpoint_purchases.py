@@ -1,7 +1,6 @@
 """Pictures that cost money: none is bought twice, whatever real servers and people do."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from command_line import Say, dekag
 from image_server import (
-    KEY,
     MODEL,
     Answer,
     RealServer,
@@ -18,7 +16,6 @@ from image_server import (
     drawing,
     fault,
     png,
-    serving,
 )
 from tiny_worlds import miniature
 
@@ -35,19 +32,6 @@ from dekag.types import EndpointWarning, InputError
 from dekag.world import Model, World
 
 PROMPTS = [f"a number {number}" for number in range(6)]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(Server()) as state:
-        yield state
-
-
-@pytest.fixture
-def endpoint(server: Server) -> ImageEndpoint:
-    return ImageEndpoint(base_url=server.url, model=MODEL, size="16x16", timeout_s=60.0)
 
 
 def fresh(endpoint: ImageEndpoint, **changes: object) -> ImageEndpoint:

@@ -11,18 +11,9 @@ from pathlib import Path
 
 import pytest
 from endpoint_client import INTERRUPTED, Buy, buyers
-from image_server import BEHAVIOURS, KEY, MODEL, RealServer, Server, colour, serving
+from image_server import BEHAVIOURS, MODEL, RealServer, Server, colour
 
 from dekag.data.folder import read_folder
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(Server()) as state:
-        yield state
-
 
 WORDS = ["a cat", "a red apple", "a pool of blood", "two boats", "a bloodhound", "rain", "a hat", "size seed"]
 

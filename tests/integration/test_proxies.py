@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from published_registry import HASTE, RegistrySetup, http_server
 from running_service import free_port
+from server_thread import listening
 
 from dekag.data.endpoint import ImageEndpoint
 from dekag.registry import RegistryClient, RegistryError
@@ -65,14 +65,9 @@ class _Refusal(BaseHTTPRequestHandler):
 
 @contextmanager
 def proxy(status: int) -> Iterator[Proxy]:
-    with Proxy(status) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Proxy(status)
+    with listening(server):
+        yield server
 
 
 @pytest.fixture(params=["dead", 403, 502])

@@ -97,7 +97,7 @@ def warn_of_doubt(path: Path, arrived: Arrived, condition: Condition, codec: Cod
     That is so of few symbols and at low SNR; of noise alone less than 3e-7 are called a signal (5 standard deviations).
     """
     profile = energy_profile_of(codec, arrived.symbols, condition)
-    if profile is None or arrived.as_sent:
+    if profile is None:
         return
     excess = float(_evidence(profile, arrived, condition).together.excess)
     if excess < CERTAIN:

@@ -74,10 +74,11 @@ class Alignments:
 
     def refusal(self, kind: Kind) -> str | None:
         """Why nothing is drawn or sent with what is used of one kind, if so."""
-        if self.puller is None or self.allow_unaligned:
+        if self.puller is None:
             return None
         if self.bundles.active(kind) is None:
-            return f"not aligned: {self._why_none(kind)}" if self._needed(kind) else None
+            wanted = not self.allow_unaligned and self._needed(kind)
+            return f"not aligned: {self._why_none(kind)}" if wanted else None
         old = self._why_too_old()
         return f"stale: {old}" if old else None
 

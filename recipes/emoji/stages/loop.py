@@ -8,11 +8,13 @@ from its exact state, and the learning rate follows the share of the time that h
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -65,6 +67,8 @@ class LoopConfig:
     ema_decay: float = 0.999
     rate_factors: tuple[tuple[str, float], ...] = ()
     """Pairs of a regular expression on the parameter's name and a factor on its learning rate."""
+    muon: str | None = None
+    """A regular expression on names: matrices and kernels that match are trained by Muon, all else by AdamW."""
     max_grad_norm: float = 1.0
     bf16: bool = False
     seed: int = 0
@@ -126,7 +130,7 @@ def train(
     model.train()
     while (share := budget.share(progress.step, progress.seconds)) < 1:
         # 1. learning rate of this step
-        for group in state.optimizer.param_groups:
+        for group in state.groups:
             group["lr"] = config.rate * group["factor"] * share_factor(progress.step, share, config)
         # 2. loss and gradient
         rng = on_device(step_rng(config.seed, progress.step), device)
@@ -135,8 +139,7 @@ def train(
         value.backward()
         nn.utils.clip_grad_norm_(state.trained, config.max_grad_norm)
         # 3. step and moving average
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        state.step()
         state.update_average(progress.step)
         # 4. progress; reading the loss waits for the device, so it is read every tenth step
         progress.step += 1
@@ -191,23 +194,55 @@ def on_device(rng: torch.Generator, device: torch.device) -> torch.Generator:
 
 
 class State:
-    """Model, moving average and optimiser, and how they are written and read."""
+    """Model, moving average and optimisers, and how they are written and read.
+
+    Matrices step by Muon (Jordan 2024; torch's own, its rate matched to AdamW's), the rest by AdamW.
+    """
 
     def __init__(self, model: nn.Module, config: LoopConfig, device: torch.device) -> None:
         self.model, self.config, self.device = model, config, device
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.names, self.trained = list(named), list(named.values())
         self.average = [p.detach().clone() for p in self.trained]
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in named.items():
-            groups.setdefault(rate_factor(name, config.rate_factors), []).append(parameter)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": own, "factor": factor} for factor, own in groups.items()],
-            config.rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=device.type == "cuda",
-        )
+        self.matrices = {name: as_matrix(p) for name, p in named.items() if is_matrix(name, p, config)}
+        rest = {name: p for name, p in named.items() if name not in self.matrices}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        if rest:
+            self.optimizers["adamw"] = torch.optim.AdamW(
+                by_factor(rest, config),
+                config.rate,
+                betas=config.betas,
+                weight_decay=config.weight_decay,
+                fused=device.type == "cuda",
+            )
+        if self.matrices:
+            self.optimizers["muon"] = torch.optim.Muon(
+                by_factor(self.matrices, config),
+                config.rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """One step of the optimisers along the gradients, which are then gone."""
+        for name, parameter in zip(self.names, self.trained, strict=True):
+            if name in self.matrices and parameter.grad is not None:
+                self.matrices[name].grad = flattened(parameter.grad, like=parameter)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for parameter in self.trained:
+            parameter.grad = None
+
+    def moments(self, name: str, parameter: nn.Parameter) -> tuple[torch.optim.Optimizer, nn.Parameter]:
+        """The optimiser of this parameter and what it knows the parameter as."""
+        if name in self.matrices:
+            return self.optimizers["muon"], self.matrices[name]
+        return self.optimizers["adamw"], parameter
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
@@ -238,7 +273,8 @@ class State:
         found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         found |= {f"average.{name}": value for name, value in zip(self.names, self.average, strict=True)}
         for name, parameter in zip(self.names, self.trained, strict=True):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            optimizer, own = self.moments(name, parameter)
+            for key, value in optimizer.state.get(own, {}).items():
                 found[f"optimizer.{name}.{key}"] = value
         return {name: value.detach().cpu().contiguous() for name, value in found.items()}
 
@@ -279,7 +315,41 @@ class State:
             prefix = f"optimizer.{name}."
             moments = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
             if moments:
-                self.optimizer.state[parameter] = moments
+                optimizer, own = self.moments(name, parameter)
+                optimizer.state[own] = moments
+
+
+SMALLEST_MATRIX = 16
+"""Rows and columns below which orthogonal steps have nothing to tell apart."""
+
+
+def is_matrix(name: str, parameter: nn.Parameter, config: LoopConfig) -> bool:
+    """Whether Muon trains this parameter."""
+    if config.muon is None or parameter.ndim < 2 or not re.search(config.muon, name):
+        return False
+    return min(len(parameter), parameter[0].numel()) >= SMALLEST_MATRIX
+
+
+def as_matrix(parameter: nn.Parameter) -> nn.Parameter:
+    """The same numbers in memory as a matrix with one row for each output."""
+    return nn.Parameter(_rows(parameter.data, like=parameter).view(len(parameter), -1))
+
+
+def flattened(gradient: Tensor, *, like: nn.Parameter) -> Tensor:
+    """A gradient in the order of `as_matrix` of its parameter."""
+    return _rows(gradient, like=like).reshape(len(gradient), -1)
+
+
+def _rows(values: Tensor, *, like: nn.Parameter) -> Tensor:
+    return values if like.is_contiguous() else values.movedim(1, -1)
+
+
+def by_factor(named: dict[str, nn.Parameter], config: LoopConfig) -> list[dict[str, Any]]:
+    """Groups of parameters with the factor on their learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        groups.setdefault(rate_factor(name, config.rate_factors), []).append(parameter)
+    return [{"params": own, "factor": factor} for factor, own in groups.items()]
 
 
 def read_header(path: Path) -> tuple[Progress, float]:

@@ -18,9 +18,11 @@ SHARES = {
 """Shares of the minutes; what is not listed takes the rest of its lane."""
 ENOUGH = {"autoencoder": 150.0, "mini-clip": 20.0, "mini-dino": 45.0}
 """Minutes on a CPU beyond which the generators need the time more."""
+HIDDEN = r"^unet\.(?!conv_|time_embedding|add_embedding)|^text_encoder\.(?!embeddings)"
+"""The inner matrices of a generator; its first and last layers and its tables are AdamW's."""
 CONFIGS = {
     "autoencoder": LoopConfig(
-        rate=2e-3, batch=8, decay_fraction=0.4, rate_factors=((r"^encoder", 0.15),), seed=5
+        rate=2e-3, batch=8, decay_fraction=0.4, rate_factors=((r"^encoder", 0.15),), muon=".", seed=5
     ),
     "mini-clip": LoopConfig(
         rate=1e-3, batch=64, weight_decay=0.05, decay_fraction=0.4, ema_decay=0.998, seed=3
@@ -28,8 +30,12 @@ CONFIGS = {
     "mini-dino": LoopConfig(
         rate=1e-3, batch=128, weight_decay=0.05, decay_fraction=0.4, ema_decay=0.998, seed=4
     ),
-    "cloud": LoopConfig(rate=1.5e-3, batch=64, decay_fraction=0.3, ema_decay=0.9985, seed=1),
-    "edge": LoopConfig(rate=1.5e-3, batch=64, decay_fraction=0.3, ema_decay=0.9985, seed=2),
+    "cloud": LoopConfig(
+        rate=1.5e-3, batch=64, decay_fraction=0.3, ema_decay=0.9985, muon=HIDDEN, seed=1
+    ),
+    "edge": LoopConfig(
+        rate=1.5e-3, batch=64, decay_fraction=0.3, ema_decay=0.9985, muon=HIDDEN, seed=2
+    ),
 }
 ON_CUDA = {"autoencoder": 128, "mini-clip": 256, "mini-dino": 512, "cloud": 512, "edge": 512}
 """Batches on a GPU."""

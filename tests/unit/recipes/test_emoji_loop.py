@@ -136,6 +136,52 @@ def test_an_interrupted_run_by_steps_ends_in_the_same_bytes(
     assert sorted(p.name for p in tmp_path.iterdir()) == [STABLE, STATE]
 
 
+MUON = replace(CONFIG, rate=5e-2, muon="weight")
+
+
+def wide_model() -> nn.Sequential:
+    """A kernel and a linear layer that are matrices, one laid out either way, and a kernel that is too small."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 2, 2), nn.Flatten(), nn.Linear(2, 2))
+    net.append(nn.Sequential(nn.Linear(2, 32), nn.Linear(32, 32), nn.Linear(32, 2)))
+    return net.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("laid_out", [torch.channels_last, torch.contiguous_format])
+def test_muon_trains_the_matrices_and_adamw_the_rest(laid_out: torch.memory_format, tmp_path: Path) -> None:
+    """The step of a matrix is orthogonal, whatever its gradient and however it lies in memory."""
+    net = wide_model().to(memory_format=laid_out)
+    state = State(net, replace(MUON, weight_decay=0.0), torch.device("cpu"))
+    assert set(state.matrices) == {"0.weight", "4.1.weight"}
+    before = [p.detach().clone() for p in net.parameters()]
+    loss_of(net)(torch.Generator().manual_seed(0)).backward()
+    state.step()
+    for (name, now), old in zip(net.named_parameters(), before, strict=True):
+        assert now.grad is None
+        assert not torch.equal(now, old)
+        if name in state.matrices:
+            change = (now.detach() - old).flatten(1)
+            spread = torch.linalg.svdvals(change / (MUON.rate * 0.2 * max(change.shape) ** 0.5))
+            assert 0.5 < float(spread[:2].min())
+            assert float(spread.max()) < 1.5
+
+
+@pytest.mark.parametrize("places", [(1,), (27,), (2, 0, 9, 19, 5)])
+def test_an_interrupted_run_with_muon_ends_in_the_same_bytes(tmp_path: Path, places: tuple[int, ...]) -> None:
+    def run(folder: Path, fail_at: int = -1) -> nn.Sequential:
+        net = wide_model()
+        train(net, loss_of(net, fail_at=fail_at), MUON, STEPS, folder, report=nothing)
+        return net
+
+    straight = run(tmp_path / "straight")
+    for at in places:
+        with pytest.raises(InterruptedRunError):
+            run(tmp_path / "broken", at)
+    assert equal(straight, run(tmp_path / "broken"))
+    for name in (STATE, STABLE):
+        assert content(tmp_path / "broken" / name) == content(tmp_path / "straight" / name)
+
+
 @pytest.mark.parametrize("at", [5, 33])
 def test_a_run_with_rare_checkpoints_repeats_what_was_lost(
     straight: tuple[nn.Sequential, Path], tmp_path: Path, at: int
@@ -175,7 +221,7 @@ def test_by_the_clock_a_run_goes_on_from_its_exact_state(tmp_path: Path, at: int
     stored = load_file(tmp_path / "broken" / STATE)
     assert state.tensors().keys() == stored.keys()
     assert all(torch.equal(value, stored[name]) for name, value in state.tensors().items())
-    assert all(own["step"] == at for own in state.optimizer.state.values())
+    assert all(own["step"] == at for own in state.optimizers["adamw"].state.values())
     clock.now += 1000  # between the starts nobody trains
     again, progress = trained(tmp_path / "broken", budget, clock=clock.monotonic, planted=clock.tick)
     assert (progress.step, progress.seconds) == (40, 40.0)

@@ -12,7 +12,7 @@ LANES = {
 }
 """What runs side by side, each lane one process: two single-threaded ones on a CPU, one GPU shared by both."""
 SHARES = {
-    "cpu": {"autoencoder": 0.38, "mini-clip": 0.1, "mini-dino": 0.22},
+    "cpu": {"autoencoder": 0.2, "mini-clip": 0.1, "mini-dino": 0.12},
     "cuda": {"autoencoder": 0.33, "mini-clip": 0.16, "mini-dino": 0.17, "cloud": 0.36, "edge": 0.31},
 }
 """Shares of the minutes; what is not listed takes the rest of its lane."""

@@ -42,3 +42,7 @@ class ReceptionWarning(UserWarning):
 
 class EndpointWarning(UserWarning):
     """An endpoint draws in another way than it was asked to, or not all that it was asked for."""
+
+
+class SkippedWarning(UserWarning):
+    """Pictures or captions that cannot be used were left out, as was asked for."""

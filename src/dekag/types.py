@@ -16,9 +16,30 @@ from dekag.errors import EndpointWarning as EndpointWarning
 from dekag.errors import FieldError as FieldError
 from dekag.errors import InputError as InputError
 from dekag.errors import ReceptionWarning as ReceptionWarning
+from dekag.errors import SkippedWarning as SkippedWarning
 
 Image = Float[Tensor, "batch 3 height width"]
 """RGB in [0, 1]."""
+
+
+@runtime_checkable
+class ImageRows(Protocol):
+    """Images [rows, 3, height, width] in [0, 1] that may be read only when they are asked for; `Image` is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice) -> Image: ...
+
+
+@runtime_checkable
+class RepeatedRows(ImageRows, Protocol):
+    """Images of which some may be there several times."""
+
+    def distinct(self) -> tuple[ImageRows, Int64[Tensor, " rows"]]:
+        """Each once, and the place of each of these rows among them."""
+        ...
+
+
 Latent = Float[Tensor, "batch channels rows cols"]
 """Unit scale over the data: the autoencoder's scaling factor is already applied."""
 Symbols = Complex[Tensor, "batch uses"]

@@ -17,7 +17,7 @@ from sqlalchemy import text
 from starlette.testclient import TestClient
 from waiting import wait_for
 
-from dekag.data.folder import picture_tensor
+from dekag.data.picture import picture_tensor
 from dekag.registry.repository import Repository
 from dekag.serving.cloud import api
 from dekag.serving.cloud.app import create

@@ -17,7 +17,7 @@ from missing_packages import complaint
 
 from dekag.data.bought import draw_to_folder
 from dekag.data.endpoint import ImageEndpoint
-from dekag.data.folder import read_folder
+from dekag.data.images import read_folder
 from dekag.types import EndpointWarning, InputError
 
 PROMPTS = [f"a number {number}" for number in range(12)]
@@ -277,7 +277,7 @@ def test_folder_is_what_read_folder_reads(server: Server, endpoint: ImageEndpoin
     assert counts == list(range(1, 13))
     data = read_folder(tmp_path / "a" / "b")
     assert data.prompts == tuple(PROMPTS)
-    assert torch.equal(data.images, expected(PROMPTS, SEEDS))
+    assert torch.equal(data.images[:], expected(PROMPTS, SEEDS))
     index = json.loads((tmp_path / "a" / "b" / "index.json").read_text())
     assert {key: value for key, value in index["images"][3].items() if key != "file"} == {
         "prompt": PROMPTS[3],
@@ -305,7 +305,7 @@ def test_what_is_there_is_not_paid_for_again(
     assert asked == {("new", 5), (PROMPTS[0], SEEDS[0]), (PROMPTS[3], 6)}
     data = read_folder(tmp_path)
     assert data.prompts == tuple(prompts)
-    assert torch.equal(data.images, expected(prompts, seeds))
+    assert torch.equal(data.images[:], expected(prompts, seeds))
 
 
 def test_another_size_is_another_image_and_the_first_is_kept(
@@ -331,7 +331,7 @@ def test_a_refused_prompt_leaves_the_others(server: Server, endpoint: ImageEndpo
     rest = [number for number in range(12) if number != 5]
     kept = read_folder(tmp_path)
     assert kept.prompts == tuple(PROMPTS[number] for number in rest)
-    assert torch.equal(kept.images, expected(kept.prompts, [SEEDS[number] for number in rest]))
+    assert torch.equal(kept.images[:], expected(kept.prompts, [SEEDS[number] for number in rest]))
     (row,) = json.loads((tmp_path / "index.json").read_text())["refused"]
     assert (row["prompt"], "400 Not that" in row["why"]) == (PROMPTS[5], True)
     asked = len(server.requests)

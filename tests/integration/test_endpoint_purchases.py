@@ -21,7 +21,7 @@ from tiny_worlds import miniature
 
 from dekag.data.bought import EndpointCloud, draw_to_folder
 from dekag.data.endpoint import ImageEndpoint
-from dekag.data.folder import read_folder
+from dekag.data.images import read_folder
 from dekag.data.orders import Account, draw_seeds
 from dekag.tasks.compare import draw_references
 from dekag.tasks.material import ImageSource, material
@@ -56,7 +56,7 @@ def test_a_list_that_is_edited_buys_what_is_new(
     first = cloud.pictures(PROMPTS * 2)
     assert server.drawn == 12
     fewer = PROMPTS[:2] + PROMPTS[3:]
-    assert torch.equal(cloud.pictures(fewer).images, first.images[[0, 1, 3, 4, 5]])
+    assert torch.equal(cloud.pictures(fewer).images[:], first.images[[0, 1, 3, 4, 5]])
     assert server.drawn == 12
     more = ["something new", *reversed(PROMPTS)]
     again = cloud.pictures(more * 2)
@@ -80,7 +80,7 @@ def test_pictures_of_an_earlier_version_are_used(
     for _ in range(2):
         found = cloud.pictures([PROMPTS[2], PROMPTS[0], PROMPTS[5]])
         assert server.drawn == 7
-        assert (255 * found.images[:, :, 0, 0]).round().int().tolist()[:2] == [
+        assert (255 * found.images[:][:, :, 0, 0]).round().int().tolist()[:2] == [
             list(colour(PROMPTS[2], 100_002)),
             list(colour(PROMPTS[0], 100_000)),
         ]
@@ -339,7 +339,7 @@ def test_a_world_whose_cloud_is_an_endpoint(server: Server, tmp_path: Path) -> N
     world.reference().images(PROMPTS[4:], seeds=[VALIDATION_SEED] * 2)
     assert server.drawn == 10
     check_budget(world, source)
-    assert torch.equal(material(world, source, ALONE).train.images, first.images)
+    assert torch.equal(material(world, source, ALONE).train.images[:], first.images[:])
     with pytest.raises(
         InputError, match="8 pictures would have to be bought, 10 were bought already, but budget is 1"
     ):

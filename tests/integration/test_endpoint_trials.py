@@ -13,7 +13,7 @@ import pytest
 from endpoint_client import INTERRUPTED, Buy, buyers
 from image_server import BEHAVIOURS, MODEL, RealServer, Server, colour
 
-from dekag.data.folder import read_folder
+from dekag.data.images import read_folder
 
 WORDS = ["a cat", "a red apple", "a pool of blood", "two boats", "a bloodhound", "rain", "a hat", "size seed"]
 
@@ -100,7 +100,7 @@ class Trial:
             index = json.loads((self.folder / "index.json").read_text())
             assert [row["prompt"] for row in index["images"]] == left
             data = read_folder(self.folder)
-            found = (255 * data.images[:, :, 0, 0]).round().int().tolist()
+            found = (255 * data.images[:][:, :, 0, 0]).round().int().tolist()
             assert found == [list(colour(prompt, None)) for prompt in left]
 
 

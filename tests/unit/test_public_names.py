@@ -49,8 +49,8 @@ NAMES = {
         "save_codec truncate"
     ),
     "dekag.data": (
-        "Account CloudImages EndpointCloud ImageEndpoint PictureSet draw_to_folder open_picture "
-        "picture_tensor read_folder read_pictures read_prompts"
+        "Account CloudImages EndpointCloud Entry Faults ImageEndpoint PictureSet Pictures draw_to_folder "
+        "open_picture picture_tensor read_dataset read_folder read_prompts"
     ),
     "dekag.evaluation": (
         "GRIDS NAMED_JUDGES ClipJudge Drawn GenerationScores Grid Judge JudgeSizeWarning Mean "

@@ -41,8 +41,13 @@ class DataOptions:
     domain: Annotated[str | None, Doc("One group of the world's prompts, as food.")] = None
     draws: Annotated[int, Ge(1), Doc("Cloud images of each prompt.")] = 2
     images: Annotated[
-        Path | None, Doc("Folder of cloud images and prompts (index.json, metadata.jsonl or .txt files).")
+        Path | None,
+        Doc(
+            "Cloud images and prompts: a folder (index.json, metadata.jsonl or .csv, or captions beside them), a"
+            " dataset on disk, parquet or WebDataset tars."
+        ),
     ] = None
+    skip_broken: Annotated[bool, Doc("Leave out, and count, what of --images cannot be used.")] = False
     endpoint: Annotated[
         str | None,
         Doc("Address of an OpenAI-compatible image API that is the cloud; --images keeps its images."),
@@ -71,6 +76,7 @@ class DataOptions:
             folder=self.images,
             endpoint=cloud,
             seed=seed,
+            skip_broken=self.skip_broken,
         )
 
 

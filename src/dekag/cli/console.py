@@ -17,8 +17,12 @@ from dekag.errors import (
     EndpointWarning,
     PromptTruncatedWarning,
     ReceptionWarning,
+    SkippedWarning,
     StepError,
 )
+
+_TOLD = (PromptTruncatedWarning, ConditionWarning, ReceptionWarning, EndpointWarning, SkippedWarning)
+"""Warnings that are shown every time."""
 
 console = Console(stderr=True)
 
@@ -64,7 +68,7 @@ def quiet_libraries() -> None:
 
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module="dekag")
-    for category in (PromptTruncatedWarning, ConditionWarning, ReceptionWarning, EndpointWarning):
+    for category in _TOLD:
         warnings.filterwarnings("always", category=category)
     warnings.showwarning = one_line
 

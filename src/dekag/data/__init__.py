@@ -7,8 +7,10 @@ from dekag.lazy import lazy
 if TYPE_CHECKING:
     from dekag.data.bought import EndpointCloud, draw_to_folder
     from dekag.data.endpoint import ImageEndpoint
-    from dekag.data.folder import CloudImages, open_picture, picture_tensor, read_folder, read_pictures
+    from dekag.data.entries import Entry, Faults
+    from dekag.data.images import CloudImages, Pictures, read_dataset, read_folder
     from dekag.data.orders import Account
+    from dekag.data.picture import open_picture, picture_tensor
     from dekag.data.pictures import PictureSet
     from dekag.data.prompts import read_prompts
 
@@ -16,13 +18,16 @@ __all__ = [
     "Account",
     "CloudImages",
     "EndpointCloud",
+    "Entry",
+    "Faults",
     "ImageEndpoint",
     "PictureSet",
+    "Pictures",
     "draw_to_folder",
     "open_picture",
     "picture_tensor",
+    "read_dataset",
     "read_folder",
-    "read_pictures",
     "read_prompts",
 ]
 

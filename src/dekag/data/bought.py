@@ -8,11 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from PIL.Image import Image as Picture
 
 from dekag.data.endpoint import ImageEndpoint
-from dekag.data.folder import INDEX, CloudImages, centred, open_picture, picture_tensor
+from dekag.data.entries import Entry, Faults
+from dekag.data.folder import INDEX
+from dekag.data.images import CloudImages, FolderFiles, checked, pairs
 from dekag.data.orders import Order, draw_seeds, named
 from dekag.data.paid import PaidFolder, spent_since
 from dekag.types import EndpointWarning, Image, InputError
@@ -41,12 +42,15 @@ class EndpointCloud:
                 f"{missing} of {len(prompts)} prompts were refused and have no picture;"
                 f" {self.folder / INDEX} lists them, reword them or leave them out"
             )
-        return found.images
+        return found.images[:]
 
-    def pictures(self, prompts: Sequence[str], *, seeds: Sequence[int] | None = None) -> CloudImages:
-        """The images of all prompts but those that are refused, which a warning names.
+    def pictures(
+        self, prompts: Sequence[str], *, seeds: Sequence[int] | None = None, pixels: int | None = None
+    ) -> CloudImages:
+        """The images of all prompts but those that are refused, which a warning names; those of a folder are unread.
 
-        seeds: of the orders; None are those of `draw_seeds`. Raises InputError as `draw_to_folder`.
+        seeds: of the orders; None are those of `draw_seeds`. pixels: side to which the central square of each is
+        resized; None is the size that was asked for. Raises InputError as `draw_to_folder`.
         """
         orders = self.endpoint.orders(prompts, draw_seeds(prompts) if seeds is None else seeds)
         if self.folder is None:
@@ -55,15 +59,12 @@ class EndpointCloud:
         draw_to_folder(self.endpoint, prompts, seeds, self.folder)
         files = PaidFolder.read(self.folder).files
         kept = [order for order in orders if order in files]
-        width, height = self.endpoint.width_height
-        images = torch.empty(len(kept), 3, height, width)
-        for row, order in enumerate(kept):
-            path = self.folder / files[order].file
-            try:
-                images[row] = picture_tensor(centred(open_picture(path), (width, height)))
-            except InputError as error:
-                raise InputError(f"{path} {error}; delete the file to draw it again") from None
-        return CloudImages(prompts=tuple(order.prompt for order in kept), images=images)
+        paid = FolderFiles(folder=self.folder, names=tuple(files[order].file for order in kept))
+        try:
+            source, _ = checked(paid, self.endpoint.width_height if pixels is None else pixels, Faults())
+        except InputError as error:
+            raise InputError(f"{error}; delete the file to draw it again") from None
+        return pairs(source, [(n, Entry(order.digest, (order.prompt,))) for n, order in enumerate(kept)])
 
     def to_buy(self, prompts: Sequence[str], *, seeds: Sequence[int] | None = None) -> int:
         """How many pictures `pictures` would buy. Raises InputError as it does; nothing is bought or written."""

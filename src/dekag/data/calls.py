@@ -13,8 +13,8 @@ from PIL.Image import Image as Picture
 
 from dekag.data.answers import embedded, fetched
 from dekag.data.endpoint import ImageEndpoint
-from dekag.data.folder import open_picture
 from dekag.data.orders import Order, named, plain
+from dekag.data.picture import open_picture
 from dekag.types import EndpointWarning, InputError
 from dekag.wire.http import client_options, through
 

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import torch
 from PIL.Image import Image as Picture
 
-from dekag.data.folder import centred, picture_tensor
 from dekag.data.orders import Account, Order, named, orders_of
+from dekag.data.picture import centred, picture_tensor
 from dekag.types import Image, InputError
 
 

@@ -1,167 +1,59 @@
-"""Prompts and images from a folder, in any of the three layouts that people keep them in."""
+"""The pictures of a folder and their captions, in any of the layouts that people keep them in."""
 
+import csv
+import io
 import json
+import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from PIL import Image as PillowImage
-from PIL import ImageOps, UnidentifiedImageError
-from torch import Tensor
-
+from dekag.data.entries import Entry, Faults, merged
 from dekag.data.text import read_lines, read_text
-from dekag.types import Image, InputError
+from dekag.errors import InputError
 
 INDEX = "index.json"
 METADATA = "metadata.jsonl"
+TABLE = "metadata.csv"
 CAPTION_KEYS = ("text", "caption", "prompt")
-"""Where a line of metadata.jsonl may hold the prompt; the first that is there counts."""
+"""Where a line of metadata may hold the captions; the first that is there counts."""
+CAPTION_SUFFIXES = (".txt", ".caption")
+"""Of files with captions beside pictures; the first that is there counts."""
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
 _EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
-"""Pillow's names of pixels of at most 8 bits a channel."""
-_Rows = list[tuple[Path, str]]
+_REPEATED = re.compile(r"(\d+)_(.+)")
+"""A folder of sd-scripts: how often its pictures count, and what they show."""
+_LISTED = tuple[str, Sequence[str]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CloudImages:
-    """Prompts and the image that the cloud drew for each, float [prompts, 3, height, width] in [0, 1]."""
-
-    prompts: tuple[str, ...]
-    images: Image
-
-    def __post_init__(self) -> None:
-        if len(self.prompts) != len(self.images):
-            raise InputError(f"{len(self.prompts)} prompts need as many images, got {len(self.images)}")
-
-
-def read_folder(folder: Path, *, pixels: int | None = None) -> CloudImages:
-    """Prompts and images of a folder, all of them in memory; image i belongs to prompt i.
+def folder_entries(folder: Path, faults: Faults) -> list[Entry]:
+    """Every picture of a folder with its captions; no picture is opened.
 
     The first of these layouts that the folder has is read:
     - `index.json`, as `dekag.tasks.generate` writes it: `{"images": [{"file": ..., "prompt": ...}, ...]}`. It is
       the whole truth: other files are left alone.
-    - `metadata.jsonl`, an imagefolder of Hugging Face: `{"file_name": ..., "text": ...}` a line; "caption" or
-      "prompt" do as well. Images beside it that it does not name are an error.
-    - An image and a UTF-8 text file with its caption, one line, of the same stem: `0001.png`, `0001.txt`.
+    - `metadata.jsonl` or `metadata.csv`, an imagefolder of Hugging Face: `file_name` and `text`, `caption` or
+      `prompt`; in JSON a list of captions as well, and lines of one file add up. Images beside it that it does not
+      name are an error.
+    - An image and a UTF-8 text file of the same stem with its captions, one a line: `0001.png` with `0001.txt` or
+      `0001.caption`. In folders named as sd-scripts has them, `10_thing`, every picture counts ten times, and one
+      without a text file has the caption "thing".
     Folders below it belong to it. The order is that of the index, else that of the names. Hidden files are left
     alone, links are followed.
-
-    Images are PNG, JPEG or WebP, turned as their EXIF data say and put on white where they are transparent.
-    With `pixels` the central square of each is resized (Lanczos) to that side; without, all must have one
-    size. Raises InputError if anything is missing, damaged or ambiguous.
+    Raises InputError if anything is missing, damaged or ambiguous, unless `faults` skips it.
     """
-    if pixels is not None and pixels < 1:
-        raise InputError(f"the side of the images must be at least 1 pixel, got {pixels}")
-    rows = folder_rows(folder)
-    images = read_pictures([path for path, _ in rows], pixels)
-    return CloudImages(prompts=tuple(prompt for _, prompt in rows), images=images)
-
-
-def open_picture(source: Path | bytes) -> PillowImage.Image:
-    """A PNG, JPEG or WebP, from a file or its bytes, as 8-bit RGB on white and the right way up.
-
-    Raises InputError, whose message begins with "is", if it is none or damaged.
-    """
-    try:
-        with PillowImage.open(
-            BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS
-        ) as picture:
-            if picture.mode not in _MODES:
-                raise InputError(f"is a picture of mode {picture.mode}; save it with 8 bits a channel")
-            upright = _upright(picture)
-    except InputError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError("is no PNG, JPEG or WebP picture; save it as one of these") from None
-    except PillowImage.DecompressionBombError:
-        raise InputError("is too large a picture to be read safely; make it smaller") from None
-    except Exception as error:  # a damaged file has Pillow raise whatever its bytes lead to
-        raise InputError("is damaged or cut short; make the picture again") from error
-    if not upright.has_transparency_data:
-        return upright.convert("RGB")
-    coloured = upright.convert("RGBA")
-    white = PillowImage.new("RGBA", coloured.size, "white")
-    return PillowImage.alpha_composite(white, coloured).convert("RGB")
-
-
-def _upright(picture: PillowImage.Image) -> PillowImage.Image:
-    """The picture as its EXIF data turn it; as it is where those are damaged."""
-    picture.load()
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # of the tags alone: the pixels are there
-        return picture.copy()
-
-
-def picture_tensor(picture: PillowImage.Image) -> Float[Tensor, "3 height width"]:
-    """The pixels of an RGB picture, in [0, 1]."""
-    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1)
-
-
-def read_pictures(paths: Sequence[Path], pixels: int | None) -> Image:
-    """All images in one tensor, which is the only place where they are all held; as `read_folder` says."""
-    images, first = torch.empty(0), paths[0]
-    unreadable: list[str] = []
-    for number, path in enumerate(paths):
-        try:
-            picture = open_picture(path)
-        except InputError as error:
-            unreadable.append(f"{path} {error}")
-            continue
-        if pixels is not None:
-            picture = _square(picture, pixels)
-        shape = (3, picture.height, picture.width)
-        if not len(images):
-            images, first = torch.empty(len(paths), *shape), path
-        if images.shape[1:] != shape:
-            raise InputError(
-                f"{path} has {picture.width}x{picture.height} pixels, but {first.name} has"
-                f" {images.shape[3]}x{images.shape[2]}; give images of one size, or the side to resize them to"
-            )
-        images[number] = picture_tensor(picture)
-    if unreadable:
-        raise InputError(f"{unreadable[0]} ({len(unreadable)} of {len(paths)} images cannot be read)")
-    return images
-
-
-def _square(picture: PillowImage.Image, pixels: int) -> PillowImage.Image:
-    """The centre, cut out first: resized in place, as `ImageOps.fit` does, it would mix with what is around."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    centre = picture.crop((left, top, left + side, top + side))
-    return centre.resize((pixels, pixels), PillowImage.Resampling.LANCZOS)
-
-
-def centred(picture: PillowImage.Image, size: tuple[int, int]) -> PillowImage.Image:
-    """A picture of that width and height; of another, its centre of the same shape, resized."""
-    if picture.size == size:
-        return picture
-    factor = min(picture.width / size[0], picture.height / size[1])
-    width, height = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    centre = picture.crop((left, top, left + width, top + height))
-    return centre.resize(size, PillowImage.Resampling.LANCZOS)
-
-
-def folder_rows(folder: Path) -> list[tuple[Path, str]]:
-    """File and prompt of every image of a folder; nothing but the lists is read. Raises InputError as `read_folder`."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give a folder with images and their prompts")
     if (folder / INDEX).is_file():
-        return _indexed(folder)
-    if (folder / METADATA).is_file():
-        return _described(folder)
-    return _captioned(folder)
+        return _indexed(folder, faults)
+    for name, read in ((METADATA, _read_jsonl), (TABLE, _read_csv)):
+        if (folder / name).is_file():
+            return _described(folder, name, read(folder, faults), faults)
+    return _captioned(folder, faults)
 
 
-def _indexed(folder: Path) -> _Rows:
+def _indexed(folder: Path, faults: Faults) -> list[Entry]:
     where = folder / INDEX
     try:
         entries = json.loads(read_text(where, right="draw the images again"))["images"]
@@ -173,39 +65,59 @@ def _indexed(folder: Path) -> _Rows:
         ) from error
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{where} lists no images; draw them again")
-    rows = [
-        _row(f"{where}: image {number}", folder, entry, "file", ("prompt",))
+    rows = (
+        _row(f"{where}: image {number}", entry, "file", ("prompt",), faults)
         for number, entry in enumerate(entries, 1)
-    ]
-    return _existing(where, rows)
+    )
+    return _existing(folder, INDEX, merged(row for row in rows if row is not None), faults)
 
 
-def _described(folder: Path) -> _Rows:
+def _read_jsonl(folder: Path, faults: Faults) -> list[_LISTED]:
     where, rows = folder / METADATA, []
     for number, line in enumerate(read_lines(where, right="give one object a line"), 1):
-        if line.strip():
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}: line {number} is no JSON; give one object a line") from error
-            rows.append(_row(f"{where}: line {number}", folder, entry, "file_name", CAPTION_KEYS))
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            faults.add(f"{where}: line {number} is no JSON; give one object a line")
+            continue
+        rows.append(_row(f"{where}: line {number}", entry, "file_name", CAPTION_KEYS, faults))
+    return [row for row in rows if row is not None]
+
+
+def _read_csv(folder: Path, faults: Faults) -> list[_LISTED]:
+    where = folder / TABLE
+    text = read_text(where, right="give a line of column names, among them file_name and text")
+    rows = []
+    try:
+        table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        for entry in table:
+            rows.append(_row(f"{where}: line {table.line_num}", entry, "file_name", CAPTION_KEYS, faults))
+    except csv.Error as error:
+        raise InputError(f"{where} is no table of commas that can be read: {error}") from error
+    return [row for row in rows if row is not None]
+
+
+def _described(folder: Path, name: str, rows: list[_LISTED], faults: Faults) -> list[Entry]:
+    where = folder / name
     if not rows:
         raise InputError(f'{where} is empty; give a line {{"file_name": ..., "text": ...}} for every image')
-    known = {path for path, _ in rows}
-    if nameless := [
-        path.relative_to(folder) for path in _files(folder) if _is_picture(path) and path not in known
-    ]:
-        raise InputError(
+    entries = merged(rows)
+    known = {entry.place for entry in entries}
+    if nameless := [path for path in _files(folder) if _is_picture(path) and path not in known]:
+        faults.add(
             f"{where}: {len(nameless)} images beside it have no line, the first is {nameless[0]};"
-            " give each its line or take it away"
+            " give each its line or take it away",
+            len(nameless),
         )
-    return _existing(where, rows)
+    return _existing(folder, name, entries, faults)
 
 
-def _captioned(folder: Path) -> _Rows:
+def _captioned(folder: Path, faults: Faults) -> list[Entry]:
     files = _files(folder)
     pictures = [path for path in files if _is_picture(path)]
-    captions = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    captions = _caption_files(files)
     if not pictures and not captions:
         what = (
             "holds no images that we know how to pair with prompts" if any(folder.iterdir()) else "is empty"
@@ -214,63 +126,111 @@ def _captioned(folder: Path) -> _Rows:
             f"{folder} {what}; give an {INDEX}, a {METADATA},"
             " or PNG, JPEG or WebP files each with a caption as 0001.png with 0001.txt"
         )
-    if silent := [path.relative_to(folder) for path in pictures if path.with_suffix("") not in captions]:
-        raise InputError(
+    repeats = _repeats(pictures)
+    if silent := [path for path in pictures if _stem(path) not in captions and path not in repeats]:
+        faults.add(
             f"{folder}: {len(silent)} images have no caption, the first is {silent[0]};"
-            f" write its prompt into {silent[0].with_suffix('.txt')}"
+            f" write its prompt into {_stem(silent[0])}.txt",
+            len(silent),
         )
-    stems = {path.with_suffix("") for path in pictures}
-    if blind := [path.relative_to(folder) for stem, path in captions.items() if stem not in stems]:
-        raise InputError(
+    stems = {_stem(path) for path in pictures}
+    if blind := [path for stem, path in captions.items() if stem not in stems]:
+        faults.add(
             f"{folder}: {len(blind)} captions have no image, the first is {blind[0]};"
-            f" add {blind[0].with_suffix('.png')} or take the caption away"
+            f" add {_stem(blind[0])}.png or take the caption away",
+            len(blind),
         )
-    return [(path, _caption(captions[path.with_suffix("")])) for path in pictures]
+    found = []
+    for path in pictures:
+        times, thing = repeats.get(path, (1, None))
+        text = captions.get(_stem(path))
+        own = _captions(folder / text, faults) if text is not None else (() if thing is None else (thing,))
+        if own:
+            found.append(Entry(path, own, times))
+    return found
 
 
-def _row(where: str, folder: Path, entry: Any, file_key: str, prompt_keys: Sequence[str]) -> tuple[Path, str]:
-    """File and prompt of one entry of a list that somebody else may have written."""
+def _caption_files(files: Sequence[str]) -> dict[str, str]:
+    """The file with the captions of each stem."""
+    found: dict[str, str] = {}
+    for suffix in reversed(CAPTION_SUFFIXES):
+        found |= {_stem(path): path for path in files if path.lower().endswith(suffix)}
+    return dict(sorted(found.items(), key=lambda item: item[1].split("/")))
+
+
+def _repeats(pictures: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """How often each picture counts and what it shows, if all are in folders named as sd-scripts has them."""
+    named = {path: _REPEATED.fullmatch(path.split("/")[0]) for path in pictures if "/" in path}
+    if len(named) < len(pictures) or not all(named.values()):
+        return {}
+    return {path: (int(match[1]), match[2].strip()) for path, match in named.items() if match is not None}
+
+
+def _row(
+    where: str, entry: Any, file_key: str, caption_keys: Sequence[str], faults: Faults
+) -> tuple[str, list[str]] | None:
+    """File and captions of one entry of a list that somebody else may have written; None for one that is skipped."""
     fields = entry if isinstance(entry, dict) else {}
     name = fields.get(file_key)
-    prompt = next((fields[key] for key in prompt_keys if key in fields), None)
-    if not isinstance(name, str) or not isinstance(prompt, str):
-        wanted = " or ".join(prompt_keys)
-        raise InputError(f"{where} must have the texts {file_key} and {wanted}")
-    if not prompt.strip():
-        raise InputError(f"{where}, {name!r}, has an empty prompt; say what it shows")
+    given = next((fields[key] for key in caption_keys if key in fields), None)
+    captions: list[Any] = given if isinstance(given, list) and caption_keys == CAPTION_KEYS else [given]
+    if not isinstance(name, str) or not name or not all(isinstance(each, str) for each in captions or [None]):
+        faults.add(f"{where} must have the texts {file_key} and {' or '.join(caption_keys)}")
+        return None
+    if not all(each.strip() for each in captions):
+        faults.add(f"{where}, {name!r}, has an empty prompt; say what it shows")
+        return None
     # as Windows reads it, which knows every way out: /, \, C: and ..
     path = PureWindowsPath(name)
-    if path.anchor or ".." in path.parts:
-        raise InputError(f"{where} names {name!r}, which is outside of the folder; put the image into it")
-    return folder / name, prompt
+    if path.anchor or ".." in path.parts or "\0" in name:
+        faults.add(f"{where} names {name!r}, which is outside of the folder; put the image into it")
+        return None
+    return os.path.normpath(name), captions
 
 
-def _existing(where: Path, rows: _Rows) -> _Rows:
-    if missing := [path.name for path, _ in rows if not path.is_file()]:
-        raise InputError(
-            f"{where}: {len(missing)} of its {len(rows)} images are missing, the first is {missing[0]!r};"
-            " put them back or take their entries away"
+def _existing(folder: Path, index: str, entries: list[Entry], faults: Faults) -> list[Entry]:
+    missing = {entry.place for entry in entries if not os.path.isfile(folder / entry.place)}
+    if missing:
+        first = next(entry.place for entry in entries if entry.place in missing)
+        faults.add(
+            f"{folder / index}: {len(missing)} of its {len(entries)} images are missing, the first is"
+            f" {os.path.basename(first)!r}; put them back or take their entries away",
+            len(missing),
         )
-    return rows
+    return [entry for entry in entries if entry.place not in missing]
 
 
-def _caption(path: Path) -> str:
-    right = "a caption is one line that says what the image shows"
-    lines = [line.strip() for line in read_lines(path, right=right)]
-    lines = [line for line in lines if line]
-    if len(lines) != 1:
-        what = f"has {len(lines)} lines" if lines else "is empty"
-        raise InputError(f"{path} {what}; {right}")
-    return lines[0]
+def _captions(path: Path, faults: Faults) -> tuple[str, ...]:
+    """The captions of a file, one a line; none if the file is skipped."""
+    right = "a caption is a line that says what the image shows"
+    try:
+        lines = [line.strip() for line in read_lines(path, right=right)]
+    except InputError as error:
+        faults.add(str(error))
+        return ()
+    found = tuple(dict.fromkeys(line for line in lines if line))
+    if not found:
+        faults.add(f"{path} is empty; {right}")
+    return found
 
 
-def _files(folder: Path) -> list[Path]:
-    """All files below a folder, by name, but for hidden ones and those of hidden folders."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        path for path in files if not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    )
+def _files(folder: Path) -> list[str]:
+    """All files below a folder, relative to it, by name, but for hidden ones and those of hidden folders."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = os.path.relpath(parent, folder).replace(os.sep, "/")
+        here = "" if inside == "." else f"{inside}/"
+        # a pipe or a socket is no file, and a link that leads nowhere is not either
+        found += [
+            here + name for name in names if name[0] != "." and os.path.isfile(os.path.join(parent, name))
+        ]
+    return sorted(found, key=lambda path: path.split("/"))
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in _EXTENSIONS
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
+def _is_picture(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in _EXTENSIONS

@@ -16,7 +16,7 @@ from dekag.generation.families import FAMILIES, Conditioning, Family, family_of,
 from dekag.generation.metaword import PreparedMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
 from dekag.generation.schedule import Schedule, schedule_of
-from dekag.types import Image, InputError, Latent
+from dekag.types import Image, ImageRows, InputError, Latent
 
 OPTIONS: dict[str, dict[str, Any]] = {
     # both would depend on the packages that happen to be installed, or on the size of the picture
@@ -31,6 +31,8 @@ OnStep = Callable[[int, int, Latent], None]
 """Told the first of the images that are drawn together, the step from 1 and what it left; may raise to stop."""
 
 
+READ_AT_ONCE = 32
+"""Prompts that the text encoders read at a time."""
 MOST_STEPS = 1000
 """Schedulers of diffusers know as many noise levels, and no more of them can be visited."""
 
@@ -148,14 +150,16 @@ class DiffusersGenerator:
         with self.active():
             return schedule_of(self.pipeline, run)
 
-    @torch.no_grad()
-    def read(self, prompts: Sequence[str], *, batch: int = 32) -> Conditioning:
+    def read(self, prompts: Sequence[str]) -> Conditioning:
         """What the denoiser is told of each prompt, exactly as given; rows in their order."""
-        parts = [
-            self.family.condition(self.pipeline, prompts[at : at + batch])
-            for at in range(0, len(prompts), batch)
-        ]
+        parts = list(self.read_parts(prompts))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    @torch.no_grad()
+    def read_parts(self, prompts: Sequence[str]) -> Iterator[Conditioning]:
+        """As `read`, READ_AT_ONCE prompts at a time."""
+        for at in range(0, len(prompts), READ_AT_ONCE):
+            yield self.family.condition(self.pipeline, prompts[at : at + READ_AT_ONCE])
 
     def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
         """Draw one image for each prompt and seed with the pipeline's own decoder: all that a cloud must do.
@@ -176,11 +180,15 @@ class DiffusersGenerator:
         parts = latent.split(self.sampling.batch)
         return torch.cat([self.family.decode(self.pipeline, part) for part in parts])
 
-    @torch.no_grad()
-    def encode(self, image: Image) -> Latent:
+    def encode(self, image: ImageRows) -> Latent:
         """Images in [0, 1] to latents, unit scale."""
-        parts = image.split(self.sampling.batch)
-        return torch.cat([self.family.encode(self.pipeline, part) for part in parts])
+        return torch.cat(list(self.encode_parts(image)))
+
+    @torch.no_grad()
+    def encode_parts(self, images: ImageRows) -> Iterator[Latent]:
+        """As `encode`, `sampling.batch` images at a time; they need be no more than can be indexed by a slice."""
+        for at in range(0, len(images), self.sampling.batch):
+            yield self.family.encode(self.pipeline, images[at : at + self.sampling.batch])
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -58,7 +58,7 @@ def train_update(
     )
     # for the states of methods that say nothing of it themselves
     training = training.depending_on(
-        edge, task.config, prompts=data.prompts, images=data.images, prior=data.prior
+        edge, task.config, prompts=data.prompts, images=data.images, weights=data.weights, prior=data.prior
     )
     extras = task.extras
     update = find_method(task.method).train(edge, data, task.config, training)
@@ -117,7 +117,7 @@ def align_generation(
         check = validation(world, edge, data, run, domain=task.domain)
         prior = tuple(world.splits.get("prior", ()))
     train = data.train
-    pairs = DistillationData(prompts=train.prompts, images=train.images, prior=prior)
+    pairs = DistillationData(prompts=train.prompts, images=train.images, prior=prior, weights=train.weights)
     if run.resume is not None:
         run = replace(run, inputs={**run.inputs, **key_of(validation_inputs(world, check))})
     update = train_update(edge, pairs, task, check, run)

@@ -1,5 +1,6 @@
 """T-KA from end to end: what the aligned edge draws, and CALA or a rival of it on the world's codec."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ from dekag.alignment.transmission.train import FAST, ConditionRange, Transmissio
 from dekag.bundle.bundle import Bundle
 from dekag.bundle.manifest import Quantisation, Setting
 from dekag.codec import TrainableCodec, TrainedRange, save_codec
-from dekag.tasks.keys import cached, model_key, update_key
+from dekag.tasks.keys import model_key, update_key
 from dekag.tasks.material import DISTIL_SEEDS
+from dekag.training.kept import kept_rows
 from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
 from dekag.training.run import ALONE, Run
 from dekag.types import Latent
+from dekag.wire.rows import map_rows
 from dekag.world import World
 
 RATES = (1 / 8, 1 / 4, 1 / 2, 1)
@@ -53,15 +56,18 @@ def edge_latents(
         edge, update = model_key(world.edge_model), update_key(world)
         return {"prompts": prompts, "seeds": seeds, "edge": edge, "update": update}
 
-    def draw_all() -> Latent:
+    def drawn() -> Iterator[Latent]:
         device = run.device
         edge = world.edge(device=device) if codec is None else world.fitting_edge(codec, device=device)
         if "generation" in world.updates:
             edge, _ = apply_generation(edge, world.update("generation"))
-        return edge(prompts * draws, seeds=seeds).half().cpu()
+        texts = prompts * draws
+        for at in range(0, len(texts), edge.at_once):
+            part = slice(at, at + edge.at_once)
+            yield edge(texts[part], seeds=seeds[part]).half()
 
-    run.on_stage(f"edge draws {draws * len(prompts)} latents")
-    return from_main(lambda: cached(run.resume, "edge", draw_all, inputs))
+    run.on_stage(f"edge draws {len(seeds)} latents")
+    return map_rows(from_main(lambda: kept_rows(run.resume, "edge", len(seeds), drawn, inputs)), "edge")
 
 
 def conditions_of(max_uses: int) -> ConditionRange:

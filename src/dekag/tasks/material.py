@@ -1,29 +1,40 @@
 """What an edge is distilled from: prompts and the cloud's images, from wherever they come."""
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
+from torch import Tensor
 
 from dekag.data.bought import EndpointCloud
 from dekag.data.endpoint import ImageEndpoint
-from dekag.data.folder import CloudImages, read_folder
+from dekag.data.entries import Faults
+from dekag.data.images import CloudImages, Pictures, StoredSource, read_dataset
 from dekag.data.pictures import PictureSet
 from dekag.data.prompts import read_prompts
-from dekag.tasks.keys import cached, model_key
+from dekag.tasks.keys import model_key
+from dekag.training.kept import kept_rows
+from dekag.training.keys import digest_of
 from dekag.training.processes import from_main
 from dekag.training.run import Run
-from dekag.types import Image, InputError
+from dekag.types import Image, InputError, SkippedWarning
+from dekag.wire.rows import scratch
 from dekag.world import Cloud, Model, World
 
 DISTIL_SEEDS = 100_000
 """Cloud seeds of distillation start here, far from those of any evaluation."""
 VALIDATION_SHARE = 10
 """One in so many prompts of images from elsewhere is kept from training, to choose settings with."""
+MOST_HELD_BACK = 256
+"""Of more prompts than these the others are trained on: choosing settings takes no more."""
+DRAWN_AT_ONCE = 64
+"""Images that a cloud draws before they are written."""
 ENOUGH_PROMPTS = 20
 """Images of fewer prompts are all trained on."""
 
@@ -35,6 +46,7 @@ class ImageSource:
     prompts_file: one prompt a line. domain: one of the world's groups of prompts. draws: images of each prompt, from
     seeds of their own. folder: images and their prompts; with an endpoint, where its images are kept. seed: of a
     model's drawings. What an endpoint is asked for follows from prompt and draw alone, as it costs money.
+    skip_broken: leave out, and tell of, what of a folder cannot be used.
     """
 
     prompts_file: Path | None = None
@@ -43,6 +55,7 @@ class ImageSource:
     folder: Path | None = None
     endpoint: ImageEndpoint | None = None
     seed: int = 0
+    skip_broken: bool = False
 
     def __post_init__(self) -> None:
         if self.prompts_file is not None and self.domain is not None:
@@ -92,21 +105,23 @@ def _material(world: World, source: ImageSource, run: Run) -> Material:
     reference = world.reference(device=run.device)
     if isinstance(reference, PictureSet):
         run.on_stage("read images")
-        return Material(train=_from_pictures(reference, source.prompts(world)))
+        return Material(train=reference.all_of(source.prompts(world)))
     prompts = source.prompts(world)
     if isinstance(reference, EndpointCloud):
         return Material(train=_bought(reference, prompts, world, run))
     seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
     run.on_stage(f"cloud draws {len(prompts)} images")
-    images = cloud_images(world, reference, prompts, seeds, cache=(run.resume, "cloud"))
-    drawn_here = isinstance(world.cloud_model, Model)
-    return Material(train=CloudImages(prompts=tuple(prompts), images=images), drawn_by_cloud=drawn_here)
+    drawn = cloud_images(world, reference, prompts, seeds, cache=(run.resume, "cloud"))
+    return Material(train=drawn, drawn_by_cloud=isinstance(world.cloud_model, Model))
 
 
 def cloud_images(
     world: World, cloud: Cloud, prompts: Sequence[str], seeds: Sequence[int], cache: tuple[Path | None, str]
-) -> Image:
-    """What the world's cloud draws, as large as the edge's pictures; `cache` is a folder and a name in it."""
+) -> CloudImages:
+    """What the world's cloud draws, as large as the edge's pictures and with 8 bits a channel, as a file has it.
+
+    cache: a folder that keeps them, and a name in it.
+    """
 
     def inputs() -> dict[str, object]:
         model, edge = world.cloud_model, world.edge_model
@@ -118,50 +133,64 @@ def cloud_images(
             "side": model_key(edge) if world.pixels is None else world.pixels,
         }
 
+    def drawn() -> Iterator[Tensor]:
+        for at in range(0, len(prompts), DRAWN_AT_ONCE):
+            part = slice(at, at + DRAWN_AT_ONCE)
+            images = fitted(cloud.images(prompts[part], seeds=seeds[part]), world.side)
+            yield (images * 255).round().to(torch.uint8)
+
     folder, name = cache
-    return cached(folder, name, lambda: fitted(cloud.images(prompts, seeds=seeds), world.side), inputs)
+    path = kept_rows(folder, name, len(prompts), drawn, inputs)
+    source = StoredSource(path=path, name=name, digest=digest_of(inputs()))
+    return CloudImages(
+        prompts=tuple(prompts), images=Pictures(source=source, rows=torch.arange(len(prompts)))
+    )
 
 
 def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:
     assert source.folder is not None
     if source.endpoint is None:
-        run.on_stage("read images")
-        return read_folder(source.folder, pixels=world.side)
+        run.on_stage("open images")
+        faults = Faults(skip=source.skip_broken)
+        data = read_dataset(source.folder, pixels=world.side, faults=faults)
+        tell_skipped(source.folder, faults)
+        return data
     cloud = EndpointCloud(endpoint=source.endpoint, folder=source.folder)
     return _bought(cloud, source.prompts(world), world, run)
 
 
+def tell_skipped(place: Path, faults: Faults) -> None:
+    """Warn of what was left out."""
+    if faults.count:
+        text = f"{place}: {faults.count} entries were left out: {'; '.join(faults.lines)}"
+        warnings.warn(text, SkippedWarning, stacklevel=2)
+
+
+def kept_by(cloud: EndpointCloud, run: Run) -> EndpointCloud:
+    """The endpoint with a folder for its pictures: its own, or one of the run."""
+    return cloud if cloud.folder is not None else replace(cloud, folder=(run.resume or scratch()) / "images")
+
+
 def _bought(cloud: EndpointCloud, prompts: Sequence[str], world: World, run: Run) -> CloudImages:
     """What an endpoint draws, and has drawn; an endpoint that no folder belongs to keeps it where the run does."""
-    if cloud.folder is None and run.resume is not None:
-        cloud = replace(cloud, folder=run.resume / "images")
+    cloud = kept_by(cloud, run)
     run.on_stage(f"the endpoint draws {cloud.to_buy(prompts)} of {len(prompts)} images")
-    found = cloud.pictures(prompts)
-    return replace(found, images=fitted(found.images, world.side))
-
-
-def _from_pictures(pictures: PictureSet, prompts: Sequence[str]) -> CloudImages:
-    """All pictures of the prompts, several of one prompt as well."""
-    texts = list(dict.fromkeys(prompts))
-    counts = pictures.counts(texts)
-    every = tuple(text for text, count in zip(texts, counts, strict=True) for _ in range(count))
-    images = pictures.images(every, seeds=[number for count in counts for number in range(count)])
-    return CloudImages(prompts=every, images=images)
+    return cloud.pictures(prompts, pixels=world.side)
 
 
 def held_back(data: CloudImages) -> Material:
     """Images of some prompts apart from the others, by a digest of the text; none if the prompts are few."""
     if not holds_back(data.prompts):
         return Material(train=data)
-    held = torch.tensor([is_held_back(prompt) for prompt in data.prompts])
-    parts = [
-        CloudImages(
-            prompts=tuple(p for p, c in zip(data.prompts, mask.tolist(), strict=True) if c),
-            images=data.images[mask],
-        )
-        for mask in (~held, held)
-    ]
-    return Material(train=parts[0], held_back=parts[1])
+    held = _held_back(data.prompts)
+    return Material(train=data.subset(~held), held_back=data.subset(held))
+
+
+def _held_back(prompts: Sequence[str]) -> Bool[Tensor, " prompts"]:
+    """The pairs of the prompts that are kept from training, of the MOST_HELD_BACK with the smallest digests."""
+    texts = [text for text in dict.fromkeys(prompts) if is_held_back(text)]
+    kept = set(sorted(texts, key=_digest)[:MOST_HELD_BACK])
+    return torch.tensor([prompt in kept for prompt in prompts])
 
 
 def holds_back(prompts: Sequence[str]) -> bool:
@@ -170,8 +199,12 @@ def holds_back(prompts: Sequence[str]) -> bool:
 
 
 def is_held_back(prompt: str) -> bool:
-    """Whether a prompt is kept from training, whatever the others are."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % VALIDATION_SHARE == 0
+    """Whether a prompt may be kept from training, whatever the others are."""
+    return _digest(prompt) % VALIDATION_SHARE == 0
+
+
+def _digest(prompt: str) -> int:
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
 
 
 def fitted(images: Image, pixels: int) -> Image:

@@ -2,7 +2,8 @@
 
 from dekag.data.bought import EndpointCloud
 from dekag.data.endpoint import ImageEndpoint
-from dekag.data.folder import folder_rows
+from dekag.data.entries import Faults
+from dekag.data.images import find_pictures
 from dekag.tasks.material import ImageSource, holds_back
 from dekag.tasks.validate import VALIDATION_SEED
 from dekag.world import World
@@ -42,8 +43,14 @@ def _to_validate(world: World, source: ImageSource) -> int:
     if source.elsewhere:
         assert source.folder is not None
         theirs = source.endpoint is None
-        texts = [text for _, text in folder_rows(source.folder)] if theirs else source.prompts(world)
+        texts = _captions(source) if theirs else source.prompts(world)
         if holds_back(texts):
             return 0
     prompts = world.prompts(split)
     return world.endpoint_cloud(own).to_buy(prompts, seeds=[VALIDATION_SEED] * len(prompts))
+
+
+def _captions(source: ImageSource) -> list[str]:
+    assert source.folder is not None
+    _, entries = find_pictures(source.folder, Faults(skip=source.skip_broken))
+    return [caption for entry in entries for caption in entry.captions]

@@ -1,29 +1,34 @@
 """What the settings of a generation update are chosen by: the world's judges, or the held-out denoising loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from dekag.alignment.config import FewStepConfig
 from dekag.alignment.generation.adapters import can_scale, scaled
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.bundle.manifest import Quantisation
 from dekag.data.bought import EndpointCloud
-from dekag.data.folder import CloudImages
+from dekag.data.images import CloudImages, Images
 from dekag.data.pictures import PictureSet
 from dekag.evaluation.figures import contact_sheet, save_figure
 from dekag.evaluation.generation import EDGE_SEED, draw
 from dekag.evaluation.judges import Judge, consistency
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
+from dekag.generation.families import Conditioning, Family
 from dekag.tasks.keys import judges_key
-from dekag.tasks.material import Material, cloud_images, fitted
+from dekag.tasks.material import Material, cloud_images, kept_by
 from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.processes import from_main
 from dekag.training.run import Run
 from dekag.types import Image, Latent
+from dekag.wire.rows import rows_on_disk
 from dekag.world import World
 
 Choice = TypeVar("Choice")
@@ -33,8 +38,12 @@ GUIDANCE = (1.4, 1.7, 2.0, 2.5, 3.0)
 STRENGTHS = (1.0, 0.9, 0.8, 0.7)
 """Factors on the low-rank update that are tried there: a weaker one costs little of what was distilled and spoils less
 of what was not (Wortsman et al. 2022, WiSE-FT)."""
+SHOWN = 16
+"""Prompts of a validation whose pictures are shown."""
 NOISE_DRAWS = 16
 """Noises of each image for a denoising loss that settings are chosen by."""
+LOST_AT_ONCE = 64
+"""Images whose denoising loss is computed together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +84,25 @@ class Validation:
     """
 
     prompts: Sequence[str]
-    cloud: Image
+    cloud: Images
     judges: Mapping[str, Judge]
     pictures: Path | None = None
 
     def score(self, generator: DiffusersGenerator) -> float:
         """Mean over the judges of the consistency of what the generator draws."""
-        return self._value(draw(generator, self.prompts, [EDGE_SEED + VALIDATION_SEED]))
+        return self._mean(self._pairs(generator))
 
     def during_training(self, generator: DiffusersGenerator, stage: str, step: int) -> float:
         """As `score`, with a sheet of pictures named after the stage and its step."""
-        images = draw(generator, self.prompts, [EDGE_SEED + VALIDATION_SEED])
+        drawn = self._pairs(generator)
         if self.pictures is not None:
+            first = next(drawn)
             self.pictures.mkdir(parents=True, exist_ok=True)
-            pairs = torch.stack([self.cloud[:16], images[:16]], dim=1).flatten(0, 1)
-            names = [name for prompt in self.prompts[:16] for name in (f"cloud: {prompt}", "edge")]
+            pairs = torch.stack(first, dim=1)[:SHOWN].flatten(0, 1)
+            names = [name for prompt in self.prompts[:SHOWN] for name in (f"cloud: {prompt}", "edge")]
             save_figure(contact_sheet(pairs, names), self.pictures / f"{stage}-{step:06d}.png")
-        return self._value(images)
+            drawn = itertools.chain([first], drawn)
+        return self._mean(drawn)
 
     def choose(
         self, edge: DiffusersGenerator, update: GenerationUpdate, extras: Extras
@@ -102,9 +113,17 @@ class Validation:
         sampling = best(edge, {each: tuned(update, each, 1.0) for each in samplings}, self.score)
         return sampling, best(edge, _strengths(update, sampling, extras), self.score)
 
-    def _value(self, images: Image) -> float:
-        values = [consistency(judge, self.cloud, images).mean() for judge in self.judges.values()]
-        return float(torch.stack(values).mean())
+    def _pairs(self, generator: DiffusersGenerator) -> Iterator[tuple[Image, Image]]:
+        """The cloud's and the generator's images, some at a time."""
+        size = max(SHOWN, generator.at_once)
+        for at in range(0, len(self.prompts), size):
+            part = slice(at, at + size)
+            yield self.cloud[part], draw(generator, self.prompts[part], [EDGE_SEED + VALIDATION_SEED])
+
+    def _mean(self, pairs: Iterator[tuple[Image, Image]]) -> float:
+        """Mean consistency over images, then over judges."""
+        rows = [[consistency(judge, *pair) for judge in self.judges.values()] for pair in pairs]
+        return float(torch.stack([torch.cat(own).mean() for own in zip(*rows, strict=True)]).mean())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,18 +142,18 @@ class DenoisingValidation:
         family, pipeline = generator.family, generator.pipeline
         word, noise_process = generator.metaword, noising(pipeline.scheduler)
         prompts = list(self.prompts) if word is None else word.add_to(self.prompts)
-        losses = []
+        total, device = 0.0, generator.denoiser.device
         with generator.active(), torch.no_grad():
-            conditioning = generator.read(prompts)
-            for _ in range(NOISE_DRAWS):
-                value = denoising_loss(
-                    lambda noised, timesteps: family.predict(pipeline, noised, timesteps, conditioning),
-                    noise_process,
-                    self.latents,
-                    rng=rng,
-                )
-                losses.append(float(value))
-        return -sum(losses) / len(losses)
+            for at in range(0, len(prompts), LOST_AT_ONCE):
+                part = slice(at, at + LOST_AT_ONCE)
+                conditioning = generator.read(prompts[part])
+                latents = self.latents[part].to(device)
+                for _ in range(NOISE_DRAWS):
+                    value = denoising_loss(
+                        partial(_predict, family, pipeline, conditioning), noise_process, latents, rng=rng
+                    )
+                    total += float(value) * len(latents)
+        return -total / (NOISE_DRAWS * len(prompts))
 
     def during_training(self, generator: DiffusersGenerator, stage: str, step: int) -> float:
         """As `score`."""
@@ -145,6 +164,12 @@ class DenoisingValidation:
     ) -> tuple[Sampling | None, float]:
         """No sampling of its own, and the best of the strengths."""
         return None, best(edge, _strengths(update, None, extras), self.score)
+
+
+def _predict(
+    family: Family, pipeline: Any, conditioning: Conditioning, noised: Latent, timesteps: Tensor
+) -> Tensor:
+    return family.predict(pipeline, noised, timesteps, conditioning)
 
 
 def _strengths(
@@ -187,7 +212,8 @@ def validation(
         return None
     if not world.judge_models:
         run.on_stage("the world has no judge: settings are chosen by the held-out denoising loss")
-        return DenoisingValidation(prompts=images.prompts, latents=edge.encode(images.images))
+        latents = rows_on_disk(len(images.prompts), edge.encode_parts(images.images))
+        return DenoisingValidation(prompts=images.prompts, latents=latents)
     folder = run.tracking.folder
     return Validation(
         prompts=images.prompts,
@@ -201,7 +227,7 @@ def validation_inputs(world: World, check: Check | None) -> dict[str, object]:
     """What a training depends on by what it is validated with."""
     match check:
         case Validation():
-            judges = judges_key(world, check.cloud)
+            judges = judges_key(world, check.cloud[:LOST_AT_ONCE])
             return {"validation_prompts": check.prompts, "validation_images": check.cloud, "judges": judges}
         case DenoisingValidation():
             return {"validation_prompts": check.prompts, "validation_images": check.latents, "judges": None}
@@ -221,10 +247,8 @@ def _validation_images(world: World, run: Run, domain: str | None) -> CloudImage
     def drawn() -> CloudImages:
         cloud = world.reference(device=run.device)
         if isinstance(cloud, EndpointCloud):  # which may refuse some, and keeps its own
-            found = cloud.pictures(prompts, seeds=seeds)
-            return replace(found, images=fitted(found.images, world.side))
+            return kept_by(cloud, run).pictures(prompts, seeds=seeds, pixels=world.side)
         folder = None if isinstance(cloud, PictureSet) else run.resume
-        images = cloud_images(world, cloud, prompts, seeds, cache=(folder, "validation"))
-        return CloudImages(prompts=tuple(prompts), images=images)
+        return cloud_images(world, cloud, prompts, seeds, cache=(folder, "validation"))
 
     return from_main(drawn)

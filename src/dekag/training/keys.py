@@ -4,12 +4,23 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from dekag.types import InputError
+
+
+@runtime_checkable
+class Digested(Protocol):
+    """What says itself what it depends on, as pictures that are too many to be held."""
+
+    @property
+    def content(self) -> object:
+        """All of that."""
+        ...
+
 
 Key = dict[str, str | int | float | bool | None]
 """Each input by its name: a short value as it is, anything else as a digest."""
@@ -63,6 +74,8 @@ def _feed(digest: Any, value: object) -> None:
         case str() | bytes() | None | bool() | int() | float() | complex() | Path() | torch.dtype():
             text = repr(str(value) if isinstance(value, Path) else value).encode()
             digest.update(f"value {len(text)} ".encode() + text)
+        case Digested():
+            _feed(digest, value.content)
         case nn.Module():
             digest.update(f"module {type(value).__qualname__} ".encode())
             _feed(digest, dict(value.state_dict()))

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dekag.data.folder import METADATA, folder_rows
+from dekag.data.entries import Entry, Faults
+from dekag.data.folder import METADATA
+from dekag.data.images import Files, find_pictures, why
+from dekag.data.picture import picture_kind
 from dekag.data.prompts import read_prompts
 from dekag.errors import InputError
 from dekag.generation.diffusers import Sampling
@@ -71,8 +74,8 @@ def new_world(out: Path, made_of: NewWorld) -> World:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; give a new folder")
-    rows = [] if made_of.images is None else folder_rows(made_of.images)
-    prompts = [prompt for _, prompt in rows] or read_prompts(made_of.prompts_file or Path())
+    pictures = None if made_of.images is None else find_pictures(made_of.images, Faults())
+    prompts = _captions(pictures) if pictures else read_prompts(made_of.prompts_file or Path())
     splits = split_prompts(prompts)
     edge = Model(source=made_of.edge, sampling=made_of.sampling, pixels=made_of.pixels).load()
     _ = edge.family  # raises InputError for a pipeline that no update can be trained for
@@ -85,7 +88,7 @@ def new_world(out: Path, made_of: NewWorld) -> World:
             latents=edge.latent_shape,
             edge=_entry(made_of.edge, folder / "edge", made_of.sampling, made_of.pixels),
             cloud=_cloud_entry(made_of, folder),
-            images=_copy_pictures(rows, folder) if rows else None,
+            images=_copy_pictures(*pictures, folder) if pictures else None,
             prompts="prompts.json",
             nominal=NominalEntry(uses=usual_uses(edge.latent_shape)),
         )
@@ -174,15 +177,24 @@ def _cloud_entry(made_of: NewWorld, folder: Path) -> ModelEntry | EndpointEntry 
     return None if made_of.cloud is None else _entry(made_of.cloud, folder / "cloud", Sampling(), None)
 
 
-def _copy_pictures(rows: Sequence[tuple[Path, str]], folder: Path) -> str:
+def _captions(pictures: tuple[Files, Sequence[Entry]]) -> list[str]:
+    return [caption for entry in pictures[1] for caption in entry.captions]
+
+
+def _copy_pictures(files: Files, entries: Sequence[Entry], folder: Path) -> str:
     """The pictures by number, with a metadata.jsonl."""
     target = folder / "images"
     target.mkdir()
     lines = []
-    for number, (path, prompt) in enumerate(rows):
-        name = f"{number:06d}{path.suffix.lower()}"
-        shutil.copyfile(path, target / name)
-        lines.append(json.dumps({"file_name": name, "text": prompt}, ensure_ascii=False))
+    for number, entry in enumerate(entries):
+        try:
+            raw = files.read(number)
+            name = f"{number:06d}.{picture_kind(raw)}"
+        except (InputError, OSError) as error:
+            raise InputError(f"{files.name(number)} {why(error)}") from error
+        (target / name).write_bytes(raw)
+        row = {"file_name": name, "text": entry.captions[0] if len(entry.captions) == 1 else entry.captions}
+        lines.append(json.dumps(row, ensure_ascii=False))
     (target / METADATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return target.name
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dekag.data.folder import open_picture, read_folder
+from dekag.data.images import read_folder
+from dekag.data.picture import open_picture
 from dekag.types import InputError
 from dekag.wire.files import write_images, write_json
 
@@ -208,11 +209,6 @@ def empty_caption(folder: Path) -> None:
     (folder / "0001.txt").write_text(" \n")
 
 
-def long_caption(folder: Path) -> None:
-    pair(folder)
-    (folder / "0001.txt").write_text("x\ny\n")
-
-
 def latin(folder: Path) -> None:
     pair(folder)
     (folder / "0001.txt").write_bytes("Käfer".encode("latin-1"))
@@ -280,8 +276,7 @@ def unnamed(folder: Path) -> None:
         (deep, "0001.png is a picture of mode I;16; save it with 8 bits a channel"),
         (blind, "2 captions have no image, the first is 0002.txt; add 0002.png or take the caption away"),
         (silent, "1 images have no caption, the first is 0002.png; write its prompt into 0002.txt"),
-        (empty_caption, "0001.txt is empty; a caption is one line that says what the image shows"),
-        (long_caption, "0001.txt has 2 lines; a caption is one line"),
+        (empty_caption, "0001.txt is empty; a caption is a line that says what the image shows"),
         (latin, "0001.txt is no UTF-8 text; save it as UTF-8"),
         (sizes, "0002.png has 8x9 pixels, but 0001.png has 8x8; give images of one size, or the side"),
         (no_json, "index.json must be JSON of the form"),

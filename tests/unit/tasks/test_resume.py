@@ -14,7 +14,7 @@ from tiny_pipelines import CAPTIONS, build, stable_diffusion
 
 from dekag.alignment.config import CalaConfig, FewStepConfig, MakdConfig
 from dekag.alignment.generation.method import DistillationData
-from dekag.data.folder import CloudImages
+from dekag.data.images import CloudImages
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.tasks.align_generation import GenerationTask, align_generation, train_update
 from dekag.tasks.align_transmission import (
@@ -24,10 +24,10 @@ from dekag.tasks.align_transmission import (
     transmission_training,
 )
 from dekag.tasks.config import CodecConfig
-from dekag.tasks.keys import cached
 from dekag.tasks.material import ImageSource, Material, material
 from dekag.tasks.train_codec import train_codec
 from dekag.tasks.validate import Extras
+from dekag.training.kept import kept_rows
 from dekag.training.keys import digest_of, key_of
 from dekag.training.run import ALONE, Run
 from dekag.types import InputError
@@ -272,8 +272,8 @@ def test_pictures_of_the_cloud_belong_to_their_prompts(tmp_path: Path) -> None:
     assert isinstance(cloud, Model)
     quick = replace(world, cloud_model=replace(cloud, sampling=Sampling(steps=2, guidance=2.0)))
     run, source = Run(resume=tmp_path / "state"), ImageSource(prompts_file=tmp_path / "a.txt")
-    kept = material(quick, source, run).train.images
-    assert torch.equal(material(quick, source, run).train.images, kept)
+    kept = material(quick, source, run).train.images[:]
+    assert torch.equal(material(quick, source, run).train.images[:], kept)
     others = [
         (quick, replace(source, prompts_file=tmp_path / "b.txt"), "other prompts"),
         (quick, replace(source, seed=1), "other seeds"),
@@ -332,10 +332,10 @@ def test_what_the_edge_drew_is_of_its_prompts(tmp_path: Path) -> None:
 def test_a_cache_without_a_key_is_refused(tmp_path: Path) -> None:
     save_file({"cloud": torch.zeros(2)}, tmp_path / "cloud.safetensors")
     with pytest.raises(InputError, match=r"does not say what it was made of: delete it to start anew"):
-        cached(tmp_path, "cloud", lambda: torch.zeros(2), lambda: {"prompts": ["a"]})
+        kept_rows(tmp_path, "cloud", 2, lambda: [torch.zeros(2)], lambda: {"prompts": ["a"]})
     (tmp_path / "cloud.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"cannot be read: delete it to start anew"):
-        cached(tmp_path, "cloud", lambda: torch.zeros(2), lambda: {"prompts": ["a"]})
+        kept_rows(tmp_path, "cloud", 2, lambda: [torch.zeros(2)], lambda: {"prompts": ["a"]})
 
 
 def test_keys_tell_everything_apart() -> None:

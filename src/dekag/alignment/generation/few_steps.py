@@ -5,7 +5,7 @@ those steps, guidance included, at once (progressive distillation, Salimans and 
 al. 2023). Nothing of the cloud is needed. This goes beyond DeKA-g.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,7 @@ from dekag.generation.families import Conditioning
 from dekag.generation.schedule import AffineStep, Schedule, affine_steps, is_part_of, refined, with_scheduler
 from dekag.training.loop import Loss, TrainConfig, train
 from dekag.types import InputError
+from dekag.wire.rows import columns_on_disk, rows_on_disk
 
 ADAPTER = "dekag_few_steps"
 STAGE = "few steps"
@@ -91,13 +92,13 @@ def distil_few_steps(
     plan = plan_few_steps(aligned, config.steps)
     run = run.depending_on(aligned, config, prompts=prompts)
     seeds = [TEACHER_SEED + config.seed + i for i in range(len(prompts))]
-    states = plan.teacher.trajectory(prompts, seeds=seeds)[:, :: plan.every]
+    states = rows_on_disk(len(prompts), _trajectories(plan, prompts, seeds))
     denoiser, word = aligned.denoiser, aligned.metaword
     peft = adapters.config_for("lora", rank=config.rank, targets=config.targets or aligned.family.targets)
     with ExitStack() as stack:
         stack.enter_context(aligned.active())
         read_prompts = list(prompts) if word is None else word.add_to(prompts)
-        conditioning = aligned.read(read_prompts)
+        conditioning = columns_on_disk(len(prompts), aligned.read_parts(read_prompts))
         stack.enter_context(adapters.fresh(denoiser, ADAPTER, peft, seed=config.seed))
         if config.gradient_checkpointing:
             stack.enter_context(checkpointed(denoiser))
@@ -106,6 +107,14 @@ def distil_few_steps(
         _train(aligned, student_loss(aligned, plan.steps, (states, conditioning), config), config, run)
         learned = adapters.tensors(denoiser, ADAPTER)
     return learned, replace(aligned.sampling, steps=config.steps, guidance=NO_GUIDANCE)
+
+
+def _trajectories(plan: FewStepPlan, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Tensor]:
+    """The teacher's states at the student's times, some prompts at a time."""
+    size = plan.teacher.at_once
+    for at in range(0, len(prompts), size):
+        part = slice(at, at + size)
+        yield plan.teacher.trajectory(prompts[part], seeds=seeds[part])[:, :: plan.every]
 
 
 def _train(aligned: DiffusersGenerator, loss: Loss, config: FewStepConfig, run: TrainingRun) -> None:
@@ -138,14 +147,15 @@ def student_loss(
     `drawn` are states [images, steps + 1, c, rows, cols] and what the denoiser is told of their prompts.
     """
     states, conditioning = drawn
+    device = aligned.denoiser.device
     timesteps = torch.tensor([step.timestep for step in line])
     factors = torch.tensor([[step.scale, step.old, step.new] for step in line])
 
     def loss(rng: torch.Generator) -> Tensor:
         index = torch.randint(len(states), (config.batch,), generator=rng)
         step = torch.randint(config.steps, (config.batch,), generator=rng)
-        start, end = states[index, step], states[index, step + 1]
-        of_batch = {name: values[index.to(values.device)] for name, values in conditioning.items()}
+        start, end = (states[index, at].to(device) for at in (step, step + 1))
+        of_batch = {name: values[index.to(values.device)].to(device) for name, values in conditioning.items()}
         scale, old, new = factors[step].to(start).T[..., None, None, None]
         predicted = aligned.family.predict(
             aligned.pipeline, scale * start, timesteps[step].to(start.device), of_batch

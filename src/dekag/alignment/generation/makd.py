@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dekag.alignment.config import MakdConfig
@@ -30,7 +31,8 @@ from dekag.generation.families import Conditioning
 from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword, refuse_known
 from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.loop import Loss, TrainConfig, Validation, checkpoint_gradients, train
-from dekag.types import Latent
+from dekag.types import Latent, RepeatedRows
+from dekag.wire.rows import columns_on_disk, rows_on_disk
 
 __all__ = ["TRAINED", "Stage", "checkpointed", "distil", "stages"]
 
@@ -75,9 +77,11 @@ def distil(
     The last stage is the one that `run.validate` scores.
     Raises InputError if the metaword is a word already.
     """
-    run = run.depending_on(generator, config, prompts=data.prompts, images=data.images, prior=data.prior)
+    run = run.depending_on(
+        generator, config, prompts=data.prompts, images=data.images, weights=data.weights, prior=data.prior
+    )
     training = _Training(generator=generator, word=_fresh_word(generator, config), config=config, run=run)
-    cloud = _Drawings(prompts=data.prompts, latents=generator.encode(data.images), with_word=True)
+    cloud = _encoded(training, data)
     planned = stages(config)
     with ExitStack() as stack:
         # 1. nothing of the edge trains but what a stage names
@@ -114,19 +118,44 @@ class _Training:
         return {} if self.word is None else dict(self.word.word.vectors)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Drawings:
-    """Prompts and latents drawn for them; `with_word` says whether the prompts carry the metaword."""
+    """Prompts and latents drawn for them; `with_word` says whether the prompts carry the metaword.
+
+    rows: the latent of each prompt, in their order if None. weights: how often each is drawn, all alike if None.
+    """
 
     prompts: Sequence[str]
     latents: Latent
     with_word: bool
+    rows: Int64[Tensor, " prompts"] | None = None
+    weights: Float[Tensor, " prompts"] | None = None
+
+    def draw(self, count: int, rng: torch.Generator) -> Int64[Tensor, " count"]:
+        """Places of some prompts."""
+        if self.weights is None:
+            return torch.randint(len(self.prompts), (count,), generator=rng)
+        return torch.multinomial(self.weights, count, replacement=True, generator=rng)
+
+    def latents_of(self, places: Int64[Tensor, " count"]) -> Latent:
+        """The latents of the prompts at these places."""
+        return self.latents[places if self.rows is None else self.rows[places]]
 
     def read_prompts(self, word: PreparedMetaword | None) -> list[str]:
         """The prompts as the edge reads them."""
         if word is None or not self.with_word:
             return list(self.prompts)
         return word.add_to(self.prompts)
+
+
+def _encoded(training: _Training, data: DistillationData) -> _Drawings:
+    """The cloud's images as latents, each picture encoded once."""
+    images, rows = data.images, None
+    if isinstance(images, RepeatedRows):
+        images, rows = images.distinct()
+    generator = training.generator
+    latents = training.run.latents(len(images), lambda: generator.encode_parts(images))
+    return _Drawings(prompts=data.prompts, latents=latents, with_word=True, rows=rows, weights=data.weights)
 
 
 def _fresh_word(generator: DiffusersGenerator, config: MakdConfig) -> PreparedMetaword | None:
@@ -150,7 +179,15 @@ def _prior_drawings(training: _Training, prior: Sequence[str]) -> tuple[_Drawing
     if not prior or not config.prior_share:
         return ()
     edge = replace(training.generator, metaword=training.word if config.prior_word else None)
-    drawn = edge(prior, seeds=[PRIOR_SEED + config.seed + i for i in range(len(prior))])
+    seeds = [PRIOR_SEED + config.seed + i for i in range(len(prior))]
+
+    def draw() -> Iterator[Latent]:
+        for at in range(0, len(prior), edge.at_once):
+            part = slice(at, at + edge.at_once)
+            yield edge(prior[part], seeds=seeds[part])
+
+    # never kept: it depends on what the metaword has learnt
+    drawn = rows_on_disk(len(prior), draw())
     return (_Drawings(prompts=prior, latents=drawn, with_word=config.prior_word),)
 
 
@@ -237,32 +274,30 @@ def _score(training: _Training, stage: str) -> Callable[[int], float]:
     return score
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Pool:
-    """All latents of a stage, part by part: how many of each are in a batch, and where each begins."""
+    """What a batch is drawn from, part by part, and how many of each are in it."""
 
-    latents: Latent
+    parts: Sequence[_Drawings]
     sizes: tuple[int, ...]
-    starts: tuple[int, ...]
-    counts: tuple[int, ...]
 
-    def draw(self, rng: torch.Generator) -> Tensor:
-        """Indices of a batch; one index picks a latent and its own prompt."""
-        rows = zip(self.starts, self.counts, self.sizes, strict=True)
-        return torch.cat(
-            [start + torch.randint(count, (size,), generator=rng) for start, count, size in rows]
-        )
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where each part begins in the prompts of all."""
+        return (0, len(self.parts[0].prompts))[: len(self.parts)]
+
+    def draw(self, rng: torch.Generator) -> tuple[Int64[Tensor, " batch"], Latent]:
+        """Places in the prompts of all, and their latents."""
+        places = [part.draw(size, rng) for part, size in zip(self.parts, self.sizes, strict=True)]
+        latents = [part.latents_of(own) for part, own in zip(self.parts, places, strict=True)]
+        index = torch.cat([start + own for start, own in zip(self.starts, places, strict=True)])
+        return index, torch.cat(latents)
 
 
 def _pool(parts: Sequence[_Drawings], config: MakdConfig) -> _Pool:
     """The drawings of the cloud and, if there are any, a share of each batch for the edge's own."""
     prior = round(config.prior_share * config.batch) if len(parts) == 2 else 0
-    return _Pool(
-        latents=torch.cat([part.latents for part in parts]),
-        sizes=(config.batch - prior, prior)[: len(parts)],
-        starts=(0, len(parts[0].prompts))[: len(parts)],
-        counts=tuple(len(part.prompts) for part in parts),
-    )
+    return _Pool(parts=parts, sizes=(config.batch - prior, prior)[: len(parts)])
 
 
 def _loss(training: _Training, parts: Sequence[_Drawings], *, cached: bool) -> Loss:
@@ -277,12 +312,12 @@ def _loss(training: _Training, parts: Sequence[_Drawings], *, cached: bool) -> L
     read = (_cached_reader if cached else _reader)(generator, prompts)
 
     def loss(rng: torch.Generator) -> Tensor:
-        index = pool.draw(rng)
+        index, latents = pool.draw(rng)
         conditioning = read(index, torch.rand(config.batch, generator=rng) < config.text_dropout)
         return denoising_loss(
             lambda noised, timesteps: family.predict(pipeline, noised, timesteps, conditioning),
             noise_process,
-            pool.latents[index],
+            latents.to(generator.denoiser.device),
             rng=rng,
             emphasis=config.emphasis,
             min_share=min_share,
@@ -304,12 +339,16 @@ def _reader(generator: DiffusersGenerator, prompts: Sequence[str]) -> Reader:
 
 
 def _cached_reader(generator: DiffusersGenerator, prompts: Sequence[str]) -> Reader:
-    """Reads every prompt once; the last row of the conditioning is the empty prompt's."""
-    conditioning = generator.read([*prompts, ""])
+    """Reads every text once, onto the disk; the last is the empty prompt."""
+    texts = [*dict.fromkeys(prompts), ""]
+    numbers = {text: number for number, text in enumerate(texts)}
+    rows = torch.tensor([numbers[prompt] for prompt in prompts])
+    conditioning = columns_on_disk(len(texts), generator.read_parts(texts))
+    device = generator.denoiser.device
 
     def read(index: Tensor, dropped: Tensor) -> Conditioning:
-        rows = index.masked_fill(dropped, len(prompts))
-        return {name: values[rows.to(values.device)] for name, values in conditioning.items()}
+        chosen = rows[index].masked_fill(dropped, len(texts) - 1)
+        return {name: values[chosen].to(device) for name, values in conditioning.items()}
 
     return read
 

@@ -4,23 +4,27 @@
 which adds it to that dictionary.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dekag.alignment.generation.update import GenerationUpdate
 from dekag.config import settings
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.training.kept import kept_rows
 from dekag.training.keys import key_of
 from dekag.training.loop import Progress
+from dekag.training.processes import from_main
 from dekag.training.run import Tracking
 from dekag.training.state import StateFile
-from dekag.types import Image, InputError
+from dekag.types import ImageRows, InputError, Latent
+from dekag.wire.rows import map_rows, rows_on_disk
 
 Config = TypeVar("Config")
 OnStep = Callable[[str, Progress], None]
@@ -33,14 +37,16 @@ Validate = Callable[[DiffusersGenerator, str, int], float]
 class DistillationData:
     """What the cloud drew, and what the edge should go on to draw as before.
 
-    images: [prompts, 3, height, width] in [0, 1], one for each prompt. prior: prompts whose drawings by the edge
-    itself a method may keep as they are (Ruiz et al. 2023), so that what was not distilled is not spoiled.
+    images: [prompts, 3, height, width] in [0, 1], one for each prompt; a tensor, or what reads them by slice.
+    weights: how often each pair is drawn, relative to the others; None is all alike. prior: prompts whose drawings by
+    the edge itself a method may keep as they are (Ruiz et al. 2023), so that what was not distilled is not spoiled.
     Raises InputError unless prompts and images pair.
     """
 
     prompts: Sequence[str]
-    images: Image
+    images: ImageRows
     prior: Sequence[str] = ()
+    weights: Float[Tensor, " prompts"] | None = None
 
     def __post_init__(self) -> None:
         prompts, images = len(self.prompts), len(self.images)
@@ -80,6 +86,15 @@ class TrainingRun:
             "adapters": generator.adapters,
         }
         return replace(self, inputs={**self.inputs, **key_of({**settings(config), **edge, **data})})
+
+    def latents(self, count: int, make: Callable[[], Iterable[Latent]]) -> Latent:
+        """Latents of the images that `make` gives in parts, mapped from the disk; a checkpoint keeps them."""
+        if self.checkpoint is None:
+            return rows_on_disk(count, make())
+        name = "latents"
+        inputs = {key: self.inputs[key] for key in ("base", "images")}
+        path = from_main(lambda: kept_rows(self.checkpoint, name, count, make, lambda: inputs))
+        return map_rows(path, name)
 
     def tracking_of(self, stage: str) -> Tracking:
         """The trackers of a stage, which write to a folder of their own if they do."""

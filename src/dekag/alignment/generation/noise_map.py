@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dekag.types import Image, InputError
+from dekag.types import Image, ImageRows, InputError
 
 Latents = Float[Tensor, "_ _ _ _"]
 """As Latent, of any sizes: the two spaces may differ."""
@@ -29,7 +29,7 @@ class Encoder(Protocol):
 
 
 def shared_noise_map(
-    cloud: Encoder | None, edge: Encoder, images: Image
+    cloud: Encoder | None, edge: Encoder, images: ImageRows
 ) -> Float[Tensor, "channels channels"] | None:
     """The map of shared noise between cloud and edge, fitted on some of the cloud's images.
 

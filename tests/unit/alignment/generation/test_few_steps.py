@@ -20,7 +20,7 @@ from tiny_pipelines import CAPTIONS, EDGES, PIXELS
 
 from dekag.alignment.config import FewStepConfig, MakdConfig
 from dekag.alignment.generation.few_steps import FewStepPlan, distil_few_steps, plan_few_steps, student_loss
-from dekag.data.folder import CloudImages
+from dekag.data.images import CloudImages
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.generation.schedule import affine_steps, with_scheduler
 from dekag.tasks.align_generation import GenerationTask, align_generation, check_generation

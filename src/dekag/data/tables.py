@@ -1,5 +1,6 @@
 """Pictures and captions in the tables that datasets are published as: read by Hugging Face's `datasets`."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ def _load(place: Path) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
     if (place / _SPLITS).is_file():
         names = sorted(path.name for path in place.iterdir() if (path / _ON_DISK).is_file())
         raise InputError(f"{place} holds several datasets; give one of them: {', '.join(names)}")

@@ -42,7 +42,7 @@ SHOWN = 16
 """Prompts of a validation whose pictures are shown."""
 NOISE_DRAWS = 16
 """Noises of each image for a denoising loss that settings are chosen by."""
-LOST_AT_ONCE = 64
+LOST_AT_ONCE = 16
 """Images whose denoising loss is computed together."""
 
 

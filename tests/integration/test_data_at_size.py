@@ -67,7 +67,10 @@ def pictures(folder: Path, count: int) -> Path:
     for number in range(count):
         small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{number:06d}.jpg", quality=85)
-        row = {"file_name": f"{number:06d}.jpg", "text": f"a photograph of thing {number} on a table by a window"}
+        row = {
+            "file_name": f"{number:06d}.jpg",
+            "text": f"a photograph of thing {number} on a table by a window",
+        }
         lines.append(json.dumps(row) + "\n")
     (folder / "metadata.jsonl").write_text("".join(lines))
     return folder

@@ -1,5 +1,7 @@
 """What a task would buy of an endpoint, known before the first picture is bought."""
 
+from dataclasses import dataclass
+
 from dekag.data.bought import EndpointCloud
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.entries import Faults
@@ -9,18 +11,31 @@ from dekag.tasks.validate import VALIDATION_SEED
 from dekag.world import World
 
 
-def check_budget(world: World, source: ImageSource) -> None:
-    """Refuse an alignment that would buy more pictures than the budget of its account allows.
+@dataclass(frozen=True)
+class Purchases:
+    """Pictures that an alignment would buy, and of whom; of nobody, none."""
 
-    Counted are the images to train on and those to validate with. Raises InputError before anything is bought.
-    """
+    count: int
+    endpoint: ImageEndpoint | None
+
+
+def purchases(world: World, source: ImageSource) -> Purchases:
+    """What an alignment would buy to train on and to validate with; nothing is bought."""
     wanted, endpoint = _to_train(world, source)
-    wanted_to_validate = _to_validate(world, source)
     own = world.cloud_model
     if endpoint is None and isinstance(own, ImageEndpoint):
         endpoint = own
-    if endpoint is not None:
-        endpoint.account.require(wanted + wanted_to_validate)
+    return Purchases(wanted + _to_validate(world, source), endpoint)
+
+
+def check_budget(world: World, source: ImageSource) -> None:
+    """Refuse an alignment that would buy more pictures than the budget of its account allows.
+
+    Raises InputError before anything is bought.
+    """
+    wanted = purchases(world, source)
+    if wanted.endpoint is not None:
+        wanted.endpoint.account.require(wanted.count)
 
 
 def _to_train(world: World, source: ImageSource) -> tuple[int, ImageEndpoint | None]:

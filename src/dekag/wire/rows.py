@@ -21,6 +21,8 @@ _TYPES = {
     torch.bfloat16: "BF16",
     torch.uint8: "U8",
     torch.int64: "I64",
+    torch.int32: "I32",
+    torch.bool: "BOOL",
 }
 
 

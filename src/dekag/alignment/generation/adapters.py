@@ -54,10 +54,12 @@ _PROBE = "probe"
 
 @contextmanager
 def fresh(denoiser: Any, name: str, config: PeftConfig, *, seed: int) -> Iterator[None]:
-    """Within, the denoiser has an adapter to train, and trains nothing else."""
+    """Within, the denoiser has an adapter to train, and trains nothing else; it is fp32, whatever the denoiser is."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         _add(denoiser, name, config)
+    for parameter in _parameters(denoiser, name).values():
+        parameter.data = parameter.data.float()
     try:
         yield
     finally:

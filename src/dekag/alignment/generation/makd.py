@@ -31,7 +31,7 @@ from dekag.generation.families import Conditioning
 from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword, refuse_known
 from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.loop import Loss, TrainConfig, Validation, checkpoint_gradients, train
-from dekag.types import Latent, RepeatedRows
+from dekag.types import FieldError, InputError, Latent, RepeatedRows
 from dekag.wire.rows import columns_on_disk, rows_on_disk
 
 __all__ = ["TRAINED", "Stage", "checkpointed", "distil", "stages"]
@@ -39,6 +39,8 @@ __all__ = ["TRAINED", "Stage", "checkpointed", "distil", "stages"]
 PRIOR_SEED = 200_000
 TRAINED = "dekag_training"
 """Name of the adapter while it trains."""
+AUTOENCODERS = ("vae", "vqvae")
+"""Names that pipelines have for theirs."""
 CHECKPOINT_STEPS = 100
 """Steps between two states of a training."""
 Reader = Callable[[Tensor, Tensor], Conditioning]
@@ -75,8 +77,9 @@ def distil(
     """Distil the cloud's images into an update of the generator, which is left as it was.
 
     The last stage is the one that `run.validate` scores.
-    Raises InputError if the metaword is a word already.
+    Raises InputError if the metaword is a word already, or if the edge is held in half precision and is not trained so.
     """
+    check_precision(generator, config)
     run = run.depending_on(
         generator, config, prompts=data.prompts, images=data.images, weights=data.weights, prior=data.prior
     )
@@ -101,6 +104,16 @@ def distil(
         for stage in (each for each in planned if each.name != "metaword"):
             _run_stage(training, parts, stage, last=stage is planned[-1])
         return _collected(training)
+
+
+def check_precision(generator: DiffusersGenerator, config: MakdConfig) -> None:
+    """Raise InputError for an edge in fp16, or in bf16 while the training is to compute in fp32."""
+    held = next(generator.denoiser.parameters()).dtype
+    if held == torch.float16:
+        raise InputError("the edge is held in float16, in which nothing is trained: hold it in bf16 or fp32")
+    if held == torch.bfloat16 and config.precision == "no":
+        text = "the edge is held in bfloat16: train it with precision bf16, what is trained stays fp32"
+        raise FieldError(text, "precision")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,6 +226,16 @@ def _trainable(generator: DiffusersGenerator, config: MakdConfig) -> Iterator[No
         yield
 
 
+def trained_parameters(generator: DiffusersGenerator, config: MakdConfig) -> int:
+    """How many numbers a training with this configuration trains, the metaword's included."""
+    word = _fresh_word(generator, config)
+    vectors = 0 if word is None else sum(v.numel() for v in word.word.vectors.values() if v.requires_grad)
+    if config.adapter == "none":
+        return vectors
+    with frozen(generator), _trainable(generator, config):
+        return vectors + sum(p.numel() for p in generator.denoiser.parameters() if p.requires_grad)
+
+
 @contextmanager
 def checkpointed(denoiser: Any) -> Iterator[None]:
     """Within, the denoiser computes activations again instead of keeping them."""
@@ -231,25 +254,45 @@ def _run_stage(training: _Training, parts: Sequence[_Drawings], stage: Stage, *,
         row.requires_grad_(trains_word)
     validation = _validation(training, stage) if last and run.validate is not None else None
     named = {f"metaword.{name}": row for name, row in rows.items()}
-    train(
-        trainable(named | dict(training.generator.denoiser.named_parameters())),
-        _loss(training, parts, cached=not (rows and trains_word)),
-        TrainConfig(
-            steps=stage.steps,
-            learning_rate=stage.rate,
-            ema_decay=config.ema_decay,
-            accumulation=config.accumulation,
-            rate_factors=((r"lora_B", config.lora_plus),) if config.lora_plus != 1 else (),
-            keep="last" if validation is None else "best",
-            precision=config.precision,
-            seed=config.seed,
-            checkpoint_every=CHECKPOINT_STEPS,
-        ),
-        checkpoint=run.state_file(stage.name),
-        on_step=run.hook(stage.name),
-        validation=validation,
-        tracking=run.tracking_of(stage.name),
+    cached = not (rows and trains_word)
+    loss = _loss(training, parts, cached=cached)
+    numbers = TrainConfig(
+        steps=stage.steps,
+        learning_rate=stage.rate,
+        ema_decay=config.ema_decay,
+        accumulation=config.accumulation,
+        rate_factors=((r"lora_B", config.lora_plus),) if config.lora_plus != 1 else (),
+        keep="last" if validation is None else "best",
+        precision=config.precision,
+        seed=config.seed,
+        checkpoint_every=CHECKPOINT_STEPS,
     )
+    with off_device(
+        training.generator, (*AUTOENCODERS, *(training.generator.family.encoders if cached else ()))
+    ):
+        train(
+            trainable(named | dict(training.generator.denoiser.named_parameters())),
+            loss,
+            numbers,
+            checkpoint=run.state_file(stage.name),
+            on_step=run.hook(stage.name),
+            validation=validation,
+            tracking=run.tracking_of(stage.name),
+        )
+
+
+@contextmanager
+def off_device(generator: DiffusersGenerator, names: Sequence[str]) -> Iterator[None]:
+    """Within, these parts of the pipeline are on the CPU, as nothing needs them; then they are where they were."""
+    parts = {name: getattr(generator.pipeline, name, None) for name in names}
+    there = {name: next(part.parameters()).device for name, part in parts.items() if part is not None}
+    for name in there:
+        parts[name].to("cpu")
+    try:
+        yield
+    finally:
+        for name, device in there.items():
+            parts[name].to(device)
 
 
 def _validation(training: _Training, stage: Stage) -> Validation:
@@ -264,8 +307,17 @@ def _score(training: _Training, stage: str) -> Callable[[int], float]:
     adapted = TRAINED in getattr(denoiser, "peft_config", {})
     trained = replace(training.generator, metaword=training.word, adapters=(TRAINED,) if adapted else ())
 
+    pipeline = training.generator.pipeline
+    parts = [getattr(pipeline, name, None) for name in (*AUTOENCODERS, *training.generator.family.encoders)]
+
     def score(step: int) -> float:
+        # whatever rests off the device is needed now
+        resting = [(part, next(part.parameters()).device) for part in parts if part is not None]
+        for part, _ in resting:
+            part.to(denoiser.device)
         value = validate(trained, stage, step)
+        for part, device in resting:
+            part.to(device)
         if adapted:
             denoiser.enable_adapters()
             denoiser.set_adapter(TRAINED)

@@ -12,7 +12,7 @@ case "$pair" in
   permissive)
     EDGE="${EDGE:-Photoroom/prx-512-t2i-sft}" CLOUD="${CLOUD:-Tongyi-MAI/Z-Image}"
     EDGE_STEPS="${EDGE_STEPS:-28}" GUIDANCE="${GUIDANCE:-5.0}"
-    LICENCE="${LICENCE:-Apache-2.0; the edge's text encoder under the Gemma terms}" ;;
+    LICENCE="${LICENCE:-Apache-2.0; T5Gemma under the Gemma terms}" ;;
   *) echo "run.sh: the pair is paper or permissive, got $pair" >&2; exit 2 ;;
 esac
 JUDGES="${JUDGES:-dino=facebook/dino-vits16 clip=openai/clip-vit-base-patch32}"

@@ -39,8 +39,9 @@ def test_every_command_runs_and_the_table_is_there(pair: str, tmp_path: Path) ->
     save_clip(tmp_path / "clip")
     save_dinov2(tmp_path / "dino")
     settings = {
-        "EDGE": str(tmp_path / "edge"), "CLOUD": str(tmp_path / "cloud"), "DEVICE": "cpu", "HALF": "fp32", "TRAINED": "no",
-        "JUDGES": f"dino={tmp_path / 'dino'} clip={tmp_path / 'clip'}", "PROMPTS": "30", "PIXELS": "16", "EDGE_STEPS": "2",
+        "EDGE": str(tmp_path / "edge"), "CLOUD": str(tmp_path / "cloud"),
+        "DEVICE": "cpu", "HALF": "fp32", "TRAINED": "no", "PROMPTS": "30", "PIXELS": "16", "EDGE_STEPS": "2",
+        "JUDGES": f"dino={tmp_path / 'dino'} clip={tmp_path / 'clip'}",
         "METAWORD": "1", "JOINT": "1", "FROZEN": "1", "BATCH": "2", "SUM": "1", "RANK": "2", "CODEC": "2", "CALA": "2",
         "REPORTED": "2", "DRAWS": "1",
         "SWEEP": "--methods jscc --grid small --images 2 --draws 1",

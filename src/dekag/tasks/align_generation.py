@@ -8,9 +8,9 @@ from typing import Any
 from dekag.alignment.config import MakdConfig
 from dekag.alignment.generation.bundles import save_generation
 from dekag.alignment.generation.few_steps import distil_few_steps, plan_few_steps
-from dekag.alignment.generation.makd import check_precision
+from dekag.alignment.generation.makd import check_fits
 from dekag.alignment.generation.method import DistillationData, GenerationMethod, TrainingRun
-from dekag.alignment.generation.methods import find_method
+from dekag.alignment.generation.methods import MakdMethod, find_method, method_config
 from dekag.alignment.generation.noise_map import shared_noise_map
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.bundle.bundle import Bundle
@@ -96,8 +96,8 @@ def check_generation(world: World, task: GenerationTask) -> None:
 
 def _check_edge(edge: DiffusersGenerator, task: GenerationTask) -> None:
     check_scheduler(edge.pipeline.scheduler)
-    if isinstance(task.config, MakdConfig):
-        check_precision(edge, task.config)
+    if isinstance(find_method(task.method), MakdMethod):
+        check_fits(edge, method_config(task.method, task.config))
     if task.extras.few_steps is not None:
         plan_few_steps(edge, task.extras.few_steps.steps)
 

@@ -76,6 +76,17 @@ def test_a_plan_of_a_world_s_own_prompts(world: World, tmp_path: Path) -> None:
     assert plan.text_bytes % 3 == 0
 
 
+def test_lora_plus_trains_every_stage_or_is_refused(edge: DiffusersGenerator, world: World) -> None:
+    """The metaword's stage has no matrices B, and Kronecker products have none at all."""
+    config = replace(CONFIG, lora_plus=8.0)
+    side = tiny_pipelines.PIXELS
+    data = DistillationData(prompts=PROMPTS, images=torch.rand(3, 3, side, side))
+    assert distil(edge, data, config).adapter
+    for method in ("lokr", "textual_inversion"):
+        with pytest.raises(InputError, match="lora_plus is a factor on the rate of the matrices B, which"):
+            check_generation(world, GenerationTask(method=method, config=config))
+
+
 def test_an_edge_in_half_precision_is_trained_so_or_refused() -> None:
     """What is trained is fp32; the edge's own weights are as they were."""
     pipeline = tiny_pipelines.build(tiny_pipelines.stable_diffusion).to(torch.bfloat16)

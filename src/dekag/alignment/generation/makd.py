@@ -79,7 +79,7 @@ def distil(
     The last stage is the one that `run.validate` scores.
     Raises InputError if the metaword is a word already, or if the edge is held in half precision and is not trained so.
     """
-    check_precision(generator, config)
+    check_fits(generator, config)
     run = run.depending_on(
         generator, config, prompts=data.prompts, images=data.images, weights=data.weights, prior=data.prior
     )
@@ -106,14 +106,18 @@ def distil(
         return _collected(training)
 
 
-def check_precision(generator: DiffusersGenerator, config: MakdConfig) -> None:
-    """Raise InputError for an edge in fp16, or in bf16 while the training is to compute in fp32."""
+def check_fits(generator: DiffusersGenerator, config: MakdConfig) -> None:
+    """Raise InputError unless an edge can be trained so: in its precision, and with these factors on learning rates."""
     held = next(generator.denoiser.parameters()).dtype
     if held == torch.float16:
         raise InputError("the edge is held in float16, in which nothing is trained: hold it in bf16 or fp32")
     if held == torch.bfloat16 and config.precision == "no":
         text = "the edge is held in bfloat16: train it with precision bf16, what is trained stays fp32"
         raise FieldError(text, "precision")
+    kind = adapters.KINDS.get(config.adapter)
+    if config.lora_plus != 1 and (kind is None or "lora_B.weight" not in kind.tensors):
+        text = f"lora_plus is a factor on the rate of the matrices B, which {config.adapter} does not have"
+        raise FieldError(text, "lora_plus")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -261,7 +265,9 @@ def _run_stage(training: _Training, parts: Sequence[_Drawings], stage: Stage, *,
         learning_rate=stage.rate,
         ema_decay=config.ema_decay,
         accumulation=config.accumulation,
-        rate_factors=((r"lora_B", config.lora_plus),) if config.lora_plus != 1 else (),
+        rate_factors=((r"lora_B", config.lora_plus),)
+        if stage.name != "metaword" and config.lora_plus != 1
+        else (),
         keep="last" if validation is None else "best",
         precision=config.precision,
         seed=config.seed,

@@ -12,15 +12,13 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
-from dekag.generation.families import FAMILIES, Conditioning, Family, family_of, make_adaptable
+from dekag.generation.families import Conditioning, Family, family_of, known_family, make_adaptable
 from dekag.generation.metaword import PreparedMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
 from dekag.generation.schedule import Schedule, schedule_of
 from dekag.types import Image, InputError, Latent
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    # both would depend on the packages that happen to be installed, or on the size of the picture
-    "PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False},
     # without one there is no guidance
     "QwenImagePipeline": {"negative_prompt": " "},
 }
@@ -98,7 +96,7 @@ class DiffusersGenerator:
     @property
     def at_once(self) -> int:
         """Pictures that are drawn in one call of the pipeline."""
-        family = FAMILIES.get(type(self.pipeline).__name__)
+        family = known_family(self.pipeline)
         limit = None if family is None else family.at_once
         return self.sampling.batch if limit is None else min(limit, self.sampling.batch)
 
@@ -196,7 +194,7 @@ class DiffusersGenerator:
         """The prompts as the pipeline is to read them, with a warning if it does not read all."""
         if self.metaword is not None:
             return self.metaword.add_to(prompts)
-        family = FAMILIES.get(type(self.pipeline).__name__)
+        family = known_family(self.pipeline)
         if family is not None:
             tokenizers = [getattr(self.pipeline, name) for name in family.encoders.values()]
             limit = min(family.limit(each) for each in tokenizers)
@@ -218,13 +216,13 @@ class DiffusersGenerator:
         """Arguments with which the pipeline tells of every step of some images; `first` is the first one's number."""
         if on_step is None:
             return {}
-        like = torch.empty(images, *self.family.shape(self.pipeline, self.pixels), device="meta")
+        family = self.family
+        like = torch.empty(images, *family.shape(self.pipeline, self.pixels), device="meta")
 
-        def ended(_: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            on_step(first, step + 1, self.family.from_step(tensors["latents"], like=like))
-            return tensors
+        def told(step: int, latents: Tensor) -> None:
+            on_step(first, step + 1, family.from_step(latents, like=like))
 
-        return {"callback_on_step_end": ended}
+        return family.watched(told)
 
     def _noise(self, seeds: Sequence[int]) -> dict[str, Tensor]:
         """Mapped initial noise, or nothing: then the pipeline draws it from the seeds itself."""
@@ -256,10 +254,10 @@ class DiffusersGenerator:
 
     def _told(self, prompts: list[str]) -> dict[str, Any]:
         """Arguments of a call of the pipeline that say what to draw."""
-        name = type(self.pipeline).__name__
-        if name in FAMILIES:
-            return FAMILIES[name].arguments(self.pipeline, prompts)
-        arguments = {"prompt": prompts, **OPTIONS.get(name, {})}
+        family = known_family(self.pipeline)
+        if family is not None:
+            return family.arguments(self.pipeline, prompts)
+        arguments = {"prompt": prompts, **OPTIONS.get(type(self.pipeline).__name__, {})}
         if "negative_prompt" in arguments:
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
         return arguments

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
 from dekag.generation.families import Conditioning, Family, family_of, known_family, make_adaptable
+from dekag.generation.loading import PipelineSource, load_pipeline
 from dekag.generation.metaword import PreparedMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
 from dekag.generation.schedule import Schedule, schedule_of
@@ -264,7 +264,7 @@ class DiffusersGenerator:
 
 
 def load_generator(
-    source: str | Path,
+    source: str | Path | PipelineSource,
     *,
     revision: str | None = None,
     sampling: Sampling | None = None,
@@ -272,19 +272,15 @@ def load_generator(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> DiffusersGenerator:
-    """A generator from a pipeline directory or a hub id; `revision` pins the latter to a commit.
+    """A generator from a pipeline directory, a hub id or a single file; `revision` pins a hub id to a commit.
 
     `pixels` is the side of the pictures, the pipeline's own if None.
-    Raises InputError if neither is there.
+    Raises InputError in one line if there is none that can be read.
     """
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, dtype=dtype)
-    # the others: a scheduler's configuration that diffusers does not know
-    except (OSError, ValueError, LookupError, NotImplementedError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0].split(" (")[0]
-        raise InputError(
-            f"{source} is no diffusers pipeline folder and no hub id that can be read: {reason}"
-        ) from error
+    origin = (
+        source if isinstance(source, PipelineSource) else PipelineSource(source=source, revision=revision)
+    )
+    pipeline = load_pipeline(origin, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return DiffusersGenerator(pipeline=pipeline.to(device), sampling=sampling or Sampling(), pixels=pixels)
 

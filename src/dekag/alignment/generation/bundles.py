@@ -10,7 +10,7 @@ from dekag.alignment.generation.update import GenerationUpdate, apply_update
 from dekag.bundle.bundle import Bundle, Contents, load_bundle, save_bundle
 from dekag.bundle.container import EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.bundle.digest import digest_json, digest_tensors
-from dekag.bundle.manifest import Metaword, Metrics, Quantisation, Setting
+from dekag.bundle.manifest import CLIPS, Metaword, Metrics, Quantisation, Setting
 from dekag.generation import metaword as generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
@@ -126,9 +126,9 @@ def apply_generation(
 
 
 def _embedding(word: generation.Metaword) -> dict[str, torch.Tensor]:
-    """The vectors by the names that loaders of embeddings know: the token, or CLIP-L and CLIP-G."""
+    """The vectors by the names that loaders of embeddings know: the token, or those of the text encoders."""
     vectors = list(word.vectors.values())
-    names = [word.token] if len(vectors) == 1 else ["clip_l", "clip_g"]
+    names = [word.token] if len(vectors) == 1 else CLIPS[: len(vectors)]
     return dict(zip(names, vectors, strict=True))
 
 

@@ -19,7 +19,7 @@ def comfyui(update: Exported) -> tuple[Files, str]:
     files, usage = {}, ["Copy the folders into `models/` of ComfyUI."]
     joined = _is_joined(update)
     for end, layers in update.loras.items():
-        tensors = _kohya(update, layers) if update.component == "unet" else named(layers, update.component)
+        tensors = kohya_tensors(update, layers) if update.component == "unet" else named(layers, update.component)
         path = f"loras/{update.name}{end}.safetensors"
         word = _bundled(update) if joined and not end else {}
         files[path] = tensor_file(tensors | word, _kohya_metadata(update, end, layers))
@@ -52,7 +52,7 @@ def a1111(update: Exported) -> tuple[Files, str]:
     files: Files = {}
     prompt, joined = update.prompt(update.name), _is_joined(update)
     for end, layers in update.loras.items():
-        tensors = _kohya(update, layers) | ({} if end else _bundled(update))
+        tensors = kohya_tensors(update, layers) | ({} if end else _bundled(update))
         path = f"Lora/{update.name}{end}.safetensors"
         files[path] = tensor_file(tensors, _kohya_metadata(update, end, layers))
         prompt += "" if end else f" <lora:{update.name}:1>"
@@ -75,7 +75,8 @@ def _is_joined(update: Exported) -> bool:
     return update.one_file and bool(update.vectors) and "" in update.loras
 
 
-def _kohya(update: Exported, layers: Layers) -> dict[str, Tensor]:
+def kohya_tensors(update: Exported, layers: Layers) -> dict[str, Tensor]:
+    """The tensors of one LoRA of a U-Net by kohya's names."""
     alpha, tensors = _largest_rank(layers), {}
     for path, (down, up) in layers.items():
         # A1111 knows every layer of SDXL by the names of SGM, but not the first upsampler by that of diffusers

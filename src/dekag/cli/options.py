@@ -76,13 +76,13 @@ class WorldOptions:
         from dekag.world import load_world, locate
 
         found = load_world(self.world if self.preset is None else _old_name(self.preset))
-        files = _files(self.variant, self.pipeline_config)
-        if files and self.edge is None and self.cloud is None:
-            raise FieldError(f"{', '.join(files)} is of a model that is given with it", *files)
+        files = {"variant": self.variant, "pipeline_config": self.pipeline_config}
+        if self.edge is None and self.cloud is None:
+            _refuse_files(files)
         if self.edge is not None:
-            found = replace(found, edge_model=_model(self.edge, files), pixels=None, latents=None)
+            found = replace(found, edge_model=model_of(self.edge, **files), pixels=None, latents=None)
         if self.cloud is not None:
-            found = replace(found, cloud_model=_model(self.cloud, files), images=None)
+            found = replace(found, cloud_model=model_of(self.cloud, **files), images=None)
         if self.codec is not None:
             found = replace(found, codec_model=locate(self.codec, "codec"))
         if self.judge:
@@ -229,27 +229,25 @@ def _at_precision(world: "World", precision: "Precision") -> "World":
     return replace(world, edge_model=replace(world.edge_model, precision=precision), cloud_model=cloud)
 
 
-def _files(variant: str | None, pipeline_config: str | None) -> dict[str, Any]:
-    """Which files of a model are meant, as fields of `Model`; what is not given is left out."""
-    from dekag.world import locate
-
-    config = None if pipeline_config is None else locate(pipeline_config, "pipeline")
-    given = {"variant": variant, "pipeline_config": config}
-    return {name: value for name, value in given.items() if value is not None}
+def _refuse_files(files: "Mapping[str, str | None]") -> None:
+    """Raise FieldError for what says which files of a model are meant, where no model is given."""
+    if given := [name for name, value in files.items() if value is not None]:
+        raise FieldError(f"{given[0]} is for a model that is given as edge or cloud", given[0], "edge", "cloud")
 
 
-def _model(source: str, files: "Mapping[str, Any]") -> Any:
+def model_of(source: str, *, variant: str | None = None, pipeline_config: str | None = None) -> Any:
     """A pipeline by its source; one of a shipped world draws as that world says."""
     from dekag.world import Model, load_world, locate, shipped_worlds
 
     place = locate(source, "pipeline")
+    config = None if pipeline_config is None else locate(pipeline_config, "pipeline")
+    model = Model(source=place)
     name = source.split("/")[0]
     if name in shipped_worlds():
         world = load_world(name)
-        models = [model for model in (world.edge_model, world.cloud_model) if isinstance(model, Model)]
-        found = next((model for model in models if model.source == place), Model(source=place))
-        return replace(found, **files)
-    return Model(source=place, **files)
+        models = [each for each in (world.edge_model, world.cloud_model) if isinstance(each, Model)]
+        model = next((each for each in models if each.source == place), model)
+    return replace(model, variant=variant, pipeline_config=config)
 
 
 def _judge(text: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Any diffusers text-to-image pipeline as a cloud-GAI or an edge-GAI: prompt -> latent -> image."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,7 +64,7 @@ class DiffusersGenerator:
     sampling: Sampling = field(default_factory=Sampling)
     metaword: PreparedMetaword | None = None
     adapters: tuple[str, ...] = ()
-    """Names of the low-rank updates in the denoiser that this generator draws with."""
+    """Names of the low-rank updates in denoiser and text encoders that this generator draws with."""
     noise_map: Float[Tensor, "channels channels"] | None = None
     """Orthogonal map of the initial noise, for an edge that starts from its cloud's noise."""
     pixels: int | None = None
@@ -82,6 +82,18 @@ class DiffusersGenerator:
     def denoiser(self) -> Any:
         """The noise predictor: the part that low-rank updates change."""
         return getattr(self.pipeline, self.family.denoiser)
+
+    def part(self, name: str) -> Any:
+        """A component of the pipeline, as the denoiser or a text encoder."""
+        return getattr(self.pipeline, name)
+
+    def parts_with(self, adapter: str) -> list[Any]:
+        """The components that hold a low-rank update of this name."""
+        return [part for part in self._parts() if adapter in _held(part)]
+
+    def _parts(self) -> list[Any]:
+        """Denoiser and text encoders."""
+        return [self.part(name) for name in (self.family.denoiser, *self.family.encoders)]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -186,8 +198,9 @@ class DiffusersGenerator:
         with ExitStack() as stack:
             if self.metaword is not None:
                 stack.enter_context(self.metaword.installed(self.pipeline))
-            if self.adapters:
-                stack.enter_context(_adapters(self.denoiser, self.adapters))
+            for part in self._parts() if self.adapters else []:
+                if names := [name for name in self.adapters if name in _held(part)]:
+                    stack.enter_context(_adapters(part, names))
             yield
 
     def _texts(self, prompts: Sequence[str]) -> Sequence[str]:
@@ -292,11 +305,17 @@ def _paired(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[str, ...]:
     return checked
 
 
+def _held(part: Any) -> Container[str]:
+    """Names of the low-rank updates that a component holds."""
+    names: Container[str] = getattr(part, "peft_config", {})
+    return names
+
+
 @contextmanager
-def _adapters(denoiser: Any, names: tuple[str, ...]) -> Iterator[None]:
-    denoiser.enable_adapters()
-    denoiser.set_adapter(list(names))
+def _adapters(part: Any, names: list[str]) -> Iterator[None]:
+    part.enable_adapters()
+    part.set_adapter(names)
     try:
         yield
     finally:
-        denoiser.disable_adapters()
+        part.disable_adapters()

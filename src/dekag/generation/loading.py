@@ -1,5 +1,6 @@
 """A stranger's model, a folder, a hub id or a single file, as a pipeline of diffusers: or one line that says why not."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+from huggingface_hub import hf_hub_download
 
 from dekag.errors import FieldError, InputError
 from dekag.generation.families import known_family
 
+INDEX = "model_index.json"
 SINGLE_FILE = ".safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Files of weights that may hold code as well, and are not read."""
@@ -67,9 +70,30 @@ def _check(origin: PipelineSource, *, single: bool) -> None:
 
 
 def _from_folder(origin: PipelineSource, dtype: torch.dtype) -> Any:
+    left_out = _left_out(Path(origin.source))
     return DiffusionPipeline.from_pretrained(
-        origin.source, revision=origin.revision, variant=origin.variant, dtype=dtype
+        origin.source, revision=origin.revision, variant=origin.variant, dtype=dtype, **left_out
     )
+
+
+def _left_out(folder: Path) -> dict[str, None]:
+    """Parts that a folder says it has not, as Stable Diffusion 3 its T5 encoder; diffusers wants to be told.
+
+    Raises InputError for a part that it says it has and has not: transformers would make a tokenizer without words.
+    """
+    if not folder.is_dir():
+        return {}
+    parts = {name: value for name, value in _index(folder).items() if isinstance(value, list) and len(value) == 2}
+    if missing := [name for name, value in parts.items() if value[0] and not (folder / name).is_dir()]:
+        raise InputError(f"{folder} has no folder {missing[0]}, which its {INDEX} names")
+    return {name: None for name, value in parts.items() if value == [None, None]}
+
+
+def _index(source: str | Path) -> dict[str, Any]:
+    """The model_index.json of a folder, of the hub's cache or of the hub. Raises OSError if it is not there."""
+    file = Path(source, INDEX) if Path(source).is_dir() else Path(hf_hub_download(str(source), INDEX))
+    found: dict[str, Any] = json.loads(file.read_bytes())
+    return found
 
 
 def _from_file(origin: PipelineSource, dtype: torch.dtype) -> Any:
@@ -77,7 +101,7 @@ def _from_file(origin: PipelineSource, dtype: torch.dtype) -> Any:
     checkpoint = load_single_file_checkpoint(str(origin.source))
     found = origin.pipeline_config or fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"]
     try:
-        name = DiffusionPipeline.load_config(str(found))["_class_name"]
+        name = _index(found)["_class_name"]
     except OSError as error:
         where = "there" if origin.pipeline_config else "on this machine, nor can it be fetched"
         raise FieldError(
@@ -140,3 +164,9 @@ def _check_parts(source: str | Path, pipeline: Any) -> None:
     needed = ("scheduler", "vae", family.denoiser, *family.encoders, *family.encoders.values())
     if missing := [name for name in needed if getattr(pipeline, name, None) is None]:
         raise InputError(f"{source} has no {missing[0]}, which a {type(pipeline).__name__} draws with")
+    for encoder, tokenizer in family.encoders.items():
+        words = len(getattr(pipeline, tokenizer))
+        rows = len(getattr(pipeline, encoder).get_input_embeddings().weight)
+        # embeddings may have some rows more than there are words, for speed; a tokenizer without its files has few
+        if words < rows / 2:
+            raise InputError(f"{tokenizer} of {source} knows {words} words, and {encoder} {rows}: files are missing")

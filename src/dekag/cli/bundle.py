@@ -95,14 +95,14 @@ def _previews(bundle: Path | str, options: ExportOptions) -> dict[str, bytes]:
     """The pictures of a model card, none without an edge to draw them."""
     if options.edge is None:
         return {}
-    from dekag.tasks.preview import preview
+    from dekag.tasks.preview_bundle import preview_bundle
     from dekag.training.processes import device_of
 
     edge = model_of(options.edge)
     with working("bundle export") as stage:
         stage("draw")
         prompts = options.prompt or ("a red apple",)
-        return preview(edge, bundle, prompts, seed=options.seed, device=device_of(options.device))
+        return preview_bundle(edge, bundle, prompts, seed=options.seed, device=device_of(options.device))
 
 
 @dataclass(frozen=True, kw_only=True)

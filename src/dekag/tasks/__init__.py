@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from dekag.tasks.demo import Demo, DemoConfig
     from dekag.tasks.evaluate_accuracy import AccuracyTask
     from dekag.tasks.generate import GenerateTask
-    from dekag.tasks.import_bundle import Imported, ImportTask, import_bundle
+    from dekag.tasks.import_bundle import Imported, ImportTask
     from dekag.tasks.material import ImageSource, Material
-    from dekag.tasks.preview import preview
     from dekag.tasks.train_codec import TrainedCodec
     from dekag.tasks.validate import Extras
 
@@ -49,8 +48,6 @@ __all__ = [
     "TransmissionTask",
     "conditions_of",
     "edge_latents",
-    "import_bundle",
-    "preview",
     "transmission_training",
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_pipelines
 import torch
+from command_line import dekag
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import CAPTIONS, PIXELS
 from torch import Tensor
@@ -197,6 +198,21 @@ def test_what_is_not_of_the_source_is_refused(folder: Path, tmp_path: Path) -> N
         refused(PipelineSource(source=tmp_path / "model.safetensors", variant="fp16"))
     )
     assert "is no single file" in str(refused(PipelineSource(source=folder, pipeline_config=folder)))
+
+
+def test_the_command_line_names_the_option_and_draws_with_it(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    as_variant(copy, "unet")
+    (tmp_path / "prompts.txt").write_text("a tree\n")
+    words = ["generate", "--prompts-file", tmp_path / "prompts.txt", "--out", tmp_path / "out", "--steps", 1]
+    done = dekag(capsys, *words, "--model", copy)
+    assert done.complaints == [f"dekag: {copy} holds weights as fp16 only; give --variant fp16"]
+    done = dekag(capsys, *words, "--variant", "fp16")
+    assert done.complaints == ["dekag: --variant is for a model that is given as --edge or --cloud"]
+    assert not (tmp_path / "out").exists()
+    assert dekag(capsys, *words, "--model", copy, "--variant", "fp16").code == 0
+    assert (tmp_path / "out" / "0000_seed0.png").is_file()
 
 
 def write_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:

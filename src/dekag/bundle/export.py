@@ -28,6 +28,7 @@ from dekag.wire.files import write_folder
 
 README: Final = "README.md"
 _TITLE: Final = "# Export of a dekag bundle"
+_ENCODERS: Final = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _HEADER_BYTES: Final = 1 << 24
 _README_BYTES: Final = 1 << 20
 
@@ -87,25 +88,33 @@ def _read(bundle: Bundle, name: str | None) -> Exported:
         )
     found = {"": _layers(where, bundle.lora()), FEW: _layers(where, bundle.few_step())}
     components = {path.partition(".")[0] for layers in found.values() for path in layers}
-    vectors = bundle.embedding()
+    denoisers, vectors = sorted(components - set(_ENCODERS)), bundle.embedding()
     if not components and not vectors:
         raise InputError(f"{where} holds neither LoRA nor metaword, so there is nothing to export")
-    if not components <= {"unet", "transformer"} or len(components) > 1:
+    component = next(iter(denoisers), "unet")
+    loras = {end: _below(component, layers) for end, layers in found.items()}
+    encoders = {part: _below(part, found[""]) for part in _ENCODERS if part in components}
+    alone = bool(encoders) and not loras[""]
+    if components and (alone or denoisers not in (["unet"], ["transformer"])):
         raise InputError(
-            f"{where} updates {plain_text(', '.join(sorted(components)))}; only LoRA of one unet or one transformer"
-            " can be exported"
+            f"{where} updates {plain_text(', '.join(sorted(components)))}; only LoRA of one unet or one transformer,"
+            " perhaps with text encoders, can be exported"
         )
     return Exported(
         name=_file_name(manifest, name),
         manifest=manifest,
-        component=next(iter(components), "unet"),
-        loras={
-            end: {path.partition(".")[2]: pair for path, pair in layers.items()}
-            for end, layers in found.items()
-            if layers
-        },
+        component=component,
+        loras={end: layers for end, layers in loras.items() if layers},
+        encoders=encoders,
         vectors=vectors,
     )
+
+
+def _below(part: str, layers: Layers) -> Layers:
+    """The layers of one component by their paths in it."""
+    return {
+        path.removeprefix(f"{part}."): pair for path, pair in layers.items() if path.startswith(f"{part}.")
+    }
 
 
 def _file_name(manifest: Manifest, given: str | None) -> str:

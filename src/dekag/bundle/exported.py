@@ -1,7 +1,7 @@
 """What of a bundle is exported, and how its tensors become files: in fp16, with metadata that say whose they are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from torch import Tensor
@@ -35,7 +35,7 @@ class Exported:
     """What of a bundle is exported.
 
     component: "unet" or "transformer". loras: by ending of the name, "" and "_few_step", with paths below the
-    component. vectors: the metaword, [vectors, width], by its token or by CLIPS. one_file: whether the
+    component. encoders: LoRA of text encoders that belongs to the first, by component. vectors: the metaword, [vectors, width], by its token or by CLIPS. one_file: whether the
     metaword is in the file of the LoRA and in no other.
     """
 
@@ -44,7 +44,13 @@ class Exported:
     component: str
     loras: Mapping[str, Layers]
     vectors: Mapping[str, Tensor]
+    encoders: Mapping[str, Layers] = field(default_factory=dict)
     one_file: bool = False
+
+    def whole(self, end: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """The layers of a LoRA by their paths in the pipeline, those of text encoders behind those of the denoiser."""
+        parts = {self.component: self.loras[end], **({} if end else self.encoders)}
+        return {f"{part}.{path}": pair for part, layers in parts.items() for path, pair in layers.items()}
 
     @property
     def token(self) -> str:
@@ -87,10 +93,10 @@ class Exported:
         return f"{spelt} {prompt}" if prefix else f"{prompt} {spelt}"
 
 
-def named(layers: Layers, prefix: str) -> dict[str, Tensor]:
-    """The matrices by PEFT's names below a prefix."""
+def named(layers: Layers, prefix: str = "") -> dict[str, Tensor]:
+    """The matrices by PEFT's names, behind a prefix."""
     return {
-        f"{prefix}.{path}.lora_{letter}.weight": tensor
+        f"{prefix}{path}.lora_{letter}.weight": tensor
         for path, pair in layers.items()
         for letter, tensor in zip("AB", pair, strict=True)
     }

@@ -1,6 +1,6 @@
 """The layouts of ComfyUI and A1111, whose LoRA of a U-Net has kohya's names.
 
-That is `lora_unet_` and the layer's path with underscores for dots, in SDXL the path that Stability's own code has for
+That is `lora_unet_`, or `lora_te_` for a text encoder, and the layer's path with underscores for dots, in SDXL the path that Stability's own code has for
 it; then lora_down, lora_up and alpha: the layer's weight grows by alpha / rank * up @ down. All layers of a file share
 one alpha, the largest rank, and lora_up makes up for it: diffusers misreads alphas that differ (it looks attention
 layers up under another name), while every reader agrees on this form.
@@ -18,8 +18,9 @@ def comfyui(update: Exported) -> tuple[Files, str]:
     """The files for ComfyUI's folder `models`, and how they are used there."""
     files, usage = {}, ["Copy the folders into `models/` of ComfyUI."]
     joined = _is_joined(update)
-    for end, layers in update.loras.items():
-        tensors = kohya_tensors(update, layers) if update.component == "unet" else named(layers, update.component)
+    for end in update.loras:
+        layers = update.whole(end)
+        tensors = kohya_tensors(update, layers) if update.component == "unet" else named(layers)
         path = f"loras/{update.name}{end}.safetensors"
         word = _bundled(update) if joined and not end else {}
         files[path] = tensor_file(tensors | word, _kohya_metadata(update, end, layers))
@@ -51,7 +52,8 @@ def a1111(update: Exported) -> tuple[Files, str]:
         )
     files: Files = {}
     prompt, joined = update.prompt(update.name), _is_joined(update)
-    for end, layers in update.loras.items():
+    for end in update.loras:
+        layers = update.whole(end)
         tensors = kohya_tensors(update, layers) | ({} if end else _bundled(update))
         path = f"Lora/{update.name}{end}.safetensors"
         files[path] = tensor_file(tensors, _kohya_metadata(update, end, layers))
@@ -79,13 +81,26 @@ def kohya_tensors(update: Exported, layers: Layers) -> dict[str, Tensor]:
     """The tensors of one LoRA of a U-Net by kohya's names."""
     alpha, tensors = _largest_rank(layers), {}
     for path, (down, up) in layers.items():
-        # A1111 knows every layer of SDXL by the names of SGM, but not the first upsampler by that of diffusers
-        own = sgm_path(path) if update.family is not None and update.family[1] == SDXL else None
-        key = f"lora_unet_{(own or path).replace('.', '_')}"
+        key = _key(update, path)
         tensors[f"{key}.lora_down.weight"] = down
         tensors[f"{key}.lora_up.weight"] = up * (len(down) / alpha)
         tensors[f"{key}.alpha"] = torch.tensor(float(alpha))
     return tensors
+
+
+def _key(update: Exported, path: str) -> str:
+    """Kohya's name of a layer, of which the path begins with the pipeline's component."""
+    part, _, inner = path.partition(".")
+    sdxl = update.family is not None and update.family[1] == SDXL
+    if part.startswith("text_encoder"):
+        # transformers once wrapped every text model of CLIP, and the names are those of then
+        wrapped = inner if inner.startswith(("text_model.", "text_projection")) else f"text_model.{inner}"
+        several = sdxl or "text_encoder_2" in update.encoders
+        number = (part.removeprefix("text_encoder").strip("_") or "1") if several else ""
+        return f"lora_te{number}_{wrapped.replace('.', '_')}"
+    # A1111 knows every layer of SDXL by the names of SGM, but not the first upsampler by that of diffusers
+    own = sgm_path(inner) if sdxl else None
+    return f"lora_unet_{(own or inner).replace('.', '_')}"
 
 
 def _largest_rank(layers: Layers) -> int:

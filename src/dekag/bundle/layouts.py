@@ -27,9 +27,9 @@ def _diffusers(update: Exported) -> tuple[Files, str]:
         raise InputError("diffusers cannot load LoRA into PRX or PixArt-Sigma; export this bundle to peft")
     files, imports = {}, ["from diffusers import DiffusionPipeline"]
     usage = ['pipeline = DiffusionPipeline.from_pretrained("BASE")']
-    for end, layers in update.loras.items():
-        metadata = metadata_of(update, "lora") | {"lora_adapter_metadata": _adapter_metadata(update, layers)}
-        files[_FILES[end]] = tensor_file(named(layers, update.component), metadata)
+    for end in update.loras:
+        metadata = metadata_of(update, "lora") | {"lora_adapter_metadata": _adapter_metadata(update, end)}
+        files[_FILES[end]] = tensor_file(named(update.whole(end)), metadata)
     if "" in update.loras:
         usage += [f'pipeline.load_lora_weights("FOLDER", weight_name="{LORA}", adapter_name="dekag")']
     if update.vectors:
@@ -100,10 +100,12 @@ def _add_tokens(update: Exported, parts: list[tuple[str, str]]) -> list[str]:
 
 
 def _peft(update: Exported) -> tuple[Files, str]:
+    if update.encoders:
+        raise InputError("peft has no place for LoRA of text encoders; export this bundle to diffusers")
     files: Files = {}
     for end, layers in update.loras.items():
         folder = _PEFT_FOLDERS[end]
-        matrices = named(layers, "base_model.model")
+        matrices = named(layers, "base_model.model.")
         files[folder + PEFT_MODEL] = tensor_file(matrices, metadata_of(update, "lora"))
         files[folder + PEFT_CONFIG] = (json.dumps(_peft_config(layers), indent=2) + "\n").encode()
     denoiser, imports = f"pipeline.{update.component}", ["from diffusers import DiffusionPipeline"]
@@ -151,10 +153,12 @@ def _ranks(layers: Layers) -> dict[str, Any]:
     return {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others}
 
 
-def _adapter_metadata(update: Exported, layers: Layers) -> str:
+def _adapter_metadata(update: Exported, end: str) -> str:
     """What PEFT needs to make the layers again, as diffusers keeps it."""
-    config = {**_ranks(layers), "target_modules": sorted(layers)}
-    return json.dumps({f"{update.component}.{key}": value for key, value in config.items()}, sort_keys=True)
+    parts = {update.component: update.loras[end], **({} if end else update.encoders)}
+    configs = {part: {**_ranks(held), "target_modules": sorted(held)} for part, held in parts.items()}
+    told = {f"{part}.{key}": value for part, config in configs.items() for key, value in config.items()}
+    return json.dumps(told, sort_keys=True)
 
 
 def _peft_config(layers: Layers) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_kohya_calls_the_layers_of_sdxl_as_sgm_and_those_of_others_as_diffusers(
     targets = re.compile(StableDiffusion.targets)
     chosen = {path: layer for path, layer in layers_of(unet_of(config)).items() if targets.fullmatch(path)}
     assert len(chosen) == count
-    lora = {path: (normal(1, part.weight.shape[1]), normal(4, 1)) for path, part in chosen.items()}
+    lora = {f"unet.{path}": (normal(1, part.weight.shape[1]), normal(4, 1)) for path, part in chosen.items()}
     manifest = Manifest(
         kind="generation",
         base_digest="0" * 64,
@@ -87,7 +87,8 @@ def test_kohya_calls_the_layers_of_sdxl_as_sgm_and_those_of_others_as_diffusers(
         settings={},
         files={},
     )
-    update = Exported(name="x", manifest=manifest, component="unet", loras={"": lora}, vectors={})
+    below = {path.removeprefix("unet."): pair for path, pair in lora.items()}
+    update = Exported(name="x", manifest=manifest, component="unet", loras={"": below}, vectors={})
     keys = {name.partition(".")[0] for name in kohya_tensors(update, lora)}
     assert len(keys) == count
     inside = [key for key in keys if re.match(rf"lora_unet_({blocks})_", key)]

@@ -352,3 +352,19 @@ def test_what_is_no_safetensors_file_is_one_line(sd15: Path, tmp_path: Path, con
     with pytest.raises(InputError, match="is no safetensors file that can be read") as told:
         read_lora(load(sd15), tmp_path / "lora.pt")
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "place"), [("diffusers", "."), ("comfyui", "loras")])
+def test_an_imported_lora_is_exported_with_its_text_encoders(
+    family: str, folder: Path, tmp_path: Path, layout: str, place: str
+) -> None:
+    """diffusers draws the same from the file that was imported and from the one that the bundle of it becomes."""
+    save_file(kohya(load(folder).pipeline, sgm=family == "sdxl"), tmp_path / "lora.safetensors")
+    edge = load(folder)
+    update = read_lora(edge, tmp_path / "lora.safetensors").update
+    bundle = save_generation(tmp_path / "bundle", edge, update, settings={})
+    (file,) = [p for p in export_bundle(bundle, tmp_path / "out", layout=layout) if p.suffix == ".safetensors"]
+    assert file.parent == (tmp_path / "out" / place).resolve()
+    wanted = drawn_by_diffusers(folder, tmp_path / "lora.safetensors")
+    assert (drawn_by_diffusers(folder, file) - wanted).abs().max() < 1e-3

@@ -81,7 +81,7 @@ def matrices(layer: Any, rng: torch.Generator, rank: int = RANK) -> tuple[Tensor
     weight = layer.weight
     down = torch.randn((rank, *weight.shape[1:]), generator=rng)
     up = torch.randn((len(weight), rank, *(1,) * (weight.ndim - 2)), generator=rng)
-    return down, up * 0.5 * float(weight.std()) / rank**0.5
+    return down, up * 0.5 * float(weight.detach().std()) / rank**0.5
 
 
 CONVOLUTIONS = ("resnets", "samplers")
@@ -161,7 +161,9 @@ def peft_file(folder: Path, file: Path, *, config: dict[str, Any]) -> None:
         torch.manual_seed(2)
         for part, targets in (("unet", ["to_q", "to_v", "conv1"]), ("text_encoder", ["q_proj", "fc1"])):
             module = getattr(pipeline, part)
-            made = LoraConfig(r=RANK, target_modules=targets, init_lora_weights=False, **config)
+            alphas = {k: alpha for k, alpha in config.get("alpha_pattern", {}).items() if k in targets}
+            options = {**config, "alpha_pattern": alphas}
+            made = LoraConfig(r=RANK, target_modules=targets, init_lora_weights=False, **options)
             module.add_adapter(made)
             held = get_peft_model_state_dict(module, adapter_name="default")
             state |= {f"{part}.{name}": tensor.contiguous() for name, tensor in held.items()}
@@ -275,8 +277,8 @@ def test_one_file_comes_back_with_its_metaword(sd15: Path, tmp_path: Path) -> No
     bundle = save_generation(tmp_path / "bundle", edge, update, settings={})
     for layout, place in (("a1111", "Lora"), ("comfyui", "loras")):
         export_bundle(bundle, tmp_path / layout, layout=layout, one_file=True)
-        written = sorted(p.relative_to(tmp_path / layout).as_posix() for p in (tmp_path / layout).rglob("*.*"))
-        assert written == [f"{place}/dekag.safetensors", "README.md"]
+        written = {p.relative_to(tmp_path / layout).as_posix() for p in (tmp_path / layout).rglob("*.*")}
+        assert written == {f"{place}/dekag.safetensors", "README.md"}
     _, ours, again = imported(sd15, tmp_path / "comfyui" / "loras" / "dekag.safetensors", tmp_path / "again")
     assert again.metaword is not None
     assert again.metaword.token == "<dekag>"

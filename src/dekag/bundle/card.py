@@ -7,7 +7,7 @@ from typing import Final
 
 from huggingface_hub import ModelCardData
 
-from dekag.bundle.exported import Exported, Files
+from dekag.bundle.exported import PLACES, SDXL, Exported, Files
 from dekag.types import InputError
 
 _HUB_ID: Final = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
@@ -16,7 +16,7 @@ _LICENCES: Final = (
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gpl-3.0", "agpl-3.0"),
 )
 """Licences that the hub knows by name, most of them SPDX in lower case."""
-_FAMILY_TAGS: Final = {"sd_v1": "stable-diffusion", "sd_v2": "stable-diffusion", "sdxl_base_v1-0": "stable-diffusion-xl"}
+_FAMILY_TAGS: Final = {"sd_v1": "stable-diffusion", "sd_v2": "stable-diffusion", SDXL: "stable-diffusion-xl"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +55,7 @@ def for_hub(card: Card, update: Exported, readme: str) -> tuple[Files, str]:
     )
     gallery = "<Gallery />\n\n" if shown else ""
     title, _, text = readme.partition("\n\n")
-    text = text.replace("BASE is the model that the bundle was made for, FOLDER is this folder.", "").replace(
-        '"BASE"', f'"{card.base_model}"'
-    )
+    text = text.replace(PLACES, "").replace('"BASE"', f'"{card.base_model}"')
     where = "FOLDER is a copy of this repository, as `hf download OWNER/NAME --local-dir FOLDER` makes it.\n"
     return pictures, f"---\n{data.to_yaml()}\n---\n\n{title}\n\n{gallery}{where}\n{text}"
 

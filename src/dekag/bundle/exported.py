@@ -21,6 +21,8 @@ MARK: Final = "dekag.bundle"
 """The key of a file's metadata that tells the bundle it came from."""
 SDXL: Final = "sdxl_base_v1-0"
 """What kohya calls the base of SDXL."""
+PLACES: Final = "BASE is the model that the bundle was made for, FOLDER is this folder."
+"""What the names in the lines of a README stand for."""
 _EXAMPLE: Final = "a red apple"
 _FAMILIES: Final = {
     768: ("stable-diffusion-v1", "sd_v1"),

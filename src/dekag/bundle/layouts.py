@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dekag.bundle.container import EMBEDDING, FEW_STEP, LORA
-from dekag.bundle.exported import FEW, Exported, Files, Layers, metadata_of, named, tensor_file
+from dekag.bundle.exported import FEW, PLACES, Exported, Files, Layers, metadata_of, named, tensor_file
 from dekag.bundle.kohya import a1111, comfyui
 from dekag.types import InputError
 
@@ -18,7 +18,6 @@ PEFT_CONFIG: Final = "adapter_config.json"
 PEFT_MODEL: Final = "adapter_model.safetensors"
 _FILES: Final = {"": LORA, FEW: FEW_STEP}
 _PEFT_FOLDERS: Final = {"": "", FEW: "few_step/"}
-_PLACES: Final = "BASE is the model that the bundle was made for, FOLDER is this folder."
 _FEWER: Final = "To draw in few steps, further:"
 
 
@@ -38,7 +37,7 @@ def _diffusers(update: Exported) -> tuple[Files, str]:
         imports, usage = imports + more, usage + lines
     usage += [_draw(update, "sampling")]
     text = ["```python", *imports, "", *usage, "```", ""]
-    text += [_PLACES]
+    text += [PLACES]
     if FEW in update.loras:
         names = ["dekag"] * ("" in update.loras) + ["few_step"]
         few = [
@@ -117,7 +116,7 @@ def _peft(update: Exported) -> tuple[Files, str]:
         files[EMBEDDING] = tensor_file(update.vectors, metadata_of(update, "textual-inversion"))
         more, lines = _load_vectors(update)
         imports, usage = imports + more, usage + lines
-    text = ["```python", *imports, "", *usage, _draw(update, "sampling"), "```", "", _PLACES]
+    text = ["```python", *imports, "", *usage, _draw(update, "sampling"), "```", "", PLACES]
     if FEW in update.loras:
         few = [
             "from peft import PeftModel",

@@ -47,7 +47,7 @@ def linear(pipeline: Any) -> Any:
     return pipeline
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["sd15", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd21", "sdxl"))])
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -145,6 +145,7 @@ def test_kohyas_lora_draws_what_diffusers_draws_with_it(family: str, folder: Pat
     assert update.encoders.keys() == load(folder).family.encoders.keys()
 
 
+@pytest.mark.slow
 def test_text_encoders_alone_are_an_update(sd15: Path, tmp_path: Path) -> None:
     held = kohya(load(sd15).pipeline, sgm=False)
     save_file({k: t for k, t in held.items() if k.startswith("lora_te")}, tmp_path / "lora.safetensors")
@@ -175,8 +176,8 @@ def peft_file(folder: Path, file: Path, *, config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"lora_alpha": 8},
-        {"lora_alpha": 8, "use_rslora": True},
+        pytest.param({"lora_alpha": 8}, marks=pytest.mark.slow),
+        pytest.param({"lora_alpha": 8, "use_rslora": True}, marks=pytest.mark.slow),
         {"lora_alpha": 8, "alpha_pattern": {"to_v": 1, "fc1": 2}},
     ],
 )

@@ -52,7 +52,7 @@ pytestmark = [
 LEFT_OUT = (
     r"time_embedding|add_embedding|modulation|norm_out|norm1\w*\.linear|^(img_in|txt_in|time_in|final_layer"
     r"|x_embedder|context_embedder|proj_out|time_guidance_embed|pos_embed|time_text_embed|adaln_single"
-    r"|caption_projection)"
+    r"|caption_projection)|^transformer_blocks\.1\.attn\.add_q_proj$"
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from diffusers.utils.state_dict_utils import (
     StateDictType,
     convert_state_dict_to_peft,
@@ -184,7 +185,10 @@ def _misfit(found: _Found, place: Layer | None, modules: Mapping[Layer, nn.Modul
     sizes = (rank * weight[0].numel(), len(weight) * rank)
     if not rank or (down.numel(), up.numel()) != sizes or up.ndim < 2 or up.shape[:2] != (len(weight), rank):
         return f"it is {list(down.shape)} and {list(up.shape)}, for a weight of {list(weight.shape)}"
-    if not (bool(down.isfinite().all()) and bool(up.isfinite().all())):
+    alpha = torch.ones(()) if found.alpha is None else found.alpha
+    if alpha.numel() != 1:
+        return f"its alpha is {list(alpha.shape)}, and it must be one number"
+    if not all(bool(tensor.isfinite().all()) for tensor in (down, up, alpha)):
         return "it holds NaN or infinite values"
     return ""
 

@@ -28,12 +28,15 @@ class StableDiffusion3(Family):
             "text_encoder_3": "tokenizer_3",
         }
     )
-    targets = r".*\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|net\.0\.proj|net\.2)$"
+    targets: str = r".*\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out|net\.0\.proj|net\.2)$"
 
     @override
     def fitted(self, pipeline: Any) -> Family:
         held = {name: of for name, of in self.encoders.items() if getattr(pipeline, name) is not None}
-        return replace(self, encoders=held)
+        # nothing reads what the last block makes of the text
+        last = pipeline.transformer.config.num_layers - 1
+        unread = rf"transformer_blocks\.{last}\.attn\.add_q_proj$"
+        return replace(self, encoders=held, targets=f"(?!{unread}){self.targets}")
 
     @override
     def limit(self, tokenizer: Any) -> int:

@@ -64,10 +64,12 @@ def export_bundle(
     update = replace(_read(bundle, name), one_file=one_file)
     chosen = layout or update.usual_layout
     if one_file and chosen not in ONE_FILE:
-        raise InputError(f"{chosen} reads no metaword from the file of a LoRA; one file is for {' and '.join(ONE_FILE)}")
+        known = " and ".join(ONE_FILE)
+        raise InputError(f"{chosen} reads no metaword from the file of a LoRA; one file is for {known}")
     if card is not None and chosen != update.usual_layout:
         raise InputError(
-            f"the hub's loaders read this bundle in the layout {update.usual_layout}, not {chosen}; leave the layout out"
+            f"the hub's loaders read this bundle in the layout {update.usual_layout}, not {chosen};"
+            " leave the layout out"
         )
     files, usage = LAYOUTS[chosen](update)
     readme = _readme(update, usage, noise_map=bundle.noise_map() is not None)

@@ -37,8 +37,8 @@ class Exported:
     """What of a bundle is exported.
 
     component: "unet" or "transformer". loras: by ending of the name, "" and "_few_step", with paths below the
-    component. encoders: LoRA of text encoders that belongs to the first, by component. vectors: the metaword, [vectors, width], by its token or by CLIPS. one_file: whether the
-    metaword is in the file of the LoRA and in no other.
+    component. encoders: LoRA of text encoders that belongs to the first, by component. vectors: the metaword,
+    [vectors, width], by its token or by CLIPS. one_file: whether the metaword is in the file of the LoRA alone.
     """
 
     name: str

@@ -36,7 +36,7 @@ FORMS: dict[Quantisation, set[str]] = {
 }
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 CLIPS = ("clip_l", "clip_g", "t5xxl")
-"""How ComfyUI names the vectors of one word, in the order of a pipeline's text encoders, of which there are two or three."""
+"""How ComfyUI names the vectors of one word, in the order of a pipeline's two or three text encoders."""
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
 
 

@@ -1,4 +1,4 @@
-"""A stranger's model, a folder, a hub id or a single file, as a pipeline of diffusers: or one line that says why not."""
+"""A stranger's model, a folder, a hub id or a single file, as a pipeline of diffusers, or why not in one line."""
 
 import json
 import re

@@ -25,7 +25,8 @@ class GenerationUpdate:
     """An update of an edge-GAI; what a method does not use is empty.
 
     adapter: low-rank tensors of the denoiser by PEFT's names, scale 1. encoders: those of text encoders, by component.
-    few_step: further ones of the denoiser, for drawing with `few_step_sampling`. weights: the denoiser's weights as a whole, after full fine-tuning.
+    few_step: further ones of the denoiser, for drawing with `few_step_sampling`. weights: the denoiser's
+    weights as a whole, after full fine-tuning.
     noise_map: orthogonal map of the cloud's initial noise. sampling: what to draw with, the generator's own if None.
     """
 

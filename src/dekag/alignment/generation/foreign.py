@@ -171,7 +171,7 @@ def _spellings(generator: DiffusersGenerator) -> dict[str, Layer]:
     return names
 
 
-def _misfit(found: _Found, place: Layer | None, modules: Mapping[Layer, nn.Module]) -> str:
+def _misfit(found: _Found, place: Layer | None, modules: Mapping[Layer, nn.Linear | nn.Conv2d]) -> str:
     """Why a layer of a file cannot be read, or nothing."""
     if found.other:
         return f"{plain_text(found.other[0].rpartition('.')[2])} is no part of LoRA"
@@ -179,18 +179,19 @@ def _misfit(found: _Found, place: Layer | None, modules: Mapping[Layer, nn.Modul
         return "one of its two matrices is missing"
     if place is None:
         return "the model has no layer of this name"
-    weight: Any = modules[place].weight
-    down, up = found.down, found.up
+    alpha = torch.ones(()) if found.alpha is None else found.alpha
+    if not all(bool(tensor.isfinite().all()) for tensor in (found.down, found.up, alpha)):
+        return "it holds NaN or infinite values"
+    return _misshapen(found.down, found.up, alpha, modules[place].weight)
+
+
+def _misshapen(down: Tensor, up: Tensor, alpha: Tensor, weight: Tensor) -> str:
+    """Why matrices have no product of a weight's size, or nothing; 1 x 1 convolutions may be written as matrices."""
     rank = len(down) if down.ndim else 0
     sizes = (rank * weight[0].numel(), len(weight) * rank)
     if not rank or (down.numel(), up.numel()) != sizes or up.ndim < 2 or up.shape[:2] != (len(weight), rank):
         return f"it is {list(down.shape)} and {list(up.shape)}, for a weight of {list(weight.shape)}"
-    alpha = torch.ones(()) if found.alpha is None else found.alpha
-    if alpha.numel() != 1:
-        return f"its alpha is {list(alpha.shape)}, and it must be one number"
-    if not all(bool(tensor.isfinite().all()) for tensor in (down, up, alpha)):
-        return "it holds NaN or infinite values"
-    return ""
+    return "" if alpha.numel() == 1 else f"its alpha is {list(alpha.shape)}, and it must be one number"
 
 
 def _scaled(found: _Found, scale: float, layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:

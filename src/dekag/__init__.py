@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from dekag.tasks.align_transmission import align_transmission
     from dekag.tasks.demo import run_demo
     from dekag.tasks.evaluate import evaluate_generation, evaluate_transmission
+    from dekag.tasks.import_bundle import import_bundle
     from dekag.tasks.material import material
+    from dekag.tasks.preview_bundle import preview_bundle
     from dekag.tasks.train_codec import train_codec
     from dekag.types import Condition, Delivery, InputError
     from dekag.world import Model, System, World, load, load_world
@@ -35,9 +37,11 @@ __all__ = [
     "deliver",
     "evaluate_generation",
     "evaluate_transmission",
+    "import_bundle",
     "load",
     "load_world",
     "material",
+    "preview_bundle",
     "run_demo",
     "train_codec",
 ]

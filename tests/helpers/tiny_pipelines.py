@@ -23,6 +23,8 @@ from diffusers import (
     PRXTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -105,6 +107,36 @@ def stable_diffusion_xl(*, channels: int = 4, pixels: int = PIXELS) -> StableDif
     )
 
 
+def stable_diffusion_3(*, t5: bool = True) -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3: two CLIP text encoders side by side, and behind them a T5 encoder, which may be missing."""
+    tokenizer, wider = trained(CLIPTokenizer), 2 * WIDTH
+    transformer = SD3Transformer2DModel(
+        sample_size=PIXELS // 2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=4 * WIDTH,
+        caption_projection_dim=16,
+        pooled_projection_dim=WIDTH + wider,
+        out_channels=4,
+        pos_embed_max_size=16,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(shift_factor=0.1),
+        text_encoder=CLIPTextModelWithProjection(clip_config(tokenizer)),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, width=wider)),
+        tokenizer_2=trained(CLIPTokenizer),
+        text_encoder_3=t5_encoder(width=4 * WIDTH) if t5 else None,
+        tokenizer_3=trained(T5Tokenizer, extra_ids=0) if t5 else None,
+    )
+
+
 def prx(*, channels: int = 4, pixels: int = PIXELS) -> PRXPipeline:
     """PRX with a T5Gemma encoder and the autoencoder of FLUX.1."""
     tokenizer = trained(GemmaTokenizer)
@@ -162,10 +194,6 @@ def flux2_klein() -> Flux2KleinPipeline:
 
 def pixart_sigma() -> PixArtSigmaPipeline:
     """PixArt-Sigma with a T5 encoder."""
-    tokenizer = trained(T5Tokenizer, extra_ids=0)
-    encoder = T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-    )
     transformer = PixArtTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
@@ -178,8 +206,8 @@ def pixart_sigma() -> PixArtSigmaPipeline:
         use_additional_conditions=False,
     )
     return PixArtSigmaPipeline(
-        tokenizer=tokenizer,
-        text_encoder=encoder,
+        tokenizer=trained(T5Tokenizer, extra_ids=0),
+        text_encoder=t5_encoder(width=WIDTH),
         vae=autoencoder(),
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(),
@@ -266,9 +294,10 @@ EDGES: dict[str, Callable[[], Any]] = {
     "sdxl": stable_diffusion_xl,
     "prx": prx,
     "flux2-klein": flux2_klein,
+    "sd3": stable_diffusion_3,
+    "pixart-sigma": pixart_sigma,
 }
 CLOUDS: dict[str, Callable[[], Any]] = {
-    "pixart-sigma": pixart_sigma,
     "z-image": z_image,
     "qwen-image": qwen_image,
 }
@@ -363,6 +392,13 @@ def clip_config(tokenizer: Any, *, width: int = WIDTH) -> CLIPTextConfig:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def t5_encoder(*, width: int) -> T5EncoderModel:
+    words = len(trained(T5Tokenizer, extra_ids=0))
+    return T5EncoderModel(
+        T5Config(vocab_size=words, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     )
 
 

@@ -14,7 +14,8 @@ from dekag.lazy import homes
 NAMES = {
     "dekag": (
         "Condition Delivery InputError Model System World align_generation align_transmission deliver "
-        "evaluate_generation evaluate_transmission load load_world material run_demo train_codec"
+        "evaluate_generation evaluate_transmission import_bundle load load_world material preview_bundle "
+        "run_demo train_codec"
     ),
     "dekag.alignment": (
         "CalaConfig FewStepConfig MakdConfig apply_generation apply_transmission "
@@ -34,7 +35,7 @@ NAMES = {
         "load_source read_thresholds save_source send shipped_thresholds"
     ),
     "dekag.bundle": (
-        "LAYOUTS Bundle Manifest Metaword Metrics digest_folder digest_json digest_tensors "
+        "LAYOUTS Bundle Card Manifest Metaword Metrics digest_folder digest_json digest_tensors "
         "export_bundle load_bundle pack reduce_rank save_bundle usual_layout"
     ),
     "dekag.channel": (
@@ -59,8 +60,12 @@ NAMES = {
         "score_accuracy score_generation score_transmission ssim transmit"
     ),
     "dekag.generation": (
-        "FAMILIES DiffusersGenerator Family Metaword PromptTruncatedWarning Sampling check_prompts "
-        "family_of load_generator prepare_metaword"
+        "FAMILIES DiffusersGenerator Family Metaword PipelineSource PromptTruncatedWarning Sampling "
+        "check_prompts family_of load_generator prepare_metaword"
+    ),
+    "dekag.generation.families": (
+        "FAMILIES PRX Conditioning Family Flux2Klein PixArtSigma StableDiffusion StableDiffusion3 "
+        "StableDiffusionXL family_of known_family make_adaptable"
     ),
     "dekag.registry": (
         "Canary Expiry Lifetimes Listing Looked RegistryClient RegistryError Repository Shelf Shelved earliest"
@@ -73,7 +78,7 @@ NAMES = {
     "dekag.serving.page": "PageConfig PageDefaults PageLimits page_files page_router",
     "dekag.tasks": (
         "AccuracyTask CodecConfig DeliverTask Demo DemoConfig Drawing Extras GenerateTask "
-        "GenerationEvaluation GenerationTask ImageSource Material Report TrainedCodec Transmission "
+        "GenerationEvaluation GenerationTask ImageSource ImportTask Imported Material Report TrainedCodec Transmission "
         "TransmissionSettings TransmissionTask conditions_of edge_latents "
         "transmission_training"
     ),

@@ -6,6 +6,7 @@ from dekag.lazy import lazy
 
 if TYPE_CHECKING:
     from dekag.bundle.bundle import Bundle, load_bundle, pack, save_bundle
+    from dekag.bundle.card import Card
     from dekag.bundle.digest import digest_folder, digest_json, digest_tensors
     from dekag.bundle.export import export_bundle, usual_layout
     from dekag.bundle.layouts import LAYOUTS
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LAYOUTS",
     "Bundle",
+    "Card",
     "Manifest",
     "Metaword",
     "Metrics",

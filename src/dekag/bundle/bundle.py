@@ -5,7 +5,7 @@ bundle.json                        the manifest, canonical JSON; its id is the d
 of kind "generation", any of
 pytorch_lora_weights.safetensors   LoRA with PEFT's names, or lora.quantised.safetensors
 few_step_lora_weights.safetensors  one more, for fewer steps, or few_step_lora.quantised.safetensors
-learned_embeds.safetensors         {metaword: [vectors, width]}, or one of clip_l and one of clip_g
+learned_embeds.safetensors         {metaword: [vectors, width]}, or clip_l and clip_g, or these and t5xxl
 noise_map.safetensors              {"noise_map": [channels, channels]}
 
 of kind "transmission"
@@ -116,9 +116,9 @@ class Bundle:
         return self._decoded(CALA)
 
     def embedding(self) -> dict[str, Tensor]:
-        """The metaword's vectors, float32 [vectors, width], by its token or by clip_l, clip_g; or empty."""
+        """The metaword's vectors, float32 [vectors, width], by its token or by CLIPS in their order; or empty."""
         decoded = self._decoded(EMBEDDING)
-        return decoded if decoded.keys() != set(CLIPS) else {name: decoded[name] for name in CLIPS}
+        return decoded if len(decoded) < 2 else {name: decoded[name] for name in CLIPS if name in decoded}
 
     def noise_map(self) -> Tensor | None:
         """The map of the initial noise, float32 [channels, channels], if there is one."""

@@ -5,11 +5,13 @@ diffusers   pytorch_lora_weights.safetensors with PEFT's names, learned_embeds.s
 comfyui     loras/NAME.safetensors, embeddings/NAME.safetensors
 a1111       Lora/NAME.safetensors, which holds the metaword as well, embeddings/NAME.safetensors (Forge, SD.Next)
 
-The layouts themselves are in `dekag.bundle.layouts`; each export has a README.md that says how to load it.
+The layouts themselves are in `dekag.bundle.layouts`; each export has a README.md that says how to load it. The first
+two can also be folders for the Hugging Face hub, where the README.md is a model card.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,14 +19,18 @@ from torch import Tensor
 
 from dekag.bundle.bundle import Bundle
 from dekag.bundle.container import plain_text
-from dekag.bundle.layouts import FEW, LAYOUTS, MARK, PEFT_CONFIG, PEFT_MODEL, Exported, Layers
+from dekag.bundle.card import Card, for_hub
+from dekag.bundle.exported import FEW, MARK, Exported, Layers
+from dekag.bundle.layouts import LAYOUTS, ONE_FILE, PEFT_CONFIG, PEFT_MODEL
 from dekag.bundle.manifest import Manifest
 from dekag.types import InputError
 from dekag.wire.files import write_folder
 
 README: Final = "README.md"
 _TITLE: Final = "# Export of a dekag bundle"
+_ENCODERS: Final = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _HEADER_BYTES: Final = 1 << 24
+_README_BYTES: Final = 1 << 20
 
 
 def usual_layout(bundle: Bundle) -> str:
@@ -36,21 +42,40 @@ def usual_layout(bundle: Bundle) -> str:
 
 
 def export_bundle(
-    bundle: Bundle, folder: Path | str, *, layout: str | None = None, name: str | None = None
+    bundle: Bundle,
+    folder: Path | str,
+    *,
+    layout: str | None = None,
+    name: str | None = None,
+    one_file: bool = False,
+    card: Card | None = None,
 ) -> list[Path]:
     """Write the bundle in another program's layout and return the files; the same bundle gives the same bytes.
 
     `layout` is one of LAYOUTS, `usual_layout` of the bundle if left out. `name` is that of the files and, outside
-    diffusers and PEFT, of the metaword in prompts; it is the metaword without its brackets if left out. The folder
-    appears whole or not at all, and replaces an earlier export.
+    diffusers and PEFT, of the metaword in prompts; it is the metaword without its brackets if left out. `one_file`
+    puts the metaword into the file of the LoRA and into no other. With a `card` the folder is one for the hub. The
+    folder appears whole or not at all, and replaces an earlier export.
     Raises InputError if the layout is unknown or has no place for what the bundle holds, or if the folder
     holds anything but an earlier export; OSError if the disk refuses.
     """
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r}; known are {', '.join(LAYOUTS)}")
-    update = _read(bundle, name)
-    files, usage = LAYOUTS[layout or update.usual_layout](update)
+    update = replace(_read(bundle, name), one_file=one_file)
+    chosen = layout or update.usual_layout
+    if one_file and chosen not in ONE_FILE:
+        known = " and ".join(ONE_FILE)
+        raise InputError(f"{chosen} reads no metaword from the file of a LoRA; one file is for {known}")
+    if card is not None and chosen != update.usual_layout:
+        raise InputError(
+            f"the hub's loaders read this bundle in the layout {update.usual_layout}, not {chosen};"
+            " leave the layout out"
+        )
+    files, usage = LAYOUTS[chosen](update)
     readme = _readme(update, usage, noise_map=bundle.noise_map() is not None)
+    if card is not None:
+        pictures, readme = for_hub(card, update, readme)
+        files |= pictures
     target = Path(folder)
     write_folder(target, {**files, README: readme.encode()}, is_own=_is_export, noun="an earlier export")
     return [target / path for path in sorted([*files, README])]
@@ -65,25 +90,33 @@ def _read(bundle: Bundle, name: str | None) -> Exported:
         )
     found = {"": _layers(where, bundle.lora()), FEW: _layers(where, bundle.few_step())}
     components = {path.partition(".")[0] for layers in found.values() for path in layers}
-    vectors = bundle.embedding()
+    denoisers, vectors = sorted(components - set(_ENCODERS)), bundle.embedding()
     if not components and not vectors:
         raise InputError(f"{where} holds neither LoRA nor metaword, so there is nothing to export")
-    if not components <= {"unet", "transformer"} or len(components) > 1:
+    component = next(iter(denoisers), "unet")
+    loras = {end: _below(component, layers) for end, layers in found.items()}
+    encoders = {part: _below(part, found[""]) for part in _ENCODERS if part in components}
+    alone = bool(encoders) and not loras[""]
+    if components and (alone or denoisers not in (["unet"], ["transformer"])):
         raise InputError(
-            f"{where} updates {plain_text(', '.join(sorted(components)))}; only LoRA of one unet or one transformer"
-            " can be exported"
+            f"{where} updates {plain_text(', '.join(sorted(components)))}; only LoRA of one unet or one transformer,"
+            " perhaps with text encoders, can be exported"
         )
     return Exported(
         name=_file_name(manifest, name),
         manifest=manifest,
-        component=next(iter(components), "unet"),
-        loras={
-            end: {path.partition(".")[2]: pair for path, pair in layers.items()}
-            for end, layers in found.items()
-            if layers
-        },
+        component=component,
+        loras={end: layers for end, layers in loras.items() if layers},
+        encoders=encoders,
         vectors=vectors,
     )
+
+
+def _below(part: str, layers: Layers) -> Layers:
+    """The layers of one component by their paths in it."""
+    return {
+        path.removeprefix(f"{part}."): pair for path, pair in layers.items() if path.startswith(f"{part}.")
+    }
 
 
 def _file_name(manifest: Manifest, given: str | None) -> str:
@@ -144,6 +177,8 @@ def _ours(path: Path) -> bool:
         return path.with_name(PEFT_MODEL).is_file() and _ours(path.with_name(PEFT_MODEL))
     with path.open("rb") as file:
         if path.name == README:
-            return file.readline().strip() == _TITLE.encode()
+            return _TITLE.encode() in file.read(_README_BYTES).splitlines()
+        if path.match("images/preview-*.png"):
+            return path.parent.with_name(README).is_file() and _ours(path.parent.with_name(README))
         size = int.from_bytes(file.read(8), "little")
         return f'"{MARK}"'.encode() in file.read(min(size, _HEADER_BYTES))

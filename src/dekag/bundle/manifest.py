@@ -35,8 +35,8 @@ FORMS: dict[Quantisation, set[str]] = {
     "int4": {"U8", "F16"},
 }
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
-CLIPS = ("clip_l", "clip_g")
-"""How diffusers and ComfyUI name the vectors of one word, in the order of a pipeline's two text encoders."""
+CLIPS = ("clip_l", "clip_g", "t5xxl")
+"""How ComfyUI names the vectors of one word, in the order of a pipeline's two or three text encoders."""
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
 
 
@@ -205,8 +205,8 @@ def check_rules(where: str, manifest: Manifest) -> None:
         ),
         (
             _holds_metaword(files.get(EMBEDDING), manifest.metaword),
-            f"{EMBEDDING} holds the metaword alone, [vectors, width], or clip_l and clip_g of that shape,"
-            " and is left out without one",
+            f"{EMBEDDING} holds the metaword alone, [vectors, width], or clip_l and clip_g of that shape, perhaps"
+            " with t5xxl, and is left out without one",
         ),
         (
             NOISE_MAP not in files or _holds_noise_map(files[NOISE_MAP]),
@@ -222,7 +222,7 @@ def _holds_metaword(file: FileSpec | None, word: Metaword | None) -> bool:
     if file is None or word is None:
         return file is None and word is None
     fit = all(len(spec.shape) == 2 and spec.shape[0] == word.vectors for spec in file.tensors.values())
-    return fit and file.tensors.keys() in ({word.token}, set(CLIPS))
+    return fit and file.tensors.keys() in ({word.token}, set(CLIPS[:2]), set(CLIPS))
 
 
 def _holds_noise_map(file: FileSpec) -> bool:

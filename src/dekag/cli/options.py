@@ -11,10 +11,10 @@ from typing_extensions import Doc
 
 from dekag.cli.console import console, warn
 from dekag.cli.generated import Options
-from dekag.errors import InputError
+from dekag.errors import FieldError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from dekag.bundle.manifest import Kind
     from dekag.data.orders import Account
@@ -49,7 +49,9 @@ class WorldOptions:
     world: Annotated[
         str, Doc("A world that ships (emoji, paper, permissive) or a folder with a world.json.")
     ] = DEFAULT_WORLD
-    edge: Annotated[str | None, Doc("Edge: a diffusers folder, a hub id or a shipped model.")] = None
+    edge: Annotated[
+        str | None, Doc("Edge: a diffusers folder, a hub id, a single .safetensors file or a shipped model.")
+    ] = None
     cloud: Annotated[str | None, Doc("Cloud: as --edge.")] = None
     codec: Annotated[str | None, Doc("Codec: a folder.")] = None
     judge: Annotated[
@@ -60,6 +62,13 @@ class WorldOptions:
         tuple[str, ...], Doc("Update in place of the world's: a shipped one, a folder or a tar; repeatable.")
     ] = ()
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Doc("In which edge and cloud draw.")] = "fp32"
+    variant: Annotated[
+        str | None, Doc("Of the weights of --edge and --cloud, as fp16 where files are called *.fp16.safetensors.")
+    ] = None
+    pipeline_config: Annotated[
+        str | None,
+        Doc("Of an --edge or --cloud that is a single file: diffusers folder or hub id with its configuration."),
+    ] = None
     preset: Annotated[str | None, Doc("The old name of --world.")] = None
 
     def load(self, kinds: "Sequence[Kind]" = ("generation", "transmission")) -> "World":
@@ -67,10 +76,13 @@ class WorldOptions:
         from dekag.world import load_world, locate
 
         found = load_world(self.world if self.preset is None else _old_name(self.preset))
+        files = {"variant": self.variant, "pipeline_config": self.pipeline_config}
+        if self.edge is None and self.cloud is None:
+            _refuse_files(files)
         if self.edge is not None:
-            found = replace(found, edge_model=_model(self.edge), pixels=None, latents=None)
+            found = replace(found, edge_model=model_of(self.edge, **files), pixels=None, latents=None)
         if self.cloud is not None:
-            found = replace(found, cloud_model=_model(self.cloud), images=None)
+            found = replace(found, cloud_model=model_of(self.cloud, **files), images=None)
         if self.codec is not None:
             found = replace(found, codec_model=locate(self.codec, "codec"))
         if self.judge:
@@ -217,17 +229,25 @@ def _at_precision(world: "World", precision: "Precision") -> "World":
     return replace(world, edge_model=replace(world.edge_model, precision=precision), cloud_model=cloud)
 
 
-def _model(source: str) -> Any:
+def _refuse_files(files: "Mapping[str, str | None]") -> None:
+    """Raise FieldError for what says which files of a model are meant, where no model is given."""
+    if given := [name for name, value in files.items() if value is not None]:
+        raise FieldError(f"{given[0]} is for a model that is given as edge or cloud", given[0], "edge", "cloud")
+
+
+def model_of(source: str, *, variant: str | None = None, pipeline_config: str | None = None) -> Any:
     """A pipeline by its source; one of a shipped world draws as that world says."""
     from dekag.world import Model, load_world, locate, shipped_worlds
 
     place = locate(source, "pipeline")
+    config = None if pipeline_config is None else locate(pipeline_config, "pipeline")
+    model = Model(source=place)
     name = source.split("/")[0]
     if name in shipped_worlds():
         world = load_world(name)
-        models = [model for model in (world.edge_model, world.cloud_model) if isinstance(model, Model)]
-        return next((model for model in models if model.source == place), Model(source=place))
-    return Model(source=place)
+        models = [each for each in (world.edge_model, world.cloud_model) if isinstance(each, Model)]
+        model = next((each for each in models if each.source == place), model)
+    return replace(model, variant=variant, pipeline_config=config)
 
 
 def _judge(text: str) -> tuple[str, str]:

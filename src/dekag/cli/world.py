@@ -19,7 +19,9 @@ app = typer.Typer(no_args_is_help=True, help="Make a world of your own models, a
 class NewWorldOptions:
     """What a world is to be made of."""
 
-    edge: Annotated[str, Doc("Edge: a diffusers folder, a hub id or a shipped model.")]
+    edge: Annotated[
+        str, Doc("Edge: a diffusers folder, a hub id, a single .safetensors file or a shipped model.")
+    ]
     cloud: Annotated[str | None, Doc("Cloud: as --edge.")] = None
     images: Annotated[
         Path | None, Doc("Instead of a cloud: a folder of its pictures with their prompts.")
@@ -34,6 +36,12 @@ class NewWorldOptions:
     pixels: Annotated[int | None, Ge(8), Doc("Side of its pictures; default: the pipeline's.")] = None
     name: Annotated[str, Doc("Name of the world; default: the folder's.")] = ""
     licence: Annotated[str, Doc("Licence of the whole, as an SPDX expression.")] = ""
+    variant: Annotated[
+        str | None, Doc("Of the weights, as fp16 where files are called *.fp16.safetensors.")
+    ] = None
+    pipeline_config: Annotated[
+        str | None, Doc("Of a single file: diffusers folder or hub id with its configuration.")
+    ] = None
 
 
 @app.command()
@@ -66,6 +74,8 @@ def new(
                 sampling=Sampling(steps=options.steps, guidance=options.guidance, batch=options.batch),
                 pixels=options.pixels,
                 licence=options.licence,
+                variant=options.variant,
+                pipeline_config=options.pipeline_config,
             ),
         )
     _print(describe_world(world), as_json)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from dekag.errors import PromptTruncatedWarning
     from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
     from dekag.generation.families import FAMILIES, Family, family_of
+    from dekag.generation.loading import PipelineSource
     from dekag.generation.metaword import Metaword, prepare_metaword
     from dekag.generation.prompts import check_prompts
 
@@ -16,6 +17,7 @@ __all__ = [
     "DiffusersGenerator",
     "Family",
     "Metaword",
+    "PipelineSource",
     "PromptTruncatedWarning",
     "Sampling",
     "check_prompts",

@@ -1,26 +1,24 @@
 """Any diffusers text-to-image pipeline as a cloud-GAI or an edge-GAI: prompt -> latent -> image."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
-from dekag.generation.families import FAMILIES, Conditioning, Family, family_of, make_adaptable
+from dekag.generation.families import Conditioning, Family, family_of, known_family, make_adaptable
+from dekag.generation.loading import PipelineSource, load_pipeline
 from dekag.generation.metaword import PreparedMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
 from dekag.generation.schedule import Schedule, schedule_of
 from dekag.types import Image, ImageRows, InputError, Latent
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    # both would depend on the packages that happen to be installed, or on the size of the picture
-    "PixArtSigmaPipeline": {"clean_caption": False, "use_resolution_binning": False},
     # without one there is no guidance
     "QwenImagePipeline": {"negative_prompt": " "},
 }
@@ -68,7 +66,7 @@ class DiffusersGenerator:
     sampling: Sampling = field(default_factory=Sampling)
     metaword: PreparedMetaword | None = None
     adapters: tuple[str, ...] = ()
-    """Names of the low-rank updates in the denoiser that this generator draws with."""
+    """Names of the low-rank updates in denoiser and text encoders that this generator draws with."""
     noise_map: Float[Tensor, "channels channels"] | None = None
     """Orthogonal map of the initial noise, for an edge that starts from its cloud's noise."""
     pixels: int | None = None
@@ -87,6 +85,18 @@ class DiffusersGenerator:
         """The noise predictor: the part that low-rank updates change."""
         return getattr(self.pipeline, self.family.denoiser)
 
+    def part(self, name: str) -> Any:
+        """A component of the pipeline, as the denoiser or a text encoder."""
+        return getattr(self.pipeline, name)
+
+    def parts_with(self, adapter: str) -> list[Any]:
+        """The components that hold a low-rank update of this name."""
+        return [part for part in self._parts() if adapter in _held(part)]
+
+    def _parts(self) -> list[Any]:
+        """Denoiser and text encoders."""
+        return [self.part(name) for name in (self.family.denoiser, *self.family.encoders)]
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, rows and columns of a latent."""
@@ -100,7 +110,7 @@ class DiffusersGenerator:
     @property
     def at_once(self) -> int:
         """Pictures that are drawn in one call of the pipeline."""
-        family = FAMILIES.get(type(self.pipeline).__name__)
+        family = known_family(self.pipeline)
         limit = None if family is None else family.at_once
         return self.sampling.batch if limit is None else min(limit, self.sampling.batch)
 
@@ -196,15 +206,16 @@ class DiffusersGenerator:
         with ExitStack() as stack:
             if self.metaword is not None:
                 stack.enter_context(self.metaword.installed(self.pipeline))
-            if self.adapters:
-                stack.enter_context(_adapters(self.denoiser, self.adapters))
+            for part in self._parts() if self.adapters else []:
+                if names := [name for name in self.adapters if name in _held(part)]:
+                    stack.enter_context(_adapters(part, names))
             yield
 
     def _texts(self, prompts: Sequence[str]) -> Sequence[str]:
         """The prompts as the pipeline is to read them, with a warning if it does not read all."""
         if self.metaword is not None:
             return self.metaword.add_to(prompts)
-        family = FAMILIES.get(type(self.pipeline).__name__)
+        family = known_family(self.pipeline)
         if family is not None:
             tokenizers = [getattr(self.pipeline, name) for name in family.encoders.values()]
             limit = min(family.limit(each) for each in tokenizers)
@@ -226,13 +237,13 @@ class DiffusersGenerator:
         """Arguments with which the pipeline tells of every step of some images; `first` is the first one's number."""
         if on_step is None:
             return {}
-        like = torch.empty(images, *self.family.shape(self.pipeline, self.pixels), device="meta")
+        family = self.family
+        like = torch.empty(images, *family.shape(self.pipeline, self.pixels), device="meta")
 
-        def ended(_: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            on_step(first, step + 1, self.family.from_step(tensors["latents"], like=like))
-            return tensors
+        def told(step: int, latents: Tensor) -> None:
+            on_step(first, step + 1, family.from_step(latents, like=like))
 
-        return {"callback_on_step_end": ended}
+        return family.watched(told)
 
     def _noise(self, seeds: Sequence[int]) -> dict[str, Tensor]:
         """Mapped initial noise, or nothing: then the pipeline draws it from the seeds itself."""
@@ -264,17 +275,17 @@ class DiffusersGenerator:
 
     def _told(self, prompts: list[str]) -> dict[str, Any]:
         """Arguments of a call of the pipeline that say what to draw."""
-        name = type(self.pipeline).__name__
-        if name in FAMILIES:
-            return FAMILIES[name].arguments(self.pipeline, prompts)
-        arguments = {"prompt": prompts, **OPTIONS.get(name, {})}
+        family = known_family(self.pipeline)
+        if family is not None:
+            return family.arguments(self.pipeline, prompts)
+        arguments = {"prompt": prompts, **OPTIONS.get(type(self.pipeline).__name__, {})}
         if "negative_prompt" in arguments:
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
         return arguments
 
 
 def load_generator(
-    source: str | Path,
+    source: str | Path | PipelineSource,
     *,
     revision: str | None = None,
     sampling: Sampling | None = None,
@@ -282,19 +293,15 @@ def load_generator(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> DiffusersGenerator:
-    """A generator from a pipeline directory or a hub id; `revision` pins the latter to a commit.
+    """A generator from a pipeline directory, a hub id or a single file; `revision` pins a hub id to a commit.
 
     `pixels` is the side of the pictures, the pipeline's own if None.
-    Raises InputError if neither is there.
+    Raises InputError in one line if there is none that can be read.
     """
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, dtype=dtype)
-    # the others: a scheduler's configuration that diffusers does not know
-    except (OSError, ValueError, LookupError, NotImplementedError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0].split(" (")[0]
-        raise InputError(
-            f"{source} is no diffusers pipeline folder and no hub id that can be read: {reason}"
-        ) from error
+    origin = (
+        source if isinstance(source, PipelineSource) else PipelineSource(source=source, revision=revision)
+    )
+    pipeline = load_pipeline(origin, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return DiffusersGenerator(pipeline=pipeline.to(device), sampling=sampling or Sampling(), pixels=pixels)
 
@@ -306,11 +313,17 @@ def _paired(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[str, ...]:
     return checked
 
 
+def _held(part: Any) -> Container[str]:
+    """Names of the low-rank updates that a component holds."""
+    names: Container[str] = getattr(part, "peft_config", {})
+    return names
+
+
 @contextmanager
-def _adapters(denoiser: Any, names: tuple[str, ...]) -> Iterator[None]:
-    denoiser.enable_adapters()
-    denoiser.set_adapter(list(names))
+def _adapters(part: Any, names: list[str]) -> Iterator[None]:
+    part.enable_adapters()
+    part.set_adapter(names)
     try:
         yield
     finally:
-        denoiser.disable_adapters()
+        part.disable_adapters()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dekag.tasks.demo import Demo, DemoConfig
     from dekag.tasks.evaluate_accuracy import AccuracyTask
     from dekag.tasks.generate import GenerateTask
+    from dekag.tasks.import_bundle import Imported, ImportTask
     from dekag.tasks.material import ImageSource, Material
     from dekag.tasks.train_codec import TrainedCodec
     from dekag.tasks.validate import Extras
@@ -37,6 +38,8 @@ __all__ = [
     "GenerationEvaluation",
     "GenerationTask",
     "ImageSource",
+    "ImportTask",
+    "Imported",
     "Material",
     "Report",
     "TrainedCodec",

@@ -51,6 +51,7 @@ class ModelEntry(BaseModel):
     guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     batch: Annotated[int, Field(ge=1, le=1024)] = 32
     pixels: Pixels | None = None
+    variant: Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,32}$")] | None = None
     licence: Text = ""
 
 
@@ -268,6 +269,7 @@ def _model(entry: ModelEntry, where: _Places) -> Model:
         revision=entry.revision,
         sha256=entry.sha256,
         licence=entry.licence,
+        variant=entry.variant,
     )
 
 

@@ -16,6 +16,7 @@ from dekag.data.picture import picture_kind
 from dekag.data.prompts import read_prompts
 from dekag.errors import InputError
 from dekag.generation.diffusers import Sampling
+from dekag.generation.loading import PipelineSource, load_pipeline
 from dekag.wire.files import staged, write_json
 from dekag.world import hub
 from dekag.world.file import HUB, EndpointEntry, ModelEntry, NominalEntry, WorldEntry, load_world, write_entry
@@ -37,7 +38,8 @@ SPLITS = ("distill", "validation", "heldout")
 class NewWorld:
     """What a world is to be made of: an edge, and what it is aligned with, if anything.
 
-    name: the folder's if empty. edge, cloud: a diffusers folder, a hub id, or a shipped model. images: folder of the
+    name: the folder's if empty. edge, cloud: a diffusers folder, a hub id, a single file of weights, or a shipped
+    model; variant, pipeline_config: theirs, as those of `generation.PipelineSource`. images: folder of the
     cloud's pictures with their prompts, in place of a cloud. endpoint: an image API in place of a cloud, which draws
     `endpoint_model` at `endpoint_size`. prompts_file: one prompt a line; a folder of images brings its own.
     Raises InputError if two clouds are given, or no prompts.
@@ -54,6 +56,8 @@ class NewWorld:
     sampling: Sampling = field(default_factory=Sampling)
     pixels: int | None = None
     licence: str = ""
+    variant: str | None = None
+    pipeline_config: str | None = None
 
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.cloud, self.images, self.endpoint)) > 1:
@@ -77,7 +81,13 @@ def new_world(out: Path, made_of: NewWorld) -> World:
     pictures = None if made_of.images is None else find_pictures(made_of.images, Faults())
     prompts = _captions(pictures) if pictures else read_prompts(made_of.prompts_file or Path())
     splits = split_prompts(prompts)
-    edge = Model(source=made_of.edge, sampling=made_of.sampling, pixels=made_of.pixels).load()
+    edge = Model(
+        source=made_of.edge,
+        sampling=made_of.sampling,
+        pixels=made_of.pixels,
+        variant=made_of.variant,
+        pipeline_config=made_of.pipeline_config,
+    ).load()
     _ = edge.family  # raises InputError for a pipeline that no update can be trained for
     with staged(out) as folder:
         entry = WorldEntry(
@@ -86,7 +96,7 @@ def new_world(out: Path, made_of: NewWorld) -> World:
             licence=made_of.licence,
             pixels=edge.side,
             latents=edge.latent_shape,
-            edge=_entry(made_of.edge, folder / "edge", made_of.sampling, made_of.pixels),
+            edge=_entry(made_of.edge, folder / "edge", made_of),
             cloud=_cloud_entry(made_of, folder),
             images=_copy_pictures(*pictures, folder) if pictures else None,
             prompts="prompts.json",
@@ -153,19 +163,26 @@ def lacks(world: World) -> list[str]:
     return [part for part in LACKS if not has[part]]
 
 
-def _entry(source: str, target: Path, sampling: Sampling, pixels: int | None) -> ModelEntry:
+def _entry(source: str, target: Path, made_of: NewWorld, *, is_edge: bool = True) -> ModelEntry:
     """A pipeline copied into the world, or its hub id at a commit."""
     place = locate(source, "pipeline")
+    sampling = made_of.sampling if is_edge else Sampling()
     options: dict[str, Any] = {
         "steps": sampling.steps,
         "guidance": sampling.guidance,
         "batch": sampling.batch,
-        "pixels": pixels,
+        "pixels": made_of.pixels if is_edge else None,
+        "variant": made_of.variant,
     }
     if not isinstance(place, Path):
         return ModelEntry(source=f"{HUB}{place}", revision=hub.revision(place), **options)
-    # what a hub's cache holds are links; here are files
-    shutil.copytree(place, target)
+    if place.is_file():
+        # a world holds folders, which need nothing else to be loaded
+        origin = PipelineSource(source=place, pipeline_config=made_of.pipeline_config)
+        load_pipeline(origin).save_pretrained(target)
+    else:
+        # what a hub's cache holds are links; here are files
+        shutil.copytree(place, target)
     return ModelEntry(source=target.name, **options)
 
 
@@ -174,7 +191,7 @@ def _cloud_entry(made_of: NewWorld, folder: Path) -> ModelEntry | EndpointEntry 
         return EndpointEntry(
             endpoint=made_of.endpoint, model=made_of.endpoint_model, size=made_of.endpoint_size
         )
-    return None if made_of.cloud is None else _entry(made_of.cloud, folder / "cloud", Sampling(), None)
+    return None if made_of.cloud is None else _entry(made_of.cloud, folder / "cloud", made_of, is_edge=False)
 
 
 def _captions(pictures: tuple[Files, Sequence[Entry]]) -> list[str]:

@@ -23,6 +23,7 @@ from dekag.data.endpoint import ImageEndpoint
 from dekag.data.pictures import PictureSet
 from dekag.evaluation.judges import NAMED_JUDGES, Judge, load_judge
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
+from dekag.generation.loading import PipelineSource
 from dekag.link import Link, deliver
 from dekag.types import Codec, Condition, Delivery, Image, InputError
 from dekag.world import hub
@@ -51,9 +52,10 @@ class Cloud(Protocol):
 class Model:
     """A text-to-image pipeline of diffusers, and how it draws.
 
-    source: a folder, a hub id, or a generator that is loaded already. revision: commit of a hub id; None is the one
-    that `world.hub` knows. sha256: digest of a folder (`bundle.digest.digest_folder`), compared before it is loaded.
+    source: a folder, a hub id, a single file of weights, or a generator that is loaded already. revision: commit of a
+    hub id; None is the one that `world.hub` knows. sha256: digest of a folder (`bundle.digest.digest_folder`), compared before it is loaded.
     pixels: side to draw at, the pipeline's own if None. precision: of its weights. licence: of the weights.
+    variant, pipeline_config: as those of `generation.PipelineSource`.
     """
 
     source: Source | DiffusersGenerator
@@ -63,6 +65,8 @@ class Model:
     sha256: str | None = None
     precision: Precision = "fp32"
     licence: str = ""
+    variant: str | None = None
+    pipeline_config: Source | None = None
 
     def load(self, *, device: Device = "cpu") -> DiffusersGenerator:
         """The generator. Raises InputError if the source holds no pipeline."""
@@ -71,9 +75,14 @@ class Model:
         place = locate(self.source, "pipeline")
         if self.sha256 is not None and digest_folder(Path(place)) != self.sha256:
             raise InputError(f"{place} is not what the world names: its digest is another one")
-        return load_generator(
-            place,
+        origin = PipelineSource(
+            source=place,
             revision=self.revision or hub.revision(str(self.source)),
+            variant=self.variant,
+            pipeline_config=self.pipeline_config,
+        )
+        return load_generator(
+            origin,
             sampling=self.sampling,
             pixels=self.pixels,
             device=device,

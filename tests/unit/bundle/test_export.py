@@ -19,7 +19,16 @@ from diffusers import FluxTransformer2DModel
 from peft import PeftModel
 from random_draws import normal
 from safetensors.torch import load_file
-from tiny_pipelines import LAYERS, build, flux2_klein, prx, stable_diffusion, stable_diffusion_xl
+from tiny_pipelines import (
+    LAYERS,
+    build,
+    flux2_klein,
+    pixart_sigma,
+    prx,
+    stable_diffusion,
+    stable_diffusion_3,
+    stable_diffusion_xl,
+)
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -59,6 +68,7 @@ EDGES: dict[str, Callable[[], Any]] = {
     "sd": lambda: stable_diffusion(prediction="epsilon"),
     "sdxl": stable_diffusion_xl,
     "flux2": flux2_klein,
+    "sd3": stable_diffusion_3,
 }
 
 
@@ -103,7 +113,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def edges(work: Path) -> dict[str, DiffusersGenerator]:
-    """Edges of three families, also as folders."""
+    """Edges of four families, also as folders."""
     generators = {
         name: DiffusersGenerator(pipeline=build(make), sampling=SAMPLING) for name, make in EDGES.items()
     }
@@ -179,6 +189,7 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
         "a1111": base + lora.format("a1111/Lora"),
         "sdxl": readme("sdxl", "sdxl"),
         "flux2": readme("flux2", "flux2"),
+        "sd3": readme("sd3", "sd3"),
         "flux2 peft": readme("flux2", "flux2", layout="peft"),
     }
     layers = {"flux2": f", text_encoder_out_layers={LAYERS}"}
@@ -208,6 +219,7 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
             for case in (
                 ("sd", 1e-5),
                 ("flux2", 1e-5),
+                ("sd3", 1e-5),
                 ("sd peft", 1e-5),
                 ("flux2 peft", 1e-5),
                 ("comfyui", 1e-3),
@@ -239,7 +251,7 @@ def test_diffusers_alone_draws_the_same_picture(
 @pytest.mark.filterwarnings(
     "ignore:`LoraLoaderMixin` is deprecated:FutureWarning"
 )  # diffusers' PRX, of itself
-@pytest.mark.parametrize("make", [prx, stable_diffusion])
+@pytest.mark.parametrize("make", [prx, stable_diffusion, pixart_sigma])
 def test_peft_alone_gives_the_denoiser_the_same_update(make: Callable[[], Any], tmp_path: Path) -> None:
     """Loaded into a fresh denoiser, output for output; every layer has another rank than its neighbours."""
     edge = DiffusersGenerator(pipeline=build(make), sampling=SAMPLING)
@@ -269,6 +281,11 @@ def test_peft_alone_gives_the_denoiser_the_same_update(make: Callable[[], Any], 
     PeftModel.from_pretrained(fresh.denoiser, str(tmp_path / "out"))
     assert (ours - before).abs().max() > 0.1
     assert (predicted(fresh) - ours).abs().max() < 1e-5
+
+
+def test_pixart_has_no_loader_in_diffusers(tmp_path: Path) -> None:
+    names = {name.replace("unet.a", "transformer.transformer_blocks.0.attn1.to_q"): t for name, t in PAIR.items()}
+    assert usual_layout(save(tmp_path / "b", {LORA: names})) == "peft"
 
 
 def test_the_usual_layout_is_one_that_loads(bundle: Bundle, tmp_path: Path) -> None:

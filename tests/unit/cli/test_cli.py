@@ -26,6 +26,8 @@ HELP = [
     ["evaluate", "transmission"],
     ["evaluate", "accuracy"],
     ["bundle", "inspect"],
+    ["bundle", "export"],
+    ["bundle", "import"],
     ["radio", "send"],
     ["radio", "receive"],
     ["radio", "papr"],

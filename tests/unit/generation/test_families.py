@@ -50,8 +50,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
 ]
 LEFT_OUT = (
-    r"time_embedding|add_embedding|modulation|norm_out|^(img_in|txt_in|time_in|final_layer|x_embedder"
-    r"|context_embedder|proj_out|time_guidance_embed)"
+    r"time_embedding|add_embedding|modulation|norm_out|norm1\w*\.linear|^(img_in|txt_in|time_in|final_layer"
+    r"|x_embedder|context_embedder|proj_out|time_guidance_embed|pos_embed|time_text_embed|adaln_single"
+    r"|caption_projection)|^transformer_blocks\.1\.attn\.add_q_proj$"
 )
 
 
@@ -200,7 +201,9 @@ def test_training_calls_the_denoiser_as_drawing_does(edge: DiffusersGenerator) -
         said: list[Tensor] = []
         trained, _ = heard(edge, lambda: said.append(family.predict(pipeline, latents, time, told)))
     assert_same(trained, drawn)
-    torch.testing.assert_close(said[0], family.from_step(answer, like=latents), rtol=1e-4, atol=1e-5)
+    # behind the noise PixArt-Sigma says its variance
+    answered = answer[:, : latents.shape[1]] if answer.ndim == latents.ndim else answer
+    torch.testing.assert_close(said[0], family.from_step(answered, like=latents), rtol=1e-4, atol=1e-5)
 
 
 def assert_same(trained: dict[str, Any], drawn: dict[str, Any]) -> None:
@@ -226,7 +229,7 @@ def test_following_the_training_target_leads_to_the_latent(edge: DiffusersGenera
     noised, _, _ = how.noised(latents, noise, share.expand(2).float())
     # schedulers that count in standard deviations hold a state that is not of unit scale
     state = noised
-    if hasattr(scheduler, "sigmas") and "FlowMatch" not in type(scheduler).__name__:
+    if float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1:
         state = noised * (scheduler.sigmas[at] ** 2 + 1) ** 0.5
     for step in scheduler.timesteps[at:]:
         share = step / scheduler.config.num_train_timesteps
@@ -356,6 +359,18 @@ def test_a_bundle_of_another_family_is_refused(
     assert "\n" not in str(refused.value)
 
 
+@torch.no_grad()
+def test_stable_diffusion_3_without_t5_is_an_edge_of_two_encoders(tmp_path: Path) -> None:
+    """Whoever saves its memory leaves the T5 encoder out; then the metaword has no vectors for it."""
+    tiny_pipelines.save(tiny_pipelines.build(lambda: tiny_pipelines.stable_diffusion_3(t5=False)), tmp_path)
+    edge = load_generator(tmp_path, sampling=Sampling(steps=1, guidance=1.0), pixels=PIXELS)
+    assert list(edge.family.encoders) == ["text_encoder", "text_encoder_2"]
+    word = word_for(edge)
+    assert list(word.word.vectors) == list(edge.family.encoders)
+    before = edge(PROMPTS[:1], seeds=[0])
+    assert (replace(edge, metaword=word)(PROMPTS[:1], seeds=[0]) - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", CLOUDS)
 def test_a_cloud_draws_images(kind: str, load: Callable[[str], DiffusersGenerator]) -> None:
     cloud = load(kind)
@@ -389,7 +404,7 @@ def test_hub_models_are_pinned_and_their_edges_known() -> None:
     for model in hub.MODELS:
         assert hub.revision(model.id) == model.revision is not None
         assert model.licence
-        assert (model.pipeline in families.FAMILIES) == (model.role == "edge")
+        assert model.pipeline in families.FAMILIES or model.role == "cloud"
     assert hub.revision("somebody/their-own") is None
 
 

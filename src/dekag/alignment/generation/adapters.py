@@ -124,19 +124,22 @@ def load(denoiser: Any, name: str, update: Mapping[str, Tensor]) -> None:
     denoiser.disable_adapters()
 
 
-def remove(denoiser: Any, name: str) -> None:
-    """Take an adapter out; with the last one the denoiser is exactly as before."""
-    if denoiser.peft_config.keys() == {name}:
+def remove(module: Any, name: str) -> None:
+    """Take an adapter out of a denoiser or text encoder; with the last one it is exactly as before."""
+    if module.peft_config.keys() == {name}:
         # diffusers leaves out every layer whose path has "lora" in it
-        for path in sorted(_adapted_paths(denoiser), reverse=True):
-            denoiser.set_submodule(path, denoiser.get_submodule(path).get_base_layer())
-        denoiser.unload_lora()
-    else:
-        with warnings.catch_warnings():
-            # a generator sets the adapters that it draws with each time
-            warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
-            denoiser.delete_adapters(name)
-        denoiser.disable_adapters()
+        for path in sorted(_adapted_paths(module), reverse=True):
+            module.set_submodule(path, module.get_submodule(path).get_base_layer())
+        del module.peft_config
+        module._hf_peft_config_loaded = False
+        return
+    with warnings.catch_warnings():
+        # a generator sets the adapters that it draws with each time
+        warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+        # models of diffusers, and those of transformers
+        delete = module.delete_adapters if hasattr(module, "delete_adapters") else module.delete_adapter
+        delete(name)
+    module.disable_adapters()
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from dekag.alignment.generation.update import GenerationUpdate, apply_update
 from dekag.bundle.bundle import Bundle, Contents, load_bundle, save_bundle
 from dekag.bundle.container import EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.bundle.digest import digest_json, digest_tensors
-from dekag.bundle.manifest import Metaword, Metrics, Quantisation, Setting
+from dekag.bundle.manifest import CLIPS, LICENCE, Metaword, Metrics, Quantisation, Setting
 from dekag.generation import metaword as generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.types import InputError
@@ -40,6 +40,7 @@ def save_generation(
     settings: dict[str, Setting],
     metrics: Metrics | None = None,
     quantisation: Quantisation = "fp16",
+    licence: str = LICENCE,
 ) -> Bundle:
     """Write an update of a generator.
 
@@ -57,6 +58,7 @@ def save_generation(
         if word is None
         else Metaword(token=word.token, vectors=word.count, position=word.position),
         metrics=metrics,
+        licence=licence,
         settings={
             **settings,
             **_sampling_settings("sampling", update.sampling),
@@ -72,7 +74,11 @@ def _generation_files(denoiser: str, update: GenerationUpdate) -> dict[str, dict
     """The tensors of an update by the bundle's files; what it has nothing for is left out."""
     word = update.metaword
     files = {
-        LORA: {f"{denoiser}.{name}": t for name, t in update.adapter.items()},
+        LORA: {
+            f"{part}.{name}": t
+            for part, held in {denoiser: update.adapter, **update.encoders}.items()
+            for name, t in held.items()
+        },
         FEW_STEP: {f"{denoiser}.{name}": t for name, t in update.few_step.items()},
         EMBEDDING: {} if word is None else _embedding(word),
         NOISE_MAP: {} if update.noise_map is None else {"noise_map": update.noise_map},
@@ -96,9 +102,14 @@ def read_generation(generator: DiffusersGenerator, bundle: Bundle) -> Generation
             position=manifest.metaword.position,
             vectors=dict(zip(generator.family.encoders, vectors, strict=True)),
         )
+    lora, encoders = bundle.lora(), dict[str, dict[str, torch.Tensor]]()
+    for part in generator.family.encoders:
+        if names := [name for name in lora if name.startswith(f"{part}.")]:
+            encoders[part] = {name.removeprefix(f"{part}."): lora.pop(name) for name in names}
     return GenerationUpdate(
         metaword=word,
-        adapter={name.removeprefix(prefix): t for name, t in bundle.lora().items()},
+        adapter={name.removeprefix(prefix): t for name, t in lora.items()},
+        encoders=encoders,
         few_step={name.removeprefix(prefix): t for name, t in bundle.few_step().items()},
         noise_map=bundle.noise_map(),
         sampling=_sampling(manifest.settings, "sampling"),
@@ -126,9 +137,9 @@ def apply_generation(
 
 
 def _embedding(word: generation.Metaword) -> dict[str, torch.Tensor]:
-    """The vectors by the names that loaders of embeddings know: the token, or CLIP-L and CLIP-G."""
+    """The vectors by the names that loaders of embeddings know: the token, or those of the text encoders."""
     vectors = list(word.vectors.values())
-    names = [word.token] if len(vectors) == 1 else ["clip_l", "clip_g"]
+    names = [word.token] if len(vectors) == 1 else CLIPS[: len(vectors)]
     return dict(zip(names, vectors, strict=True))
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dekag.alignment.generation import adapters
+from dekag.bundle.container import plain_text
 from dekag.errors import StepError
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.generation.metaword import Metaword, prepare_metaword
@@ -23,13 +24,15 @@ FEW = "_few"
 class GenerationUpdate:
     """An update of an edge-GAI; what a method does not use is empty.
 
-    adapter: low-rank tensors of the denoiser by PEFT's names, scale 1. few_step: further ones, for drawing with
-    `few_step_sampling`. weights: the denoiser's weights as a whole, after full fine-tuning.
+    adapter: low-rank tensors of the denoiser by PEFT's names, scale 1. encoders: those of text encoders, by component.
+    few_step: further ones of the denoiser, for drawing with `few_step_sampling`. weights: the denoiser's
+    weights as a whole, after full fine-tuning.
     noise_map: orthogonal map of the cloud's initial noise. sampling: what to draw with, the generator's own if None.
     """
 
     metaword: Metaword | None = None
     adapter: Mapping[str, Tensor] = field(default_factory=dict)
+    encoders: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     few_step: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     noise_map: Float[Tensor, "channels channels"] | None = None
@@ -59,19 +62,19 @@ def apply_update(
     metaword = None
     if update.metaword is not None:
         metaword = prepare_metaword(generator.pipeline, update.metaword, generator.family.encoders)
-    wanted = {name: update.adapter, name + FEW: update.few_step if few_steps else {}}
-    for tensors in wanted.values():
-        adapters.check_fit(generator.denoiser, tensors)
+    wanted = _wanted(generator, update, name, few_steps=few_steps)
+    for _, part, tensors in wanted:
+        adapters.check_fit(generator.part(part), tensors)
     if update.weights:
         generator = _with_weights(generator, update.weights)
-    names = [key for key, tensors in wanted.items() if tensors]
-    for key in names:
-        adapters.load(generator.denoiser, key, wanted[key])
+    for key, part, tensors in wanted:
+        adapters.load(generator.part(part), key, tensors)
+    names = tuple(dict.fromkeys(key for key, _, _ in wanted))
     sampling = update.few_step_sampling if few_steps else update.sampling
     return replace(
         generator,
         metaword=metaword,
-        adapters=tuple(names),
+        adapters=names,
         sampling=generator.sampling
         if sampling is None
         else replace(sampling, batch=generator.sampling.batch),
@@ -85,8 +88,22 @@ def remove_update(generator: DiffusersGenerator) -> DiffusersGenerator:
     The generator that comes back draws without the update, but with its sampling.
     """
     for name in generator.adapters:
-        adapters.remove(generator.denoiser, name)
+        for part in generator.parts_with(name):
+            adapters.remove(part, name)
     return replace(generator, metaword=None, adapters=(), noise_map=None)
+
+
+def _wanted(
+    generator: DiffusersGenerator, update: GenerationUpdate, name: str, *, few_steps: bool
+) -> list[tuple[str, str, Mapping[str, Tensor]]]:
+    """The adapters to load: their name, the component that each is of, and its tensors."""
+    denoiser, known = generator.family.denoiser, generator.family.encoders
+    if foreign := sorted(update.encoders.keys() - known.keys()):
+        raise InputError(f"the update is for another base: there is no text encoder {plain_text(foreign[0])}")
+    wanted = [(name, denoiser, update.adapter), *((name, part, held) for part, held in update.encoders.items())]
+    if few_steps:
+        wanted.append((name + FEW, denoiser, update.few_step))
+    return [(key, part, tensors) for key, part, tensors in wanted if tensors]
 
 
 def _with_weights(generator: DiffusersGenerator, weights: Mapping[str, Tensor]) -> DiffusersGenerator:

@@ -63,10 +63,21 @@ def for_hub(card: Card, update: Exported, readme: str) -> tuple[Files, str]:
 def _tags(update: Exported) -> list[str]:
     family = [] if update.family is None else [_FAMILY_TAGS[update.family[1]]]
     kinds = ["lora", "template:sd-lora"] if update.loras else []
-    return ["text-to-image", "diffusers", *kinds, *(["textual_inversion"] if update.vectors else []), *family, "dekag"]
+    return [
+        "text-to-image",
+        "diffusers",
+        *kinds,
+        *(["textual_inversion"] if update.vectors else []),
+        *family,
+        "dekag",
+    ]
 
 
 def _licence(licence: str) -> dict[str, str]:
     """A licence as the hub spells it, or its own name where the hub knows none."""
     name = licence.lower()
-    return {"license": name} if name in _LICENCES else {"license": "other", "license_name": name.replace(" ", "-")}
+    return (
+        {"license": name}
+        if name in _LICENCES
+        else {"license": "other", "license_name": name.replace(" ", "-")}
+    )

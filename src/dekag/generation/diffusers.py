@@ -81,6 +81,11 @@ class DiffusersGenerator:
         return family_of(self.pipeline)
 
     @property
+    def has_family(self) -> bool:
+        """Whether its latents and text states are known; a cloud that is only asked for images need not have one."""
+        return known_family(self.pipeline) is not None
+
+    @property
     def denoiser(self) -> Any:
         """The noise predictor: the part that low-rank updates change."""
         return getattr(self.pipeline, self.family.denoiser)

@@ -130,9 +130,18 @@ def align_generation(
     settings |= {"method": task.method, "images": len(train.images)}
 
     def write() -> Bundle:
-        cloud = world.cloud(device=run.device) if data.drawn_by_cloud else None
+        cloud = _cloud_with_latents(world, run) if data.drawn_by_cloud else None
         whole = replace(update, noise_map=shared_noise_map(cloud, edge, train.images))
         return save_generation(out, edge, whole, settings=settings, quantisation=task.extras.quantisation)
 
     run.on_stage("write")
     return from_main(write)
+
+
+def _cloud_with_latents(world: World, run: Run) -> DiffusersGenerator | None:
+    """The world's cloud, if its latents are known, so that its noise can be the edge's as well."""
+    cloud = world.cloud(device=run.device)
+    if isinstance(cloud, DiffusersGenerator) and not cloud.has_family:
+        run.on_stage(f"the latents of {type(cloud.pipeline).__name__} are not known: no noise is shared")
+        return None
+    return cloud

@@ -141,7 +141,9 @@ def test_other_files_are_not_read(name: str, text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 64, b"\x10" + b"\0" * 7 + b'{"a":1}          '])
-def test_a_damaged_single_file_is_one_line_that_names_it(content: bytes, folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_single_file_is_one_line_that_names_it(
+    content: bytes, folder: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     assert f"{file} is no checkpoint of a pipeline" in str(

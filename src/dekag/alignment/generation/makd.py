@@ -237,7 +237,8 @@ def trained_parameters(generator: DiffusersGenerator, config: MakdConfig) -> int
     if config.adapter == "none":
         return vectors
     with frozen(generator), _trainable(generator, config):
-        return vectors + sum(p.numel() for p in generator.denoiser.parameters() if p.requires_grad)
+        trained = [p for p in generator.denoiser.parameters() if p.requires_grad]
+    return vectors + sum(parameter.numel() for parameter in trained)
 
 
 @contextmanager
@@ -290,15 +291,15 @@ def _run_stage(training: _Training, parts: Sequence[_Drawings], stage: Stage, *,
 @contextmanager
 def off_device(generator: DiffusersGenerator, names: Sequence[str]) -> Iterator[None]:
     """Within, these parts of the pipeline are on the CPU, as nothing needs them; then they are where they were."""
-    parts = {name: getattr(generator.pipeline, name, None) for name in names}
-    there = {name: next(part.parameters()).device for name, part in parts.items() if part is not None}
-    for name in there:
-        parts[name].to("cpu")
+    found = [getattr(generator.pipeline, name, None) for name in names]
+    there = [(part, next(part.parameters()).device) for part in found if part is not None]
+    for part, _ in there:
+        part.to("cpu")
     try:
         yield
     finally:
-        for name, device in there.items():
-            parts[name].to(device)
+        for part, device in there:
+            part.to(device)
 
 
 def _validation(training: _Training, stage: Stage) -> Validation:

@@ -50,7 +50,9 @@ class ExportOptions:
         str | None,
         Doc("diffusers, peft, comfyui or a1111; default: diffusers, or peft where diffusers cannot load it."),
     ] = None
-    one_file: Annotated[bool, Doc("comfyui, a1111: the metaword in the file of the LoRA and in no other.")] = False
+    one_file: Annotated[
+        bool, Doc("comfyui, a1111: the metaword in the file of the LoRA and in no other.")
+    ] = False
     hub: Annotated[
         str | None,
         Doc("A folder for the Hugging Face hub, with a model card; the hub id of the base: OWNER/NAME."),
@@ -58,7 +60,9 @@ class ExportOptions:
     edge: Annotated[
         str | None, Doc("With --hub: draw previews at this edge, a folder, a hub id or a shipped model.")
     ] = None
-    prompt: Annotated[tuple[str, ...], Doc("With --edge: what to draw, without the metaword; repeatable.")] = ()
+    prompt: Annotated[
+        tuple[str, ...], Doc("With --edge: what to draw, without the metaword; repeatable.")
+    ] = ()
     seed: Annotated[int, Ge(0), Le(2**31 - 1), Doc("Seed of the previews.")] = 0
     device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "auto"
 
@@ -110,13 +114,21 @@ class ImportOptions:
     """The model that a LoRA is for, and how its bundle is stored."""
 
     base: Annotated[
-        str, Doc("Model that it is for: a diffusers folder, a hub id, a single .safetensors file or a shipped one.")
+        str,
+        Doc(
+            "Model that it is for: a diffusers folder, a hub id, a single .safetensors file or a shipped one."
+        ),
     ]
-    licence: Annotated[str | None, Doc("Of the bundle, as an SPDX expression; default: what the file says.")] = None
-    quantisation: Annotated[Literal["fp16", "fp32", "int8", "int4"], Doc("How the bundle is stored.")] = "fp16"
+    licence: Annotated[
+        str | None, Doc("Of the bundle, as an SPDX expression; default: what the file says.")
+    ] = None
+    quantisation: Annotated[Literal["fp16", "fp32", "int8", "int4"], Doc("How the bundle is stored.")] = (
+        "fp16"
+    )
     variant: Annotated[str | None, Doc("Of the weights of --base, as fp16.")] = None
     pipeline_config: Annotated[
-        str | None, Doc("Of a --base that is a single file: diffusers folder or hub id with its configuration.")
+        str | None,
+        Doc("Of a --base that is a single file: diffusers folder or hub id with its configuration."),
     ] = None
     device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "cpu"
 
@@ -124,7 +136,9 @@ class ImportOptions:
 @app.command("import")
 @with_options
 def bundle_import(
-    file: Annotated[Path, typer.Argument(help="LoRA with the names of kohya, diffusers or PEFT: .safetensors.")],
+    file: Annotated[
+        Path, typer.Argument(help="LoRA with the names of kohya, diffusers or PEFT: .safetensors.")
+    ],
     out: Out,
     options: ImportOptions,
     as_json: Json = False,

@@ -143,7 +143,10 @@ class EngineOptions:
 @with_options
 def evaluate_transmission(
     config: Annotated[SweepOptions, Options(names={"further": "codec"})],
-    world: Annotated[WorldOptions, Options(only=("world", "edge", "judge", "bundle", "variant", "pipeline_config", "preset"))],
+    world: Annotated[
+        WorldOptions,
+        Options(only=("world", "edge", "judge", "bundle", "variant", "pipeline_config", "preset")),
+    ],
     engine: EngineOptions,
     out: Annotated[
         Path,
@@ -176,7 +179,9 @@ def evaluate_transmission(
 @app.command("accuracy")
 @with_options
 def evaluate_accuracy(
-    world: Annotated[WorldOptions, Options(only=("world", "edge", "judge", "variant", "pipeline_config", "preset"))],
+    world: Annotated[
+        WorldOptions, Options(only=("world", "edge", "judge", "variant", "pipeline_config", "preset"))
+    ],
     model: Annotated[str | None, typer.Option(help="As --edge.")] = None,
     prompts: Annotated[int, typer.Option(min=100, help="Prompts, each with a concept of its own.")] = 113,
     sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of 64 samples here.")] = None,

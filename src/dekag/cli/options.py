@@ -63,11 +63,14 @@ class WorldOptions:
     ] = ()
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Doc("In which edge and cloud draw.")] = "fp32"
     variant: Annotated[
-        str | None, Doc("Of the weights of --edge and --cloud, as fp16 where files are called *.fp16.safetensors.")
+        str | None,
+        Doc("Of the weights of --edge and --cloud, as fp16 where files are called *.fp16.safetensors."),
     ] = None
     pipeline_config: Annotated[
         str | None,
-        Doc("Of an --edge or --cloud that is a single file: diffusers folder or hub id with its configuration."),
+        Doc(
+            "Of an --edge or --cloud that is a single file: diffusers folder or hub id with its configuration."
+        ),
     ] = None
     preset: Annotated[str | None, Doc("The old name of --world.")] = None
 
@@ -232,7 +235,9 @@ def _at_precision(world: "World", precision: "Precision") -> "World":
 def _refuse_files(files: "Mapping[str, str | None]") -> None:
     """Raise FieldError for what says which files of a model are meant, where no model is given."""
     if given := [name for name, value in files.items() if value is not None]:
-        raise FieldError(f"{given[0]} is for a model that is given as edge or cloud", given[0], "edge", "cloud")
+        raise FieldError(
+            f"{given[0]} is for a model that is given as edge or cloud", given[0], "edge", "cloud"
+        )
 
 
 def model_of(source: str, *, variant: str | None = None, pipeline_config: str | None = None) -> Any:

@@ -94,7 +94,9 @@ class DrawingOptions:
 def generate(
     drawings: DrawingOptions,
     out: Out,
-    world: Annotated[WorldOptions, Options(only=("world", "edge", "bundle", "variant", "pipeline_config", "preset"))],
+    world: Annotated[
+        WorldOptions, Options(only=("world", "edge", "bundle", "variant", "pipeline_config", "preset"))
+    ],
     sampling: SamplingOptions,
     model: Annotated[str | None, typer.Option(help="As --edge.")] = None,
     device: Device = "auto",

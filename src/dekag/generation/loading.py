@@ -59,7 +59,9 @@ def _check(origin: PipelineSource, *, single: bool) -> None:
     if single and suffix in PICKLES:
         raise InputError(f"{source} may hold code, so it is not read; save its weights as {SINGLE_FILE}")
     if single and suffix != SINGLE_FILE:
-        raise InputError(f"{source} is no model; give a folder of diffusers, a hub id or a {SINGLE_FILE} file")
+        raise InputError(
+            f"{source} is no model; give a folder of diffusers, a hub id or a {SINGLE_FILE} file"
+        )
     if single and origin.variant is not None:
         raise FieldError(f"{source} is a single file, which has no variant", "variant")
     if not single and origin.pipeline_config is not None:
@@ -83,7 +85,9 @@ def _left_out(folder: Path) -> dict[str, None]:
     """
     if not folder.is_dir():
         return {}
-    parts = {name: value for name, value in _index(folder).items() if isinstance(value, list) and len(value) == 2}
+    parts = {
+        name: value for name, value in _index(folder).items() if isinstance(value, list) and len(value) == 2
+    }
     if missing := [name for name, value in parts.items() if value[0] and not (folder / name).is_dir()]:
         raise InputError(f"{folder} has no folder {missing[0]}, which its {INDEX} names")
     return {name: None for name, value in parts.items() if value == [None, None]}
@@ -111,7 +115,9 @@ def _from_file(origin: PipelineSource, dtype: torch.dtype) -> Any:
         ) from error
     kind = getattr(diffusers, name)
     if not hasattr(kind, "from_single_file"):
-        raise InputError(f"diffusers cannot read {name} from a single file, as {origin.source} is; give a folder")
+        raise InputError(
+            f"diffusers cannot read {name} from a single file, as {origin.source} is; give a folder"
+        )
     return kind.from_single_file(str(origin.source), config=str(found), torch_dtype=dtype)
 
 
@@ -125,7 +131,9 @@ def _refusal(origin: PipelineSource, error: Exception, *, single: bool) -> Input
     if origin.variant is not None and Path(source).is_dir() and origin.variant not in found:
         held = f"it holds {', '.join(found)}" if found else "it holds plain weights; leave it out"
         return FieldError(f"{source} has no variant {origin.variant}: {held}", "variant")
-    noun = "checkpoint of a pipeline" if single else "diffusers pipeline folder and no hub id that can be read"
+    noun = (
+        "checkpoint of a pipeline" if single else "diffusers pipeline folder and no hub id that can be read"
+    )
     return InputError(f"{source} is no {noun}: {one_line(error)}")
 
 
@@ -169,4 +177,6 @@ def _check_parts(source: str | Path, pipeline: Any) -> None:
         rows = len(getattr(pipeline, encoder).get_input_embeddings().weight)
         # embeddings may have some rows more than there are words, for speed; a tokenizer without its files has few
         if words < rows / 2:
-            raise InputError(f"{tokenizer} of {source} knows {words} words, and {encoder} {rows}: files are missing")
+            raise InputError(
+                f"{tokenizer} of {source} knows {words} words, and {encoder} {rows}: files are missing"
+            )

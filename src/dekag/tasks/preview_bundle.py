@@ -11,7 +11,12 @@ from dekag.world.world import Model
 
 
 def preview_bundle(
-    base: Model, bundle: Path | str, prompts: Sequence[str], *, seed: int = 0, device: str | torch.device = "cpu"
+    base: Model,
+    bundle: Path | str,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> dict[str, bytes]:
     """A picture of each prompt, as PNG, drawn with a bundle at the model that it was made for.
 

@@ -284,7 +284,9 @@ def test_peft_alone_gives_the_denoiser_the_same_update(make: Callable[[], Any], 
 
 
 def test_pixart_has_no_loader_in_diffusers(tmp_path: Path) -> None:
-    names = {name.replace("unet.a", "transformer.transformer_blocks.0.attn1.to_q"): t for name, t in PAIR.items()}
+    names = {
+        name.replace("unet.a", "transformer.transformer_blocks.0.attn1.to_q"): t for name, t in PAIR.items()
+    }
     assert usual_layout(save(tmp_path / "b", {LORA: names})) == "peft"
 
 

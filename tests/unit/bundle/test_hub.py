@@ -110,7 +110,10 @@ def test_a_folder_of_the_command_has_pictures_and_replaces_an_earlier_one(
         (["--hub", BASE, "--edge", "emoji/edge"], "was made for base model"),
         (["--edge", "emoji/edge"], "--edge draws the previews of a model card; give --hub as well"),
         (["--hub", BASE, "--prompt", "a tree"], "--prompt is for previews, which --edge draws"),
-        (["--one-file"], "diffusers reads no metaword from the file of a LoRA; one file is for comfyui and a1111"),
+        (
+            ["--one-file"],
+            "diffusers reads no metaword from the file of a LoRA; one file is for comfyui and a1111",
+        ),
     ],
 )
 def test_what_cannot_be_a_folder_for_the_hub_is_one_line(

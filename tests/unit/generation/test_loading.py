@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,11 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without a network and without a hub's cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("diffusers.utils.constants.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
-    yield
 
 
 def drawn(source: str | Path | PipelineSource) -> Tensor:
@@ -141,7 +140,9 @@ def test_other_files_are_not_read(name: str, text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 64, b"\x10" + b"\0" * 7 + b'{"a":1}          '])
-def test_a_damaged_single_file_is_one_line_that_names_it(content: bytes, folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_single_file_is_one_line_that_names_it(
+    content: bytes, folder: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
     assert f"{file} is no checkpoint of a pipeline" in str(

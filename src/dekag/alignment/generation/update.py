@@ -100,7 +100,10 @@ def _wanted(
     denoiser, known = generator.family.denoiser, generator.family.encoders
     if foreign := sorted(update.encoders.keys() - known.keys()):
         raise InputError(f"the update is for another base: there is no text encoder {plain_text(foreign[0])}")
-    wanted = [(name, denoiser, update.adapter), *((name, part, held) for part, held in update.encoders.items())]
+    wanted = [
+        (name, denoiser, update.adapter),
+        *((name, part, held) for part, held in update.encoders.items()),
+    ]
     if few_steps:
         wanted.append((name + FEW, denoiser, update.few_step))
     return [(key, part, tensors) for key, part, tensors in wanted if tensors]

@@ -74,7 +74,9 @@ def load(folder: Path) -> DiffusersGenerator:
 def targeted(module: nn.Module, parts: tuple[str, ...]) -> dict[str, nn.Module]:
     """Linear and convolutional layers within parts of that name."""
     kinds = nn.Linear | nn.Conv2d
-    return {p: m for p, m in module.named_modules() if isinstance(m, kinds) and any(part in p for part in parts)}
+    return {
+        p: m for p, m in module.named_modules() if isinstance(m, kinds) and any(part in p for part in parts)
+    }
 
 
 def matrices(layer: Any, rng: torch.Generator, rank: int = RANK) -> tuple[Tensor, Tensor]:
@@ -255,7 +257,10 @@ def test_what_peft_saves_beside_its_model_counts(sd15: Path, tmp_path: Path) -> 
     names = {f"base_model.model.{path}.lora_A.weight": down, f"base_model.model.{path}.lora_B.weight": up}
     save_file(names, tmp_path / "adapter_model.safetensors")
     file = tmp_path / "adapter_config.json"
-    for config, scale in (({"lora_alpha": 2 * RANK}, 2.0), ({"lora_alpha": 2 * RANK, "use_rslora": True}, 4.0)):
+    for config, scale in (
+        ({"lora_alpha": 2 * RANK}, 2.0),
+        ({"lora_alpha": 2 * RANK, "use_rslora": True}, 4.0),
+    ):
         file.write_text(json.dumps({"peft_type": "LORA", "r": RANK, **config}))
         held = read_lora(edge, tmp_path / "adapter_model.safetensors").update.adapter
         product = held[f"{path}.lora_B.weight"] @ held[f"{path}.lora_A.weight"]
@@ -272,7 +277,11 @@ def test_tiny_matrices_survive_fp16(sd15: Path, tmp_path: Path) -> None:
     edge, rng = load(sd15), seeded(5)
     down, up = matrices(edge.denoiser.get_submodule(path), rng, rank=128)
     up *= 1e-4 / up.std()
-    held = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    held = {
+        f"{name}.lora_down.weight": down,
+        f"{name}.lora_up.weight": up,
+        f"{name}.alpha": torch.tensor(1.0),
+    }
     save_file(held, tmp_path / "lora.safetensors")
     update = read_lora(edge, tmp_path / "lora.safetensors").update
     save_generation(tmp_path / "bundle", edge, update, settings={})
@@ -344,7 +353,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_a_bundle(
 @pytest.mark.parametrize(
     ("held", "text"),
     [
-        ({"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": torch.ones(2, 3)}, "one of its two matrices"),
+        (
+            {"lora_unet_input_blocks_4_1_proj_in.lora_down.weight": torch.ones(2, 3)},
+            "one of its two matrices",
+        ),
         ({"model.diffusion_model.out.2.weight": torch.ones(2)}, "no part of LoRA"),
         ({}, "it is empty"),
     ],
@@ -381,7 +393,9 @@ def test_an_imported_lora_is_exported_with_its_text_encoders(
     edge = load(folder)
     update = read_lora(edge, tmp_path / "lora.safetensors").update
     bundle = save_generation(tmp_path / "bundle", edge, update, settings={})
-    (file,) = [p for p in export_bundle(bundle, tmp_path / "out", layout=layout) if p.suffix == ".safetensors"]
+    (file,) = [
+        p for p in export_bundle(bundle, tmp_path / "out", layout=layout) if p.suffix == ".safetensors"
+    ]
     assert file.parent == (tmp_path / "out" / place).resolve()
     wanted = drawn_by_diffusers(folder, tmp_path / "lora.safetensors")
     assert (drawn_by_diffusers(folder, file) - wanted).abs().max() < 1e-3

@@ -44,6 +44,7 @@ def for_hub(card: Card, update: Exported, readme: str) -> tuple[Files, str]:
         {"text": update.with_word(prompt), "output": {"url": file}}
         for file, prompt in zip(pictures, card.previews, strict=True)
     ]
+    licence, own_name = _licence(update.manifest.licence)
     data = ModelCardData(
         base_model=card.base_model,
         library_name=update.usual_layout,
@@ -51,7 +52,8 @@ def for_hub(card: Card, update: Exported, readme: str) -> tuple[Files, str]:
         tags=_tags(update),
         instance_prompt=update.token or None,
         widget=shown or None,
-        **_licence(update.manifest.licence),
+        license=licence,
+        license_name=own_name,
     )
     gallery = "<Gallery />\n\n" if shown else ""
     title, _, text = readme.partition("\n\n")
@@ -73,11 +75,7 @@ def _tags(update: Exported) -> list[str]:
     ]
 
 
-def _licence(licence: str) -> dict[str, str]:
-    """A licence as the hub spells it, or its own name where the hub knows none."""
+def _licence(licence: str) -> tuple[str, str | None]:
+    """A licence as the hub spells it, and its own name where the hub knows none."""
     name = licence.lower()
-    return (
-        {"license": name}
-        if name in _LICENCES
-        else {"license": "other", "license_name": name.replace(" ", "-")}
-    )
+    return (name, None) if name in _LICENCES else ("other", name.replace(" ", "-"))

@@ -18,8 +18,8 @@ from typing import Final
 from torch import Tensor
 
 from dekag.bundle.bundle import Bundle
-from dekag.bundle.container import plain_text
 from dekag.bundle.card import Card, for_hub
+from dekag.bundle.container import plain_text
 from dekag.bundle.exported import FEW, MARK, Exported, Layers
 from dekag.bundle.layouts import LAYOUTS, ONE_FILE, PEFT_CONFIG, PEFT_MODEL
 from dekag.bundle.manifest import Manifest
@@ -28,7 +28,7 @@ from dekag.wire.files import write_folder
 
 README: Final = "README.md"
 _TITLE: Final = "# Export of a dekag bundle"
-_ENCODERS: Final = ("text_encoder", "text_encoder_2", "text_encoder_3")
+_ENCODERS: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _HEADER_BYTES: Final = 1 << 24
 _README_BYTES: Final = 1 << 20
 

@@ -1,9 +1,9 @@
 """The layouts of ComfyUI and A1111, whose LoRA of a U-Net has kohya's names.
 
 That is `lora_unet_`, or `lora_te_` for a text encoder, and the layer's path with underscores for dots, in SDXL the
-path that Stability's own code has for it; then lora_down, lora_up and alpha: the layer's weight grows by alpha / rank * up @ down. All layers of a file share
-one alpha, the largest rank, and lora_up makes up for it: diffusers misreads alphas that differ (it looks attention
-layers up under another name), while every reader agrees on this form.
+path that Stability's own code has for it; then lora_down, lora_up and alpha: the layer's weight grows by
+alpha / rank * up @ down. All layers of a file share one alpha, the largest rank, and lora_up makes up for it: diffusers
+misreads alphas that differ (it looks attention layers up under another name), while every reader agrees on this form.
 """
 
 import torch

@@ -53,7 +53,8 @@ class Model:
     """A text-to-image pipeline of diffusers, and how it draws.
 
     source: a folder, a hub id, a single file of weights, or a generator that is loaded already. revision: commit of a
-    hub id; None is the one that `world.hub` knows. sha256: digest of a folder (`bundle.digest.digest_folder`), compared before it is loaded.
+    hub id; None is the one that `world.hub` knows. sha256: digest of a folder (`bundle.digest.digest_folder`),
+    compared before it is loaded.
     pixels: side to draw at, the pipeline's own if None. precision: of its weights. licence: of the weights.
     variant, pipeline_config: as those of `generation.PipelineSource`.
     """

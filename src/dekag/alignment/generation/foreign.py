@@ -99,7 +99,8 @@ def read_lora(generator: DiffusersGenerator, file: Path) -> ForeignLora:
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
+            names = opened.keys()
+            return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise InputError(f"{file} is no safetensors file that can be read: {plain_text(error)}") from error
 
@@ -217,7 +218,7 @@ class _Scales:
     configs: Mapping[str, Mapping[str, Any]]
 
     def of(self, found: _Found, place: Layer) -> float:
-        """alpha / rank by the file's alpha, else by PEFT's configuration, else 1."""
+        """The scale alpha / rank by the file's alpha, else by PEFT's configuration, else 1."""
         assert found.down is not None
         rank, (part, path) = len(found.down), place
         if found.alpha is not None:
@@ -226,7 +227,8 @@ class _Scales:
         if config is None:
             return 1.0
         pattern: dict[str, float] = config.get("alpha_pattern") or {}
-        alpha = float(pattern.get(get_pattern_key(pattern.keys(), path), config.get("lora_alpha", rank)))
+        key = get_pattern_key(list(pattern), path)
+        alpha = float(pattern[key] if key in pattern else config.get("lora_alpha", rank))
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

@@ -11,7 +11,6 @@ from typing_extensions import override
 from dekag.generation.families.family import Conditioning, Family
 from dekag.types import Latent
 
-
 FLUX2_TOKENS = 512
 """`max_sequence_length` of FLUX.2's pipelines, the words around the prompt included."""
 

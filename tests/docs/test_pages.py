@@ -54,6 +54,7 @@ def pictures(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:16 x 16 pixels is all that judge:dekag.evaluation.judges.JudgeSizeWarning"
 )

@@ -141,6 +141,7 @@ def world(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_command_line_in_two_processes_writes_the_bundle_of_one(world: Path) -> None:
     """Cloud images, prior, validation, guidance, few steps and noise map included; byte for byte, as a sum of two
     gradients has one order and halving is exact."""

@@ -146,6 +146,7 @@ def test_a_hub_id_goes_through_the_hubs_client_and_is_one_line_without_a_network
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_hub_id_that_the_hubs_client_has_in_its_cache_is_a_judge(tmp_path: Path) -> None:
     """In a process of its own, as the client looks for its cache when it is imported."""
     snapshot = tmp_path / "models--some--judge" / "snapshots" / ("0" * 40)

@@ -347,6 +347,7 @@ train_tokenizer(used, int(lines)).save_pretrained(out)
 
 @pytest.mark.slow
 @needs_data
+@pytest.mark.slow
 def test_two_processes_train_the_same_tokenizer(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     """Whatever order their hashes give to sets: this process's and one of another PYTHONHASHSEED."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"

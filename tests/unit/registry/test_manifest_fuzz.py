@@ -168,7 +168,6 @@ def fuzz(folder: Path, seconds: float) -> None:
     assert longest < 1
 
 
-@pytest.mark.alone
 def test_fuzz(tmp_path: Path) -> None:
     """Two seconds of the five minutes below."""
     fuzz(tmp_path, 2)

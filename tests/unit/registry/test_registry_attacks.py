@@ -349,7 +349,6 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(("bomb", "reason"), BOMBS.values(), ids=BOMBS.keys())
 def test_a_bomb(setup: RegistrySetup, bomb: Callable[[], bytes], reason: str) -> None:
     """A header that would take memory is refused before it is parsed: under 0.1 s and 50 MB for the check itself."""
@@ -380,7 +379,6 @@ MANIFEST_BOMBS = {
 }
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("form", MANIFEST_BOMBS.values(), ids=MANIFEST_BOMBS.keys())
 def test_a_manifest_bomb(setup: RegistrySetup, form: bytes) -> None:
     """As many objects as JSON can name in a manifest of the largest size: under 150 MB, and not many times

@@ -75,6 +75,7 @@ def test_picture_opens_and_is_large_enough_for_a_readme(reports: list[Path]) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_another_seed_gives_another_report(reports: list[Path]) -> None:
     result = demo.run_demo(
         load_world("emoji"), demo.DemoConfig(prompts=4, seeds=1, sent=2, seed=1), on_stage=str

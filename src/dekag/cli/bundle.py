@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
+from dekag.choices import LAYOUTS
+from dekag.cli import checks
 from dekag.cli.console import print_json, print_tables
 from dekag.cli.options import Json, Out
 
 app = typer.Typer(no_args_is_help=True, help="Look at bundles.")
 
-BundlePath = Annotated[str, typer.Argument(help="A shipped bundle's name, a directory or a tar.")]
+BundlePath = Annotated[
+    str, typer.Argument(callback=checks.bundle, help="A shipped bundle's name, a directory or a tar.")
+]
 
 
 @app.command("inspect")
@@ -26,8 +30,12 @@ def bundle_inspect(path: BundlePath, as_json: Json = False) -> None:
 
 @app.command("pack")
 def bundle_pack(
-    path: Annotated[str, typer.Argument(help="A shipped bundle's name or a directory.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write: .tar, .tar.gz or .tgz.")],
+    path: Annotated[
+        str, typer.Argument(callback=checks.bundle, help="A shipped bundle's name or a directory.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", callback=checks.packed, help="File to write: .tar, .tar.gz or .tgz.")
+    ],
 ) -> None:
     """Pack a bundle as one file, as it travels."""
     from dekag.bundle.bundle import pack
@@ -44,7 +52,8 @@ def bundle_export(
     to: Annotated[
         str | None,
         typer.Option(
-            help="diffusers, peft, comfyui or a1111; default: diffusers, or peft where diffusers cannot load it."
+            callback=checks.one_of(LAYOUTS),
+            help="diffusers, peft, comfyui or a1111; default: diffusers, or peft where diffusers cannot load it.",
         ),
     ] = None,
 ) -> None:

@@ -9,10 +9,12 @@ import typer
 from annotated_types import Ge, Le
 from typing_extensions import Doc
 
+from dekag.cli import checks
 from dekag.cli.console import needing, print_json, print_tables, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
     DEFAULT_WORLD,
+    AsEdge,
     BuyingWorldOptions,
     ChannelOptions,
     Device,
@@ -25,8 +27,12 @@ from dekag.cli.options import (
     WorldOptions,
     chosen_name,
     parse_seeds,
+    read_world,
     spending,
 )
+from dekag.data.prompts import read_prompts
+from dekag.serving.supported import check_service
+from dekag.training.devices import check_device
 
 app = typer.Typer()
 
@@ -88,6 +94,11 @@ class DrawingOptions:
     prompts_file: Annotated[Path, Doc("One prompt a line.")]
     seeds: Annotated[str, Doc("Seeds of each prompt, separated by commas.")] = "0"
 
+    def check(self) -> None:
+        """Raise InputError for prompts that are not there, or seeds that are none."""
+        read_prompts(self.prompts_file)
+        parse_seeds(self.seeds)
+
 
 @app.command()
 @with_options
@@ -96,7 +107,7 @@ def generate(
     out: Out,
     world: Annotated[WorldOptions, Options(only=("world", "edge", "bundle", "preset"))],
     sampling: SamplingOptions,
-    model: Annotated[str | None, typer.Option(help="As --edge.")] = None,
+    model: AsEdge = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -123,6 +134,10 @@ class DeliveryOptions:
     ka: Annotated[bool, Doc("With or without the world's updates.")] = True
     device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "cpu"
     seed: Annotated[int, Ge(0), Le(2**31 - 1), Doc("Seed of everything random.")] = 0
+
+    def check(self) -> None:
+        """Raise InputError for a device that there cannot be."""
+        check_device(self.device)
 
 
 @app.command()
@@ -162,7 +177,10 @@ def deliver(
 @app.command()
 def up(
     folder: Annotated[
-        Path, typer.Option(help="What the services keep; it is made, and used again the next time.")
+        Path,
+        typer.Option(
+            callback=checks.folder, help="What the services keep; it is made, and used again the next time."
+        ),
     ] = Path("dekag-up"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page and the edge.")] = 8000,
     cloud_port: Annotated[int, typer.Option(min=1, max=65535, help="Of the cloud.")] = 8001,
@@ -170,6 +188,8 @@ def up(
     preset: Annotated[str | None, typer.Option("--preset", hidden=True)] = None,
 ) -> None:
     """Start a cloud, an edge and the page on this machine, with the shipped updates published; Ctrl-C stops them."""
+    read_world(chosen_name(world, preset) or world)
+    check_service()
     with needing("serve"):
         from dekag.serving.up import Site, alignment_lines, prepare, running, until_stopped, wait
 
@@ -192,7 +212,10 @@ def up(
 def receive(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Frames (.frame) and SigMF recordings, the latter with or without suffix."),
+        typer.Argument(
+            callback=checks.recordings,
+            help="Frames (.frame) and SigMF recordings, the latter with or without suffix.",
+        ),
     ],
     out: Out,
     world: ReceiverOptions,

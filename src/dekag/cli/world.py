@@ -8,9 +8,13 @@ import typer
 from annotated_types import Ge
 from typing_extensions import Doc
 
+from dekag.cli import checks
+from dekag.cli.checks import check_images, check_part
 from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
-from dekag.cli.options import DEFAULT_WORLD, Json
+from dekag.cli.options import DEFAULT_WORLD, Json, read_world
+from dekag.data.prompts import read_prompts
+from dekag.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Make a world of your own models, and look at one.")
 
@@ -35,11 +39,23 @@ class NewWorldOptions:
     name: Annotated[str, Doc("Name of the world; default: the folder's.")] = ""
     licence: Annotated[str, Doc("Licence of the whole, as an SPDX expression.")] = ""
 
+    def check(self) -> None:
+        """Raise InputError for a part that is not there."""
+        check_part(self.edge, "pipeline")
+        check_part(self.cloud, "pipeline")
+        check_images(self.images)
+        if self.prompts is not None:
+            read_prompts(self.prompts)
+        elif self.images is None:
+            raise InputError(
+                "give the prompts as a file, one a line, or a folder of images with their prompts"
+            )
+
 
 @app.command()
 @with_options
 def new(
-    folder: Annotated[Path, typer.Argument(help="New folder for the world.")],
+    folder: Annotated[Path, typer.Argument(callback=checks.new_folder, help="New folder for the world.")],
     options: NewWorldOptions,
     as_json: Json = False,
 ) -> None:
@@ -77,6 +93,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Say what a world has and lacks, and the command that fills each gap. Nothing is loaded."""
+    read_world(world)
     from dekag.world import load_world
     from dekag.world.new import describe_world
 

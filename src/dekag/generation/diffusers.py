@@ -1,6 +1,5 @@
 """Any diffusers text-to-image pipeline as a cloud-GAI or an edge-GAI: prompt -> latent -> image."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from torch import Tensor
 from dekag.generation.families import FAMILIES, Conditioning, Family, family_of, make_adaptable
 from dekag.generation.metaword import PreparedMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
+from dekag.generation.sampling import Sampling as Sampling
 from dekag.generation.schedule import Schedule, schedule_of
 from dekag.types import Image, InputError, Latent
 
@@ -29,28 +29,6 @@ GUIDANCE = {"QwenImagePipeline": "true_cfg_scale"}
 """Name of the guidance scale where it is not `guidance_scale`."""
 OnStep = Callable[[int, int, Latent], None]
 """Told the first of the images that are drawn together, the step from 1 and what it left; may raise to stop."""
-
-
-MOST_STEPS = 1000
-"""Schedulers of diffusers know as many noise levels, and no more of them can be visited."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How a pipeline is run; `None` leaves the pipeline's own default. Raises InputError for what none can run with."""
-
-    steps: int | None = None
-    guidance: float | None = None
-    batch: int = 32
-    """Images drawn at a time."""
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
-            raise InputError(f"steps must be 1 to {MOST_STEPS}, got {self.steps}")
-        if self.guidance is not None and not 0 <= self.guidance < math.inf:
-            raise InputError(f"guidance must be a number of at least 0, got {self.guidance}")
-        if self.batch < 1:
-            raise InputError(f"the images drawn at a time must be at least 1, got {self.batch}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

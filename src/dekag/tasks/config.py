@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from typing_extensions import Doc
 
+from dekag.choices import CONSTELLATIONS
 from dekag.config import check_bounds
 
 
@@ -35,3 +36,4 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        CONSTELLATIONS.require(self.constellation)

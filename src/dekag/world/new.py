@@ -14,8 +14,10 @@ from dekag.data.prompts import read_prompts
 from dekag.errors import InputError
 from dekag.generation.diffusers import Sampling
 from dekag.wire.files import staged, write_json
+from dekag.wire.places import check_new_folder
 from dekag.world import hub
-from dekag.world.file import HUB, EndpointEntry, ModelEntry, NominalEntry, WorldEntry, load_world, write_entry
+from dekag.world.entry import HUB, EndpointEntry, ModelEntry, NominalEntry, WorldEntry
+from dekag.world.file import load_world, write_entry
 from dekag.world.shipped import WEIGHTS, locate, shown
 from dekag.world.world import Model, World
 
@@ -69,8 +71,7 @@ def new_world(out: Path, made_of: NewWorld) -> World:
     The edge is loaded once, to see what its pictures and latents are. Prompts are split by a digest of their texts.
     Raises InputError for what cannot be used; then nothing is written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty; give a new folder")
+    check_new_folder(out)
     rows = [] if made_of.images is None else folder_rows(made_of.images)
     prompts = [prompt for _, prompt in rows] or read_prompts(made_of.prompts_file or Path())
     splits = split_prompts(prompts)

@@ -18,6 +18,7 @@ from dekag.alignment.generation.bundles import apply_generation, pipeline_digest
 from dekag.baseline import Thresholds, read_thresholds, shipped_thresholds
 from dekag.baseline.pictures import FORMATS
 from dekag.channel import BlockFading
+from dekag.choices import SENDING_METHODS
 from dekag.evaluation.bounds import bound
 from dekag.evaluation.generation import EDGE_SEED
 from dekag.evaluation.grid import Grid, Point
@@ -77,9 +78,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         names = self.names
-        unknown = [name for name in self.methods if name not in (*SHIPPED, *DIGITAL)]
-        if unknown:
-            raise InputError(f"unknown method {unknown[0]!r}; known are {', '.join((*SHIPPED, *DIGITAL))}")
+        SENDING_METHODS.require(*self.methods)
         if not names or len(set(names)) != len(names):
             raise InputError(f"methods need distinct names, at least one, got {', '.join(names)}")
         if "bound" in names:

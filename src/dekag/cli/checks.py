@@ -1,0 +1,109 @@
+"""What can be known of the words of a command before it imports anything heavy: a wrong one is refused at once.
+
+These are callbacks of single options; a group of options has a `check` of its own (`dekag.cli.generated`). What takes a
+model to know is checked by the task itself, before it draws, buys or trains.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dekag.choices import Choice
+from dekag.data.prompts import read_prompts
+from dekag.errors import FieldError, InputError
+from dekag.generation.prompts import check_prompts
+from dekag.training.devices import check_device
+from dekag.wire.places import check_file, check_folder, check_new_folder, check_own_folder
+from dekag.world.shipped import KIND_FILES, Kind, kind_of, locate
+
+T = TypeVar("T")
+
+
+def checked(check: Callable[[Any], object]) -> Callable[[T], T]:
+    """A callback of an option that is given: its value, once it is checked."""
+
+    def callback(value: T) -> T:
+        if value is not None:
+            check(value)
+        return value
+
+    return callback
+
+
+def one_of(choice: Choice) -> Callable[[T], T]:
+    """A callback of an option that is a name."""
+    return checked(choice.require)
+
+
+def _bundle_folder(out: Path) -> None:
+    check_own_folder(out, is_own=lambda folder: not any(folder.iterdir()) or is_a(folder, "bundle"), noun="a bundle")
+
+
+def _codec_folder(out: Path) -> None:
+    check_own_folder(out, is_own=lambda folder: not any(folder.iterdir()) or is_a(folder, "codec"), noun="a codec")
+
+
+folder = checked(check_folder)
+new_folder = checked(check_new_folder)
+bundle_folder = checked(_bundle_folder)
+codec_folder = checked(_codec_folder)
+file = checked(check_file)
+device = checked(check_device)
+prompts = checked(check_prompts)
+prompts_file = checked(read_prompts)
+bundle = checked(lambda source: locate(source, "bundle"))
+
+
+def packed(out: Path) -> Path:
+    """A callback of the file that a bundle is packed as."""
+    check_file(out, ".tar", ".tar.gz", ".tgz")
+    return out
+
+
+def picture(out: Path | None) -> Path | None:
+    """A callback of a PNG file to write."""
+    if out is not None:
+        check_file(out, ".png")
+    return out
+
+
+def is_a(folder: Path, kind: Kind) -> bool:
+    """Whether a folder holds a part of that kind."""
+    return kind_of(folder) == kind
+
+
+def check_part(source: str | None, kind: Kind) -> None:
+    """Raise InputError if a part that is given is neither here nor could be on a hub, or is of another kind."""
+    place = None if source is None else locate(source, kind)
+    if kind == "pipeline" and isinstance(place, Path) and not (place / KIND_FILES[kind]).is_file():
+        raise InputError(f"{place} is no diffusers pipeline folder: it has no {KIND_FILES[kind]}")
+
+
+def check_there(path: Path | None, field: str, *, right: str) -> None:
+    """Raise FieldError unless a file or folder that is given is there and can be read."""
+    if path is None:
+        return
+    if not path.exists():
+        raise FieldError(f"{field}: {path} does not exist; {right}", field)
+    if not os.access(path, os.R_OK):
+        raise FieldError(f"{field}: {path} cannot be read; {right}", field)
+
+
+def check_images(path: Path | None) -> None:
+    """Raise FieldError unless a folder of pictures that is given is one."""
+    check_there(path, "images", right=(right := "give a folder of pictures with their prompts"))
+    if path is not None and not path.is_dir():
+        raise FieldError(f"images: {path} is a file; {right}", "images")
+
+
+def check_recordings(paths: Sequence[Path]) -> None:
+    """Raise InputError for a frame or a recording, named with or without its suffix, that is not there."""
+    for path in paths:
+        stem = path.stem if path.suffix in (".sigmf-meta", ".sigmf-data") else path.name
+        if not path.exists() and not path.with_name(f"{stem}.sigmf-meta").exists():
+            raise InputError(f"{path} does not exist; give a frame (.frame) or a SigMF recording")
+
+
+recordings = checked(check_recordings)
+recording = checked(lambda path: check_recordings([path]))

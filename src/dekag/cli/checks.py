@@ -15,7 +15,7 @@ from dekag.errors import FieldError, InputError
 from dekag.generation.prompts import check_prompts
 from dekag.training.devices import check_device
 from dekag.wire.places import check_file, check_folder, check_new_folder, check_own_folder
-from dekag.world.shipped import KIND_FILES, Kind, kind_of, locate
+from dekag.world.shipped import KIND_FILES, Kind, kind_of, locate, shipped_parts
 
 T = TypeVar("T")
 
@@ -37,11 +37,15 @@ def one_of(choice: Choice) -> Callable[[T], T]:
 
 
 def _bundle_folder(out: Path) -> None:
-    check_own_folder(out, is_own=lambda folder: not any(folder.iterdir()) or is_a(folder, "bundle"), noun="a bundle")
+    check_own_folder(
+        out, is_own=lambda folder: not any(folder.iterdir()) or is_a(folder, "bundle"), noun="a bundle"
+    )
 
 
 def _codec_folder(out: Path) -> None:
-    check_own_folder(out, is_own=lambda folder: not any(folder.iterdir()) or is_a(folder, "codec"), noun="a codec")
+    check_own_folder(
+        out, is_own=lambda folder: not any(folder.iterdir()) or is_a(folder, "codec"), noun="a codec"
+    )
 
 
 folder = checked(check_folder)
@@ -80,6 +84,12 @@ def check_part(source: str | None, kind: Kind) -> None:
         raise InputError(f"{place} is no diffusers pipeline folder: it has no {KIND_FILES[kind]}")
 
 
+def check_further(text: str) -> None:
+    """Raise InputError unless NAME=FOLDER names a codec or a bundle that is there, and FOLDER alone a codec."""
+    name, _, place = text.rpartition("=")
+    check_part(place, "bundle" if name and shipped_parts().get(place) == "bundle" else "codec")
+
+
 def check_there(path: Path | None, field: str, *, right: str) -> None:
     """Raise FieldError unless a file or folder that is given is there and can be read."""
     if path is None:
@@ -105,5 +115,23 @@ def check_recordings(paths: Sequence[Path]) -> None:
             raise InputError(f"{path} does not exist; give a frame (.frame) or a SigMF recording")
 
 
+def check_registry(url: str) -> None:
+    """Raise InputError unless a registry that is a folder is there; an address is asked later."""
+    if "://" not in url and not Path(url).is_dir():
+        raise InputError(
+            f"there is no registry at {url}; give its folder or address, or make one with dekag registry init"
+        )
+
+
+def check_keys(folder: Path) -> None:
+    """Raise InputError unless the publisher's folder of keys is there."""
+    if not folder.is_dir():
+        raise InputError(
+            f"there are no keys in {folder}; give the folder that dekag registry init wrote them to"
+        )
+
+
+registry = checked(check_registry)
+keys = checked(check_keys)
 recordings = checked(check_recordings)
 recording = checked(lambda path: check_recordings([path]))

@@ -17,6 +17,7 @@ from dekag.errors import (
     EndpointWarning,
     PromptTruncatedWarning,
     ReceptionWarning,
+    InputError,
     StepError,
 )
 
@@ -169,6 +170,4 @@ def needing(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dekag"):
             raise
-        from dekag.types import InputError
-
         raise InputError(f'{error.name} is needed for this: pip install "dekag[{extra}]"') from error

@@ -19,7 +19,7 @@ from dekag.choices import (
     require_package,
 )
 from dekag.cli import checks
-from dekag.cli.checks import check_part, check_there
+from dekag.cli.checks import check_further, check_there
 from dekag.cli.console import print_json, print_tables, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import AsEdge, BuyingWorldOptions, Count, Device, Json, Seed, WorldOptions, spending
@@ -105,7 +105,7 @@ class SweepOptions:
         if self.constellations is not None:
             CONSTELLATIONS.require(*self.constellations.split(","))
         for text in self.further:
-            check_part(text.partition("=")[2] if "=" in text else text, "codec")
+            check_further(text)
         check_there(self.thresholds, "thresholds", right="give the file that python -m dekag.baseline wrote")
         if self.lpips:
             require_package("lpips", reason="LPIPS comes with one more package", extra="lpips")
@@ -182,7 +182,11 @@ def evaluate_transmission(
     engine: EngineOptions,
     out: Annotated[
         Path,
-        typer.Option("--out", callback=checks.folder, help="Folder of the results; an interrupted run goes on from what it holds."),
+        typer.Option(
+            "--out",
+            callback=checks.folder,
+            help="Folder of the results; an interrupted run goes on from what it holds.",
+        ),
     ] = Path("transmission"),
     device: Device = "cpu",
     seed: Seed = 0,
@@ -216,7 +220,9 @@ def evaluate_accuracy(
     prompts: Annotated[int, typer.Option(min=100, help="Prompts, each with a concept of its own.")] = 113,
     sheet: Annotated[
         Path | None,
-        typer.Option(callback=checks.picture, help="Also write a contact sheet of 64 samples here, a PNG file."),
+        typer.Option(
+            callback=checks.picture, help="Also write a contact sheet of 64 samples here, a PNG file."
+        ),
     ] = None,
     device: Device = "auto",
     seed: Seed = 0,

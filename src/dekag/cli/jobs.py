@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typing_extensions import Doc
 
+from dekag.choices import require_package
 from dekag.cli.checks import check_there
 from dekag.cli.console import needing, print_json
 from dekag.cli.generated import with_options
@@ -45,6 +46,7 @@ class JobOptions:
         if self.prompts_file is not None:
             read_prompts(self.prompts_file)
         check_there(self.spec, "spec", right="give a JSON file")
+        require_package("httpx2", reason="jobs need further packages", extra="serve")
 
     def fields(self) -> dict[str, Any]:
         """The fields of the job's specification that are given; the file has the last word."""

@@ -16,15 +16,15 @@ from dekag.cli.options import Json, WorldOptions
 
 app = typer.Typer(no_args_is_help=True, help="Publish updates, signed, for edges to pull.")
 
-RegistryUrl = Annotated[
-    str,
-    typer.Option(
-        "--registry", envvar="DEKAG_REGISTRY", help="Folder or URL of the registry, as s3://bucket/registry."
-    ),
-]
-KeysFolder = Annotated[
-    Path, typer.Option("--keys", envvar="DEKAG_KEYS", help="Folder of the publisher's keys and root.json.")
-]
+_REGISTRY: dict[str, Any] = {
+    "envvar": "DEKAG_REGISTRY",
+    "help": "Folder or URL of the registry, as s3://bucket/registry.",
+}
+_KEYS: dict[str, Any] = {"envvar": "DEKAG_KEYS", "help": "Folder of the publisher's keys and root.json."}
+NewRegistryUrl = Annotated[str, typer.Option("--registry", **_REGISTRY)]
+RegistryUrl = Annotated[str, typer.Option("--registry", callback=checks.registry, **_REGISTRY)]
+NewKeysFolder = Annotated[Path, typer.Option("--keys", callback=checks.new_folder, **_KEYS)]
+KeysFolder = Annotated[Path, typer.Option("--keys", callback=checks.keys, **_KEYS)]
 ChannelName = Annotated[str, typer.Option("--channel", help="Channel, as canary or stable.")]
 BundlePath = Annotated[
     str, typer.Argument(callback=checks.bundle, help="A shipped bundle's name, a directory or a tar.")
@@ -56,8 +56,8 @@ class LifetimeOptions:
 @app.command()
 @with_options
 def init(
-    registry: RegistryUrl,
-    keys: KeysFolder,
+    registry: NewRegistryUrl,
+    keys: NewKeysFolder,
     lifetime: LifetimeOptions,
     threshold: Annotated[int, typer.Option(min=1, help="Root keys that a new root needs.")] = 2,
     root_keys: Annotated[int, typer.Option(min=1, max=16, help="Root keys to make.")] = 3,
@@ -99,7 +99,9 @@ def publish(
 @with_options
 def make_canary(
     bundle: BundlePath,
-    prompts: Annotated[list[str], typer.Argument(callback=checks.prompts, help="What to draw; two or three prompts do.")],
+    prompts: Annotated[
+        list[str], typer.Argument(callback=checks.prompts, help="What to draw; two or three prompts do.")
+    ],
     out: Annotated[
         Path, typer.Option("--out", callback=checks.file, help="File to write, for publish --canary.")
     ],
@@ -212,7 +214,9 @@ def export_registry(
 
 @app.command("import")
 def import_registry(
-    folder: Annotated[Path, typer.Argument(callback=checks.folder, help="Folder that edges use as their registry.")],
+    folder: Annotated[
+        Path, typer.Argument(callback=checks.folder, help="Folder that edges use as their registry.")
+    ],
     archive: Annotated[Path, typer.Option("--from", exists=True, help="The tar that was exported.")],
     root: Annotated[
         Path | None, typer.Option(exists=True, help="The registry's root.json, for the first import.")
@@ -229,9 +233,7 @@ def import_registry(
 def pull(
     folder: Annotated[
         Path,
-        typer.Argument(
-            callback=checks.folder, help="Folder of an edge: FOLDER/bundles and FOLDER/registry."
-        ),
+        typer.Argument(callback=checks.folder, help="Folder of an edge: FOLDER/bundles and FOLDER/registry."),
     ],
     registry: RegistryUrl,
     channel: ChannelName = "stable",

@@ -65,7 +65,7 @@ class EdgeOptions(ServiceOptions):
     def check(self) -> None:
         """As of every service, and for a root that is not there."""
         super().check()
-        check_there(self.root, "root", right="give the registry's root.json")
+        check_there(self.root, "root", right="give that of the registry")
 
 
 @dataclass(frozen=True, kw_only=True)

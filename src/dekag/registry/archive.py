@@ -30,7 +30,7 @@ from dekag.registry.moment import Moment, channel_names
 from dekag.registry.signed import MAX_METADATA_BYTES, TIMESTAMP, metadata_path, parse_signed
 from dekag.registry.source import FolderSource, Stream
 from dekag.registry.storage import FolderStorage
-from dekag.types import InputError
+from dekag.errors import InputError
 from dekag.wire.files import beside, put_in_place, write_bytes
 
 _WORK: Final = ".import-"

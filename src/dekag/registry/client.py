@@ -40,7 +40,7 @@ from dekag.registry.moment import Moment
 from dekag.registry.shelf import INCOMING, Shelf
 from dekag.registry.signed import MAX_METADATA_BYTES
 from dekag.registry.source import Source, open_source
-from dekag.types import InputError
+from dekag.errors import InputError
 from dekag.wire.files import sync, write_bytes
 
 TRUSTED_ROOT: Final = "trusted_root.json"

@@ -29,7 +29,7 @@ from securesystemslib.signer import CryptoSigner
 
 from dekag.bundle.digest import canonical_json
 from dekag.registry.stored import read_stored
-from dekag.types import InputError
+from dekag.errors import InputError
 from dekag.wire.files import put_in_place, write_bytes
 
 Role = Literal["root", "targets", "snapshot", "timestamp"]

@@ -10,7 +10,7 @@ from dekag.bundle.container import plain_text
 from dekag.bundle.digest import canonical_json
 from dekag.bundle.manifest import Digest, Kind
 from dekag.registry.faults import RegistryError
-from dekag.types import InputError
+from dekag.errors import InputError
 
 MAX_CHANNEL_BYTES: Final = 1 << 20
 CHANNEL_NAME: Final = "[a-z][a-z0-9-]{0,31}"

@@ -12,7 +12,7 @@ from dekag.registry.expiry import Expiry, expiry_of
 from dekag.registry.faults import RegistryError
 from dekag.registry.keys import ROLES, Role
 from dekag.registry.signed import Signing
-from dekag.types import InputError
+from dekag.errors import InputError
 
 DUE: Final = 0.5
 """Targets and root are renewed from when so much of their lifetime is left."""

@@ -27,7 +27,7 @@ from dekag.registry.listing import CHANNEL_FILE, MAX_CHANNEL_BYTES, Channel, Lis
 from dekag.registry.renewal import Renewal, renew
 from dekag.registry.signed import TIMESTAMP, Signing, first_moment, first_root, now, read_signing, target_path
 from dekag.registry.storage import Storage, open_storage
-from dekag.types import InputError
+from dekag.errors import InputError
 
 
 class Repository:

@@ -19,7 +19,7 @@ from dekag.bundle.manifest import Kind
 from dekag.registry.canary import Canary
 from dekag.registry.lock import locked, remove_unfinished
 from dekag.registry.state import Entry, State, read_state, state_bytes
-from dekag.types import InputError
+from dekag.errors import InputError
 from dekag.wire.files import put_in_place, sync, write_bytes
 
 STATE = "state.json"

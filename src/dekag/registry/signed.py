@@ -16,7 +16,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetF
 from dekag.registry.faults import RegistryError
 from dekag.registry.keys import ROOT_FILE, Keys, Role
 from dekag.registry.storage import Storage
-from dekag.types import InputError
+from dekag.errors import InputError
 
 MAX_METADATA_BYTES: Final = 5_000_000
 """Largest signed file, as the reader of `tuf` has it."""

@@ -14,7 +14,7 @@ import httpx2
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
 from dekag.registry.faults import RegistryError
-from dekag.types import InputError
+from dekag.errors import InputError
 from dekag.wire.http import client_options, through
 
 _CHUNK = 1 << 16

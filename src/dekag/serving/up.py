@@ -25,7 +25,7 @@ from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
 from dekag.training.run import OnStage
-from dekag.types import InputError
+from dekag.errors import InputError
 from dekag.world import UPDATE_NAMES, load_world
 from dekag.world.shipped import DEFAULT_WORLD
 

@@ -14,7 +14,7 @@ from dekag.registry.repository import Repository
 from dekag.registry.signed import now
 from dekag.serving.cloud.static import Files
 from dekag.serving.http.logs import facts
-from dekag.types import InputError
+from dekag.errors import InputError
 
 log = logging.getLogger("dekag.serving")
 WARN_AGAIN: Final = timedelta(days=1)

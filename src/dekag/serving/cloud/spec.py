@@ -20,7 +20,7 @@ from dekag.registry.listing import BundleName
 from dekag.tasks.align_generation import GenerationTask
 from dekag.tasks.material import ImageSource
 from dekag.tasks.validate import Extras
-from dekag.types import InputError
+from dekag.errors import InputError
 from dekag.world import World
 
 MOST_PROMPTS = 10_000

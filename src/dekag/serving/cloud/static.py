@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 
 from dekag.serving.http.errors import ApiError
 from dekag.serving.http.files import BLOCK_BYTES, pieces
-from dekag.types import InputError
+from dekag.errors import InputError
 
 FAR_BLOCK_BYTES = 2**20
 """Read at a time where each read is a request of its own."""

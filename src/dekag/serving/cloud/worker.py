@@ -36,7 +36,7 @@ from dekag.tasks.purchases import check_budget
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.training.run import Run
-from dekag.types import InputError
+from dekag.errors import InputError
 from dekag.wire.files import write_bytes
 from dekag.world import load_world
 

@@ -12,7 +12,7 @@ from dekag.registry.client import RegistryClient
 from dekag.registry.listing import Listed, Listing
 from dekag.serving.edge.bundles import Bundles
 from dekag.serving.http.logs import facts
-from dekag.types import InputError
+from dekag.errors import InputError
 
 log = logging.getLogger("dekag.serving")
 Some = TypeVar("Some", bound=Listed)

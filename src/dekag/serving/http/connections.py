@@ -23,7 +23,7 @@ from pathlib import Path
 
 from dekag.serving.http.logs import facts
 from dekag.serving.http.settings import ServiceSettings
-from dekag.types import InputError
+from dekag.errors import InputError
 
 log = logging.getLogger("dekag.serving")
 BACKLOG = 1024

@@ -20,7 +20,7 @@ from granian.server.embed import Server
 from dekag.serving.http.connections import BACKLOG, listen, watched
 from dekag.serving.http.logs import configure_logs, facts
 from dekag.serving.http.settings import ServiceSettings
-from dekag.types import InputError
+from dekag.errors import InputError
 
 log = logging.getLogger("dekag.serving")
 BUFFER_BYTES = 2**15

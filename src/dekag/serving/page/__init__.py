@@ -17,7 +17,7 @@ from starlette.responses import Response
 from dekag.generation.prompts import LONGEST_PROMPT
 from dekag.serving.http.errors import ApiError, json_response
 from dekag.serving.http.files import FileAnswer
-from dekag.types import InputError
+from dekag.errors import InputError
 
 __all__ = ["PageConfig", "PageDefaults", "PageLimits", "page_files", "page_router"]
 

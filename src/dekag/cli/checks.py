@@ -15,7 +15,7 @@ from dekag.errors import FieldError, InputError
 from dekag.generation.prompts import check_prompts
 from dekag.training.devices import check_device
 from dekag.wire.places import check_file, check_folder, check_new_folder, check_own_folder
-from dekag.world.shipped import KIND_FILES, Kind, kind_of, locate, shipped_parts
+from dekag.world.shipped import KIND_FILES, Kind, kind_of, locate
 
 T = TypeVar("T")
 
@@ -85,9 +85,12 @@ def check_part(source: str | None, kind: Kind) -> None:
 
 
 def check_further(text: str) -> None:
-    """Raise InputError unless NAME=FOLDER names a codec or a bundle that is there, and FOLDER alone a codec."""
-    name, _, place = text.rpartition("=")
-    check_part(place, "bundle" if name and shipped_parts().get(place) == "bundle" else "codec")
+    """Raise InputError unless FOLDER is a codec, or FOLDER of NAME=FOLDER a codec or a bundle."""
+    name, equals, place = text.partition("=")
+    if not equals:
+        check_part(text, "codec")
+    elif not name or kind_of(Path(place)) not in ("codec", "bundle"):
+        raise InputError(f"a further codec is given as NAME=FOLDER of a codec or a bundle, got {text!r}")
 
 
 def check_there(path: Path | None, field: str, *, right: str) -> None:

@@ -15,9 +15,9 @@ from rich.console import Console, RenderableType
 from dekag.errors import (
     ConditionWarning,
     EndpointWarning,
+    InputError,
     PromptTruncatedWarning,
     ReceptionWarning,
-    InputError,
     StepError,
 )
 

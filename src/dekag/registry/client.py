@@ -29,6 +29,7 @@ from tuf.api.exceptions import (
 from tuf.ngclient import FetcherInterface, Updater
 
 from dekag.bundle.container import MAX_BYTES, plain_text
+from dekag.errors import InputError
 from dekag.registry.download import Order, Patience, download, pull_blob, read_blob
 from dekag.registry.expiry import read_expiries
 from dekag.registry.faults import Fault, RegistryError
@@ -40,7 +41,6 @@ from dekag.registry.moment import Moment
 from dekag.registry.shelf import INCOMING, Shelf
 from dekag.registry.signed import MAX_METADATA_BYTES
 from dekag.registry.source import Source, open_source
-from dekag.errors import InputError
 from dekag.wire.files import sync, write_bytes
 
 TRUSTED_ROOT: Final = "trusted_root.json"

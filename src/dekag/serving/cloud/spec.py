@@ -15,12 +15,12 @@ from dekag.alignment.config import FewStepConfig, MakdConfig
 from dekag.alignment.generation.methods import METHODS, find_method
 from dekag.bundle.manifest import Quantisation
 from dekag.config import described_fields
+from dekag.errors import InputError
 from dekag.generation.prompts import LONGEST_PROMPT, check_prompts
 from dekag.registry.listing import BundleName
 from dekag.tasks.align_generation import GenerationTask
 from dekag.tasks.material import ImageSource
 from dekag.tasks.validate import Extras
-from dekag.errors import InputError
 from dekag.world import World
 
 MOST_PROMPTS = 10_000

@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.orders import Account
+from dekag.errors import InputError
 from dekag.registry.repository import Repository
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import open_database
@@ -36,7 +37,6 @@ from dekag.tasks.purchases import check_budget
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.training.run import Run
-from dekag.errors import InputError
 from dekag.wire.files import write_bytes
 from dekag.world import load_world
 

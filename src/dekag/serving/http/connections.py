@@ -21,9 +21,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dekag.errors import InputError
 from dekag.serving.http.logs import facts
 from dekag.serving.http.settings import ServiceSettings
-from dekag.errors import InputError
 
 log = logging.getLogger("dekag.serving")
 BACKLOG = 1024

@@ -17,10 +17,10 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from dekag.errors import InputError
 from dekag.serving.http.connections import BACKLOG, listen, watched
 from dekag.serving.http.logs import configure_logs, facts
 from dekag.serving.http.settings import ServiceSettings
-from dekag.errors import InputError
 
 log = logging.getLogger("dekag.serving")
 BUFFER_BYTES = 2**15

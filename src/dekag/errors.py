@@ -42,3 +42,7 @@ class ReceptionWarning(UserWarning):
 
 class EndpointWarning(UserWarning):
     """An endpoint draws in another way than it was asked to, or not all that it was asked for."""
+
+
+class SafetyWarning(UserWarning):
+    """What a pipeline's safety checker blanked, or that it is not asked."""

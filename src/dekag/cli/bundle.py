@@ -7,7 +7,7 @@ import typer
 
 from dekag.choices import LAYOUTS
 from dekag.cli import checks
-from dekag.cli.console import print_json, print_tables
+from dekag.cli.console import print_json
 from dekag.cli.options import Json, Out
 
 app = typer.Typer(no_args_is_help=True, help="Look at bundles.")
@@ -21,11 +21,11 @@ BundlePath = Annotated[
 def bundle_inspect(path: BundlePath, as_json: Json = False) -> None:
     """Check a bundle and say what is in it."""
     from dekag.bundle.bundle import describe
-    from dekag.cli.tables import bundle_table
+    from dekag.cli.tables import bundle_lines
     from dekag.world import locate
 
     description = describe(locate(path, "bundle"))
-    print_json(description) if as_json else print_tables(bundle_table(description))
+    print_json(description) if as_json else print("\n".join(bundle_lines(description)))
 
 
 @app.command("pack")

@@ -7,10 +7,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from dekag.errors import (
     ConditionWarning,
@@ -18,6 +19,7 @@ from dekag.errors import (
     InputError,
     PromptTruncatedWarning,
     ReceptionWarning,
+    SafetyWarning,
     StepError,
 )
 
@@ -56,6 +58,13 @@ def warn(text: str) -> None:
         print(f"dekag: warning: {text}", file=sys.stderr)
 
 
+def escape_unprintable() -> None:
+    """Have what the terminal's encoding lacks printed as its code, as \\u2026, in place of a failure."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def quiet_libraries() -> None:
     """Show this package's own warnings alone, one line each."""
 
@@ -67,6 +76,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("default", module="dekag")
     for category in (PromptTruncatedWarning, ConditionWarning, ReceptionWarning, EndpointWarning):
         warnings.filterwarnings("always", category=category)
+    warnings.filterwarnings("once", category=SafetyWarning)
     warnings.showwarning = one_line
 
 
@@ -94,7 +104,7 @@ def joined(device: str) -> Iterator[Any]:
 def working(text: str) -> Iterator[Callable[[str], None]]:
     """A spinner with the current stage on a terminal; a line each stage elsewhere."""
     quiet_loading()
-    with console.status(text) as status:
+    with console.status(text, spinner="line" if console.options.ascii_only else "dots") as status:
 
         def stage(name: str) -> None:
             status.update(f"{text}: {name}")
@@ -143,12 +153,6 @@ def print_bundle(bundle: Any, out: Path) -> None:
 def print_json(value: object) -> None:
     """Print numbers as JSON on standard output."""
     print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def print_tables(*tables: RenderableType) -> None:
-    """Print tables on standard output."""
-    for table in tables:
-        Console().print(table)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from dekag.choices import (
 )
 from dekag.cli import checks
 from dekag.cli.checks import check_further, check_there
-from dekag.cli.console import print_json, print_tables, working
+from dekag.cli.console import print_json, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import AsEdge, BuyingWorldOptions, Count, Device, Json, Seed, WorldOptions, spending
 
@@ -53,7 +53,7 @@ def evaluate_generation(
     if names != ["all"]:
         known = world.entry()[1].methods
         Choice(noun="method", usual=("all", "makd", *known)).require(*(n for n in names if n != "no_ka"))
-    from dekag.cli.tables import rich_tables
+    from dekag.cli.tables import print_tables
     from dekag.tasks import compare
     from dekag.training.processes import device_of
 
@@ -70,7 +70,7 @@ def evaluate_generation(
     if as_json:
         print_json(report.to_json())
         return
-    print_tables(*rich_tables(report))
+    print_tables(report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +204,9 @@ def evaluate_transmission(
     if as_json:
         print_json(summary.to_json())
         return
-    from dekag.cli.tables import rich_tables, sweep_lines
+    from dekag.cli.tables import print_tables, sweep_lines
 
-    print_tables(*rich_tables(summary))
+    print_tables(summary)
     for line in sweep_lines(summary):
         print(line)
     print("wrote " + ", ".join(str(path) for path in written))

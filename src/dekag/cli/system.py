@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 from typing_extensions import Doc
 
 from dekag.cli import checks
-from dekag.cli.console import needing, print_json, print_tables, working
+from dekag.cli.console import needing, print_json, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
     DEFAULT_WORLD,
@@ -79,9 +79,9 @@ def demo(
     if as_json:
         print_json(result.to_json())
         return
-    from dekag.cli.tables import rich_tables
+    from dekag.cli.tables import print_tables
 
-    print_tables(*rich_tables(result))
+    print_tables(result)
     for line in demonstration.summary(result):
         print(line)
     print(f"wrote {out / 'report.json'} and {out / 'report.png'}")

@@ -1,5 +1,6 @@
 """Any diffusers text-to-image pipeline as a cloud-GAI or an edge-GAI: prompt -> latent -> image."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Arguments that every call of a cloud's pipeline needs, by the name of its class."""
 GUIDANCE = {"QwenImagePipeline": "true_cfg_scale"}
 """Name of the guidance scale where it is not `guidance_scale`."""
+MOST_NAMED = 10
+"""Most prompts that one line names."""
 OnStep = Callable[[int, int, Latent], None]
 """Told the first of the images that are drawn together, the step from 1 and what it left; may raise to stop."""
 
@@ -138,15 +141,27 @@ class DiffusersGenerator:
     def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
         """Draw one image for each prompt and seed with the pipeline's own decoder: all that a cloud must do.
 
-        Raises InputError as the call itself does.
+        Raises InputError as the call itself does, and if the pipeline's safety checker blanked a picture.
         """
-        prompts = _paired(prompts, seeds)
+        images = self.checked_images(prompts, seeds=seeds)
+        if blank := blanked(images):
+            raise InputError(
+                f"the safety checker of the pipeline blanked {named_prompts(prompts, blank)}; reword or leave out"
+            )
+        return images
+
+    def checked_images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
+        """As `images`, but a picture that the pipeline's safety checker blanked is NaN (`blanked`)."""
+        prompts, parts = _paired(prompts, seeds), []
         with self.active():
-            parts = [
-                self._run(texts, numbers, output_type="pt", **self._noise(numbers))
-                for texts, numbers in self._chunks(self._texts(prompts), seeds)
-            ]
-        return torch.cat(parts).float().clamp(0, 1).cpu()
+            for texts, numbers in self._chunks(self._texts(prompts), seeds):
+                made = self._call(texts, numbers, output_type="pt", **self._noise(numbers))
+                part: Image = made.images.float().clamp(0, 1).cpu()
+                part[torch.tensor(getattr(made, "nsfw_content_detected", None) or [False] * len(part))] = (
+                    math.nan
+                )
+                parts.append(part)
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, latent: Latent) -> Image:
@@ -217,8 +232,13 @@ class DiffusersGenerator:
         noise = torch.cat([self.family.noise(self.pipeline, rng, pixels=self.pixels) for rng in rngs])
         return noise if self.noise_map is None else torch.einsum("dc,bcij->bdij", self.noise_map, noise)
 
-    @torch.no_grad()
     def _run(self, prompts: list[str], seeds: Sequence[int], **options: Any) -> Tensor:
+        drawn: Tensor = self._call(prompts, seeds, **options).images
+        return drawn
+
+    @torch.no_grad()
+    def _call(self, prompts: list[str], seeds: Sequence[int], **options: Any) -> Any:
+        """What the pipeline itself returns."""
         name = type(self.pipeline).__name__
         settings = self._told(prompts)
         if self.pixels is not None:
@@ -229,8 +249,7 @@ class DiffusersGenerator:
             settings[GUIDANCE.get(name, "guidance_scale")] = self.sampling.guidance
         # the noise is drawn on the CPU, so that one seed means one noise on every device
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn: Tensor = self.pipeline(generator=noise, **settings, **options).images
-        return drawn
+        return self.pipeline(generator=noise, **settings, **options)
 
     def _told(self, prompts: list[str]) -> dict[str, Any]:
         """Arguments of a call of the pipeline that say what to draw."""
@@ -241,6 +260,18 @@ class DiffusersGenerator:
         if "negative_prompt" in arguments:
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
         return arguments
+
+
+def blanked(images: Image) -> list[int]:
+    """Places of the pictures that a safety checker blanked, in what `DiffusersGenerator.checked_images` drew."""
+    return [place for place, image in enumerate(images) if image.isnan().any()]
+
+
+def named_prompts(prompts: Sequence[str], places: Sequence[int]) -> str:
+    """Some of the prompts in one line: how many, and the first few."""
+    names = "; ".join(f"prompt {place} ({prompts[place]!r})" for place in places[:MOST_NAMED])
+    more = f" and {len(places) - MOST_NAMED} others" if len(places) > MOST_NAMED else ""
+    return f"{len(places)} of {len(prompts)} pictures: {names}{more}"
 
 
 def load_generator(

@@ -14,6 +14,8 @@ from dekag.data.endpoint import ImageEndpoint
 from dekag.data.folder import CloudImages, read_folder
 from dekag.data.pictures import PictureSet
 from dekag.data.prompts import read_prompts
+from dekag.generation.diffusers import DiffusersGenerator
+from dekag.tasks.blanked import has_safety_checker, without_blanked
 from dekag.tasks.keys import cached, model_key
 from dekag.training.processes import from_main
 from dekag.training.run import Run
@@ -69,12 +71,14 @@ class ImageSource:
 class Material:
     """Images to train on, and those to choose settings with; `held_back` is None where the world has prompts for that.
 
-    drawn_by_cloud: whether the world's own model of a cloud drew them.
+    drawn_by_cloud: whether the world's own model of a cloud drew them. elsewhere: whether they are not the world's own;
+    then no cloud of the world is asked for any.
     """
 
     train: CloudImages
     held_back: CloudImages | None = None
     drawn_by_cloud: bool = False
+    elsewhere: bool = False
 
 
 def material(world: World, source: ImageSource, run: Run) -> Material:
@@ -98,15 +102,18 @@ def _material(world: World, source: ImageSource, run: Run) -> Material:
         return Material(train=_bought(reference, prompts, world, run))
     seeds = [DISTIL_SEEDS + 10_000 * source.seed + i for i in range(len(prompts))]
     run.on_stage(f"cloud draws {len(prompts)} images")
-    images = cloud_images(world, reference, prompts, seeds, cache=(run.resume, "cloud"))
-    drawn_here = isinstance(world.cloud_model, Model)
-    return Material(train=CloudImages(prompts=tuple(prompts), images=images), drawn_by_cloud=drawn_here)
+    drawn = cloud_images(world, reference, prompts, seeds, cache=(run.resume, "cloud"))
+    return Material(train=drawn, drawn_by_cloud=isinstance(world.cloud_model, Model))
 
 
 def cloud_images(
     world: World, cloud: Cloud, prompts: Sequence[str], seeds: Sequence[int], cache: tuple[Path | None, str]
-) -> Image:
-    """What the world's cloud draws, as large as the edge's pictures; `cache` is a folder and a name in it."""
+) -> CloudImages:
+    """What the world's cloud draws, as large as the edge's pictures; `cache` is a folder and a name in it.
+
+    What its safety checker blanked is left out, as `tasks.blanked.without_blanked` says.
+    """
+    draw = cloud.checked_images if isinstance(cloud, DiffusersGenerator) else cloud.images
 
     def inputs() -> dict[str, object]:
         model, edge = world.cloud_model, world.edge_model
@@ -116,10 +123,13 @@ def cloud_images(
             "cloud": model_key(model) if isinstance(model, Model) else cloud,
             # the side is the edge's own where the world does not say it
             "side": model_key(edge) if world.pixels is None else world.pixels,
+            # an earlier version kept what a safety checker blanked
+            **({"blanked": "left out"} if has_safety_checker(cloud) else {}),
         }
 
     folder, name = cache
-    return cached(folder, name, lambda: fitted(cloud.images(prompts, seeds=seeds), world.side), inputs)
+    images = cached(folder, name, lambda: fitted(draw(prompts, seeds=seeds), world.side), inputs)
+    return without_blanked(prompts, images)
 
 
 def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:
@@ -152,7 +162,7 @@ def _from_pictures(pictures: PictureSet, prompts: Sequence[str]) -> CloudImages:
 def held_back(data: CloudImages) -> Material:
     """Images of some prompts apart from the others, by a digest of the text; none if the prompts are few."""
     if not holds_back(data.prompts):
-        return Material(train=data)
+        return Material(train=data, elsewhere=True)
     held = torch.tensor([is_held_back(prompt) for prompt in data.prompts])
     parts = [
         CloudImages(
@@ -161,7 +171,7 @@ def held_back(data: CloudImages) -> Material:
         )
         for mask in (~held, held)
     ]
-    return Material(train=parts[0], held_back=parts[1])
+    return Material(train=parts[0], held_back=parts[1], elsewhere=True)
 
 
 def holds_back(prompts: Sequence[str]) -> bool:

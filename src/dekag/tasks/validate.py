@@ -179,9 +179,9 @@ def validation(
 ) -> Check | None:
     """What settings are chosen by: the world's judges on images that were held back or on its validation prompts.
 
-    Without judges it is the denoising loss on the same images, without either nothing.
+    Where the images came from elsewhere, no cloud of the world is asked: it is not the one that was distilled. Without judges it is the denoising loss on the same images, without either nothing.
     """
-    images = data.held_back or _validation_images(world, run, domain)
+    images = data.held_back or (None if data.elsewhere else _validation_images(world, run, domain))
     if images is None:
         run.on_stage("nothing to validate with: the last step counts")
         return None
@@ -224,7 +224,6 @@ def _validation_images(world: World, run: Run, domain: str | None) -> CloudImage
             found = cloud.pictures(prompts, seeds=seeds)
             return replace(found, images=fitted(found.images, world.side))
         folder = None if isinstance(cloud, PictureSet) else run.resume
-        images = cloud_images(world, cloud, prompts, seeds, cache=(folder, "validation"))
-        return CloudImages(prompts=tuple(prompts), images=images)
+        return cloud_images(world, cloud, prompts, seeds, cache=(folder, "validation"))
 
     return from_main(drawn)

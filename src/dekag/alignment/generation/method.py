@@ -142,6 +142,9 @@ class GenerationMethod(Protocol[Config]):
         """Train an update; the generator is left as it was."""
         ...
 
+    def check(self, generator: DiffusersGenerator, config: Config) -> None:
+        """Raise InputError if the generator cannot be trained with these numbers; nothing is drawn or trained for it."""
+
     def stages(self, config: Config) -> dict[str, int]:
         """Name and steps of each stage as `run.on_step` gets them, in their order; empty if unknown."""
         return {}

@@ -59,7 +59,7 @@ def warn(text: str) -> None:
 
 
 def escape_unprintable() -> None:
-    """Have what the terminal's encoding lacks printed as its code, as \\u2026, in place of a failure."""
+    """Have what the terminal's encoding lacks printed as its code in place of a failure."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -14,6 +14,7 @@ from dekag.types import Image
 from dekag.wire.places import check_folder, check_own_folder
 from dekag.wire.png import png_bytes
 
+WINDOWS = os.name == "nt"
 TEMPORARY = ".part-"
 """Beginning of the names of files that are being written; a killed writer leaves one."""
 
@@ -153,9 +154,9 @@ def sync(path: Path) -> None:
 
     Windows has no such call for a folder, whose names its file system keeps in order, and asks for a file to write to.
     """
-    if os.name == "nt" and path.is_dir():
+    if WINDOWS and path.is_dir():
         return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -60,7 +60,7 @@ def test_a_blanked_picture_is_named_and_the_others_are_distilled(tmp_path: Path)
 
 def test_a_cloud_whose_pictures_are_all_blanked_is_refused() -> None:
     cloud = cloud_that_blanks(CAPTIONS, SEEDS, [0, 1, 2])
-    with pytest.raises(InputError, match="blanked 3 of 3 pictures: .*; nothing is left, give other prompts"):
+    with pytest.raises(InputError, match=r"blanked 3 of 3 pictures: .*; nothing is left, give other prompts"):
         material(world(cloud), ImageSource(), ALONE)
 
 

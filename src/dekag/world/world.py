@@ -37,7 +37,10 @@ UPDATE_NAMES: Mapping[Kind, str] = {"generation": "makd", "transmission": "cala"
 """What the update of a kind is called where it is published."""
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NOT_ASKED = "the safety checker of the edge is not asked: it judges pictures, and an edge sends latents; check what is decoded"
+NOT_ASKED = (
+    "the safety checker of the edge is not asked: it judges pictures, and an edge sends latents;"
+    " check what is decoded"
+)
 NOMINAL = Condition(uses=512, snr_db=10.0)
 
 

@@ -38,7 +38,7 @@ SIGNALS = {"SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGUSR1", "SIG
 
 @pytest.mark.parametrize("module", sorted(str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py")))
 def test_a_module_is_imported_without_posix(module: str) -> None:
-    """What POSIX alone has is imported, if at all, in the function that uses it; and nothing of `os` that it alone has."""
+    """What POSIX alone has is imported in the function that uses it, and nothing of `os` is used that it alone has."""
     tree = ast.parse((SOURCE / module).read_text(encoding="utf-8"))
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     inside = {id(node) for function in functions for node in ast.walk(function)}

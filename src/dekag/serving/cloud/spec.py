@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le, MaxLen
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.config import TOKEN, FewStepConfig, MakdConfig
 from dekag.alignment.generation.methods import METHODS, find_method
 from dekag.bundle.manifest import Quantisation
 from dekag.config import described_fields
@@ -34,7 +34,7 @@ TRAINING: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "frozen_steps": ("frozen_steps", (MOST_STEPS,)),
     "vectors": ("vectors", (Ge(1), Le(64))),
     "words": ("words", (MaxLen(200),)),
-    "token": ("token", (Field(pattern=r"^<[a-z0-9_-]{1,62}>$"),)),
+    "token": ("token", (Field(pattern=f"^{TOKEN}$"),)),
     "rank": ("rank", (MOST_RANK,)),
     "batch": ("batch", (Le(1024),)),
     "seed": ("seed", (Le(2**31 - 1),)),

@@ -14,7 +14,6 @@ from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
 from dekag.cli.options import DEFAULT_WORLD, Json, read_world
 from dekag.data.prompts import read_prompts
-from dekag.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Make a world of your own models, and look at one.")
 
@@ -41,15 +40,14 @@ class NewWorldOptions:
 
     def check(self) -> None:
         """Raise InputError for a part that is not there."""
+        from dekag.world.entry import check_sources
+
+        check_sources(self.cloud, self.images, self.endpoint, prompts_file=self.prompts)
         check_part(self.edge, "pipeline")
         check_part(self.cloud, "pipeline")
         check_images(self.images)
         if self.prompts is not None:
             read_prompts(self.prompts)
-        elif self.images is None:
-            raise InputError(
-                "give the prompts as a file, one a line, or a folder of images with their prompts"
-            )
 
 
 @app.command()

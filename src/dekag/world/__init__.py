@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING
 
 from dekag.lazy import lazy
 
+# at once: it is light, and a module's name would hide that of its function
+from dekag.world.shipped import card, locate, shipped, shipped_parts, shipped_worlds
+
 if TYPE_CHECKING:
     from dekag.world.file import load, load_world
     from dekag.world.new import NewWorld, describe_world, new_world
-    from dekag.world.shipped import card, locate, shipped, shipped_parts, shipped_worlds
     from dekag.world.world import UPDATE_NAMES, Cloud, DrawingMethod, Model, System, World
 
 __all__ = [

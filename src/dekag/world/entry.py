@@ -91,6 +91,18 @@ class WorldEntry(BaseModel):
     methods: dict[Name, MethodEntry] = {}
 
 
+def check_sources(
+    cloud: str | None, images: Path | None, endpoint: str | None, *, prompts_file: Path | None
+) -> None:
+    """Raise InputError if a world is to be made of two clouds, or of no prompts, or of two kinds of them."""
+    if sum(given is not None for given in (cloud, images, endpoint)) > 1:
+        raise InputError("give one of a cloud, a folder of images and an endpoint")
+    if prompts_file is None and images is None:
+        raise InputError("give the prompts as a file, one a line, or a folder of images with their prompts")
+    if prompts_file is not None and images is not None:
+        raise InputError("a folder of images brings its own prompts; leave out the file")
+
+
 def find_world(source: str | Path) -> Path:
     """The folder of a world, or of one that ships by its name. Raises InputError, one line, if there is none."""
     if str(source) in shipped_worlds():

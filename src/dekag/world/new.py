@@ -16,7 +16,14 @@ from dekag.generation.diffusers import Sampling
 from dekag.wire.files import staged, write_json
 from dekag.wire.places import check_new_folder
 from dekag.world import hub
-from dekag.world.entry import HUB, EndpointEntry, ModelEntry, NominalEntry, WorldEntry
+from dekag.world.entry import (
+    HUB,
+    EndpointEntry,
+    ModelEntry,
+    NominalEntry,
+    WorldEntry,
+    check_sources,
+)
 from dekag.world.file import load_world, write_entry
 from dekag.world.shipped import WEIGHTS, locate, shown
 from dekag.world.world import Model, World
@@ -55,14 +62,7 @@ class NewWorld:
     licence: str = ""
 
     def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.cloud, self.images, self.endpoint)) > 1:
-            raise InputError("give one of a cloud, a folder of images and an endpoint")
-        if self.prompts_file is None and self.images is None:
-            raise InputError(
-                "give the prompts as a file, one a line, or a folder of images with their prompts"
-            )
-        if self.prompts_file is not None and self.images is not None:
-            raise InputError("a folder of images brings its own prompts; leave out the file")
+        check_sources(self.cloud, self.images, self.endpoint, prompts_file=self.prompts_file)
 
 
 def new_world(out: Path, made_of: NewWorld) -> World:

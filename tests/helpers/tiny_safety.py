@@ -1,6 +1,8 @@
 """The safety checker of Stable Diffusion with random weights, which flags the pictures that it is told to."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,9 +20,10 @@ NEVER, WIDTH = 2.0, 32
 """No cosine is as large."""
 
 
-def checked_pipeline(*, seed: int = 0) -> Any:
-    """Stable Diffusion with a checker that flags nothing."""
-    pipeline = build(stable_diffusion, seed=seed)
+@cache
+def checked_pipeline() -> Any:
+    """Stable Diffusion with a checker that flags what `flag` was called with last."""
+    pipeline = build(stable_diffusion)
     sizes = {
         "hidden_size": WIDTH,
         "intermediate_size": WIDTH,
@@ -30,9 +33,8 @@ def checked_pipeline(*, seed: int = 0) -> Any:
         "patch_size": 8,
     }
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=sizes, projection_dim=WIDTH)).eval()
-    checker.concept_embeds_weights.fill_(NEVER)
     checker.special_care_embeds_weights.fill_(NEVER)
     seen = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     pipeline.register_modules(safety_checker=checker, feature_extractor=CLIPImageProcessor(**seen))
@@ -44,6 +46,7 @@ def flag(pipeline: Any, pictures: Image, flagged: Sequence[int]) -> None:
     """Have the checker flag some pictures of all: a concept for each, to which all the others are orthogonal."""
     embeddings = _embeddings(pipeline, pictures)
     checker = pipeline.safety_checker
+    checker.concept_embeds_weights.fill_(NEVER)
     for concept, place in enumerate(flagged):
         others = embeddings[[other for other in range(len(embeddings)) if other != place]]
         own = embeddings[place] - torch.linalg.pinv(others) @ others @ embeddings[place]
@@ -60,10 +63,19 @@ def _embeddings(pipeline: Any, pictures: Image) -> Tensor:
     return embeddings
 
 
+def unchecked(pipeline: Any) -> Any:
+    """The same pipeline without its checker."""
+    parts = {**pipeline.components, "safety_checker": None}
+    bare = type(pipeline)(**parts, requires_safety_checker=False)
+    bare.set_progress_bar_config(disable=True)
+    return bare
+
+
 def cloud_that_blanks(
     prompts: Sequence[str], seeds: Sequence[int], flagged: Sequence[int]
 ) -> DiffusersGenerator:
     """A cloud whose checker blanks some of what it draws for prompts with seeds."""
-    cloud = DiffusersGenerator(pipeline=checked_pipeline(seed=1), sampling=Sampling(steps=2, guidance=2.0))
-    flag(cloud.pipeline, cloud.images(prompts, seeds=seeds), flagged)
+    cloud = DiffusersGenerator(pipeline=checked_pipeline(), sampling=Sampling(steps=2, guidance=2.0))
+    bare = replace(cloud, pipeline=unchecked(cloud.pipeline))
+    flag(cloud.pipeline, bare.images(prompts, seeds=seeds), flagged)
     return cloud

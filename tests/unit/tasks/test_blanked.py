@@ -8,7 +8,7 @@ import pytest
 import torch
 from command_line import dekag
 from tiny_pipelines import CAPTIONS, build, save, stable_diffusion
-from tiny_safety import checked_pipeline, cloud_that_blanks
+from tiny_safety import checked_pipeline, cloud_that_blanks, unchecked
 
 from dekag.alignment.config import MakdConfig
 from dekag.errors import InputError, SafetyWarning
@@ -24,8 +24,12 @@ SAMPLING = Sampling(steps=2, guidance=2.0)
 QUICK = MakdConfig(metaword_steps=1, joint_steps=1, frozen_steps=1, batch=2, rank=2)
 
 
-def world(cloud: DiffusersGenerator, **splits: list[str]) -> World:
-    edge = DiffusersGenerator(pipeline=build(stable_diffusion), sampling=SAMPLING)
+@pytest.fixture(scope="module")
+def edge() -> DiffusersGenerator:
+    return DiffusersGenerator(pipeline=build(stable_diffusion, seed=1), sampling=SAMPLING)
+
+
+def world(edge: DiffusersGenerator, cloud: DiffusersGenerator, **splits: list[str]) -> World:
     return World(
         name="tiny",
         edge_model=Model(source=edge),
@@ -35,13 +39,14 @@ def world(cloud: DiffusersGenerator, **splits: list[str]) -> World:
     )
 
 
-def unchecked(cloud: DiffusersGenerator) -> torch.Tensor:
+def drawn_unchecked(cloud: DiffusersGenerator) -> torch.Tensor:
     """What the cloud draws without its checker."""
-    bare = replace(cloud, pipeline=build(stable_diffusion, seed=1))
-    return bare.images(CAPTIONS, seeds=SEEDS)
+    return replace(cloud, pipeline=unchecked(cloud.pipeline)).images(CAPTIONS, seeds=SEEDS)
 
 
-def test_a_blanked_picture_is_named_and_the_others_are_distilled(tmp_path: Path) -> None:
+def test_a_blanked_picture_is_named_and_the_others_are_distilled(
+    edge: DiffusersGenerator, tmp_path: Path
+) -> None:
     """The others are those that the cloud draws without its checker, and a second run finds the same."""
     cloud = cloud_that_blanks(CAPTIONS, SEEDS, [1])
     run = Run(resume=tmp_path / "state")
@@ -49,32 +54,32 @@ def test_a_blanked_picture_is_named_and_the_others_are_distilled(tmp_path: Path)
         with pytest.warns(
             SafetyWarning, match="blanked 1 of 3 pictures: prompt 1 .'a cat face on.*left out"
         ) as told:
-            data = material(world(cloud), ImageSource(), run)
+            data = material(world(edge, cloud), ImageSource(), run)
         assert len(told) == 1
         assert data.train.prompts == (CAPTIONS[0], CAPTIONS[2])
-        assert torch.equal(data.train.images, unchecked(cloud)[[0, 2]])
+        assert torch.equal(data.train.images, drawn_unchecked(cloud)[[0, 2]])
     task = GenerationTask(config=QUICK, extras=Extras(guidance=(), strengths=()))
-    bundle = align_generation(world(cloud), data, task, tmp_path / "bundle")
+    bundle = align_generation(world(edge, cloud), data, task, tmp_path / "bundle")
     assert bundle.manifest.settings["images"] == 2
 
 
-def test_a_cloud_whose_pictures_are_all_blanked_is_refused() -> None:
+def test_a_cloud_whose_pictures_are_all_blanked_is_refused(edge: DiffusersGenerator) -> None:
     cloud = cloud_that_blanks(CAPTIONS, SEEDS, [0, 1, 2])
     with pytest.raises(InputError, match=r"blanked 3 of 3 pictures: .*; nothing is left, give other prompts"):
-        material(world(cloud), ImageSource(), ALONE)
+        material(world(edge, cloud), ImageSource(), ALONE)
 
 
-def test_a_checker_that_flags_nothing_says_nothing() -> None:
+def test_a_checker_that_flags_nothing_says_nothing(edge: DiffusersGenerator) -> None:
     cloud = cloud_that_blanks(CAPTIONS, SEEDS, [])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data = material(world(cloud), ImageSource(), ALONE)
-    assert torch.equal(data.train.images, unchecked(cloud))
+        data = material(world(edge, cloud), ImageSource(), ALONE)
+    assert torch.equal(data.train.images, drawn_unchecked(cloud))
 
 
-def test_a_blanked_picture_chooses_no_settings() -> None:
+def test_a_blanked_picture_chooses_no_settings(edge: DiffusersGenerator) -> None:
     cloud = cloud_that_blanks(CAPTIONS, [VALIDATION_SEED] * 3, [0])
-    tiny = world(cloud, validation=CAPTIONS)
+    tiny = world(edge, cloud, validation=CAPTIONS)
     data = material(
         replace(tiny, cloud_model=Model(source=replace(cloud, pipeline=checked_pipeline()))),
         ImageSource(),

@@ -6,11 +6,12 @@ model to know is checked by the task itself, before it draws, buys or trains.
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dekag.bundle.container import is_bundle
 from dekag.choices import Choice
-from dekag.data.prompts import read_prompts
 from dekag.errors import FieldError, InputError
 from dekag.generation.prompts import check_prompts
 from dekag.training.devices import check_device
@@ -36,45 +37,20 @@ def one_of(choice: Choice) -> Callable[[T], T]:
     return checked(choice.require)
 
 
-def _bundle_folder(out: Path) -> None:
-    check_own_folder(
-        out, is_own=lambda folder: not any(folder.iterdir()) or is_a(folder, "bundle"), noun="a bundle"
-    )
-
-
-def _codec_folder(out: Path) -> None:
-    check_own_folder(
-        out, is_own=lambda folder: not any(folder.iterdir()) or is_a(folder, "codec"), noun="a codec"
-    )
+def _is_codec(folder: Path) -> bool:
+    return {path.name for path in folder.iterdir()} <= {"config.json", "model.safetensors"}
 
 
 folder = checked(check_folder)
 new_folder = checked(check_new_folder)
-bundle_folder = checked(_bundle_folder)
-codec_folder = checked(_codec_folder)
+bundle_folder = checked(partial(check_own_folder, is_own=is_bundle, noun="a bundle"))
+codec_folder = checked(partial(check_own_folder, is_own=_is_codec, noun="a codec"))
 file = checked(check_file)
+packed = checked(partial(check_file, suffixes=(".tar", ".tar.gz", ".tgz")))
+picture = checked(partial(check_file, suffixes=(".png",)))
 device = checked(check_device)
 prompts = checked(check_prompts)
-prompts_file = checked(read_prompts)
 bundle = checked(lambda source: locate(source, "bundle"))
-
-
-def packed(out: Path) -> Path:
-    """A callback of the file that a bundle is packed as."""
-    check_file(out, ".tar", ".tar.gz", ".tgz")
-    return out
-
-
-def picture(out: Path | None) -> Path | None:
-    """A callback of a PNG file to write."""
-    if out is not None:
-        check_file(out, ".png")
-    return out
-
-
-def is_a(folder: Path, kind: Kind) -> bool:
-    """Whether a folder holds a part of that kind."""
-    return kind_of(folder) == kind
 
 
 def check_part(source: str | None, kind: Kind) -> None:

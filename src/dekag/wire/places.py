@@ -28,7 +28,7 @@ def check_own_folder(out: Path, *, is_own: Callable[[Path], bool], noun: str) ->
     _check_writable(out)
 
 
-def check_file(out: Path, *suffixes: str) -> None:
+def check_file(out: Path, *, suffixes: tuple[str, ...] = ()) -> None:
     """Raise InputError unless a file of one of the suffixes, of any if there are none, can be written there."""
     if out.is_dir():
         raise InputError(f"{out} is a folder; give a file to write to")

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from dekag import choices
 from dekag.tasks.sweep.run import DIGITAL, SHIPPED
+from dekag.world.shipped import WEIGHTS
 
 ALIGN = "align generation --out {out}"
 CALA = "align transmission --out {out}"
@@ -74,6 +76,7 @@ CASES = {
     "radio send 'a red apple' --out {out} --drawn {file}": "is a file; give a folder",
     "align generation --out {file}": "{file} exists and is not a bundle, so it is kept; choose another folder",
     "align generation --out {foreign}": "{foreign} exists and is not a bundle, so it is kept",
+    "align generation --out {mixed}": "{mixed} exists and is not a bundle, so it is kept",
     "align generation --out {file}/out": "is no folder",
     "align transmission --out {foreign}": "exists and is not a bundle",
     "align transmission --out {foreign} --method full": "exists and is not a codec",
@@ -156,7 +159,7 @@ CASES = {
     f"{ALIGN} --targets '('": "--targets must be a regular expression, got '('",
     f"{ALIGN} --tracker tensorboard": "the tracker tensorboard writes to a folder: give one as --log",
 }
-"""Words -> part of what is said, where {no} is not there, {file} and {foreign} are somebody's, {empty} is a folder."""
+"""Words -> part of what is said, where {no} is not there, {file} and {foreign} are somebody's, {mixed} a bundle and more."""
 
 PACKAGES = {
     f"{ALIGN} --tracker wandb": (
@@ -211,6 +214,7 @@ class Places(NamedTuple):
     file: Path
     empty: Path
     foreign: Path
+    mixed: Path
     prompts: Path
     out: Path
 
@@ -234,6 +238,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
     places.empty.mkdir()
     places.foreign.mkdir()
     (places.foreign / "thesis.txt").write_text("years of work")
+    shutil.copytree(WEIGHTS / "emoji" / "makd", places.mixed)
+    (places.mixed / "thesis.txt").write_text("years of work")
     places.prompts.write_text("a red apple\na blue car\n")
     return places
 

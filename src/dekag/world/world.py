@@ -59,7 +59,8 @@ class Model:
 
     source: a folder, a hub id, or a generator that is loaded already. revision: commit of a hub id; None is the one
     that `world.hub` knows. sha256: digest of a folder (`bundle.digest.digest_folder`), compared before it is loaded.
-    pixels: side to draw at, the pipeline's own if None. precision: of its weights. licence: of the weights.
+    pixels: side to draw at, the pipeline's own if None. precision: of its weights, fp32, bf16 or fp16; another is an
+    InputError. licence: of the weights.
     """
 
     source: Source | DiffusersGenerator
@@ -69,6 +70,10 @@ class Model:
     sha256: str | None = None
     precision: Precision = "fp32"
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise InputError(f"precision must be one of {', '.join(DTYPES)}, got {self.precision!r}")
 
     def load(self, *, device: Device = "cpu") -> DiffusersGenerator:
         """The generator. Raises InputError if the source holds no pipeline."""

@@ -184,6 +184,21 @@ PACKAGES = {
 }
 """Words -> packages that are not installed, and part of what is said."""
 
+LISTED = {
+    f"{ALIGN} --precision bf17": ("no", "bf16"),
+    f"{ALIGN} --draw-precision bf17": ("fp32", "bf16", "fp16"),
+    f"{ALIGN} --quantisation int2": ("fp32", "fp16", "int8", "int4"),
+    f"{CALA} --precision fp16": ("no", "bf16"),
+    f"{DELIVER} --out {{out}} --precision fp8": ("fp32", "bf16", "fp16"),
+    "registry rotate-keys leaf --registry {empty} --keys {empty}": (
+        "root",
+        "targets",
+        "snapshot",
+        "timestamp",
+    ),
+}
+"""Words -> the names that there are, of choices that the command line itself refuses."""
+
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "scipy")
 PROGRAM = f"""
 import contextlib, io, json, sys
@@ -247,7 +262,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
 @pytest.fixture(scope="module")
 def said(places: Places) -> dict[str, Said]:
     """What every command says in a process that cannot import torch."""
-    missing = {**dict.fromkeys(CASES, ""), **{words: packages for words, (packages, _) in PACKAGES.items()}}
+    missing = {
+        **dict.fromkeys([*CASES, *LISTED], ""),
+        **{words: packages for words, (packages, _) in PACKAGES.items()},
+    }
     asked = [(shlex.split(places.fill(words)), packages.split()) for words, packages in missing.items()]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -281,8 +299,14 @@ def test_a_missing_package_is_named_before_torch_is_imported(words: str, said: d
     assert PACKAGES[words][1] in line
 
 
+@pytest.mark.parametrize("words", LISTED)
+def test_a_choice_lists_what_there_is(words: str, said: dict[str, Said]) -> None:
+    assert said[words].code == 2, said[words]
+    assert all(f"'{name}'" in " ".join(said[words].lines) for name in LISTED[words])
+
+
 def test_a_refusal_leaves_nothing_and_changes_nothing(said: dict[str, Said], places: Places) -> None:
-    assert len(said) == len(CASES) + len(PACKAGES)
+    assert len(said) == len(CASES) + len(PACKAGES) + len(LISTED)
     assert not places.out.parent.exists()
     assert [path.name for path in places.foreign.iterdir()] == ["thesis.txt"]
     assert not list(places.empty.iterdir())

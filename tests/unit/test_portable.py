@@ -17,7 +17,7 @@ from dekag.wire import files
 from dekag.wire.lock import locked
 
 SOURCE = Path(dekag.__file__).parent
-POSIX = ("fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty")
+POSIX = ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty")
 """Modules that Windows has not."""
 NAMES = {
     "O_CLOEXEC",

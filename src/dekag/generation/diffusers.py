@@ -15,6 +15,7 @@ from torch import Tensor
 from dekag.generation.families import FAMILIES, Conditioning, Family, family_of, make_adaptable
 from dekag.generation.metaword import PreparedMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
+from dekag.generation.samplers import BROKEN, check_sampler
 from dekag.generation.sampling import Sampling as Sampling
 from dekag.generation.schedule import Schedule, schedule_of
 from dekag.types import Image, InputError, Latent
@@ -286,18 +287,20 @@ def load_generator(
     """A generator from a pipeline directory or a hub id; `revision` pins the latter to a commit.
 
     `pixels` is the side of the pictures, the pipeline's own if None.
-    Raises InputError if neither is there.
+    Raises InputError if neither is there, or its sampler cannot draw as it is configured.
     """
     try:
         pipeline = DiffusionPipeline.from_pretrained(source, revision=revision, dtype=dtype)
-    # the others: a scheduler's configuration that diffusers does not know
-    except (OSError, ValueError, LookupError, NotImplementedError, TypeError) as error:
+    # the others: a configuration that diffusers does not know
+    except (OSError, *BROKEN) as error:
         reason = str(error).strip().splitlines()[0].split(" (")[0]
         raise InputError(
             f"{source} is no diffusers pipeline folder and no hub id that can be read: {reason}"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
-    return DiffusersGenerator(pipeline=pipeline.to(device), sampling=sampling or Sampling(), pixels=pixels)
+    used = sampling or Sampling()
+    check_sampler(pipeline, used.steps)
+    return DiffusersGenerator(pipeline=pipeline.to(device), sampling=used, pixels=pixels)
 
 
 def _paired(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[str, ...]:

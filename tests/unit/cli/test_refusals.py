@@ -159,7 +159,7 @@ CASES = {
     f"{ALIGN} --targets '('": "--targets must be a regular expression, got '('",
     f"{ALIGN} --tracker tensorboard": "the tracker tensorboard writes to a folder: give one as --log",
 }
-"""Words -> part of what is said, where {no} is not there, {file} and {foreign} are somebody's, {mixed} a bundle and more."""
+"""Words -> part of what is said; {no} is not there, {file}, {foreign} and {mixed}, a bundle and more, are somebody's."""
 
 PACKAGES = {
     f"{ALIGN} --tracker wandb": (

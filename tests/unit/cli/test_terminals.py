@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import exit_code
+from command_line import dekag, exit_code
 from tiny_worlds import miniature
 
 from dekag.bundle.bundle import describe
@@ -122,6 +122,18 @@ def test_help_and_complaints_are_ascii_on_a_narrow_terminal(words: str) -> None:
     assert "dekag" in text
 
 
+def test_a_prompt_that_the_locale_cannot_read_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What an argument of the command line is, whose bytes are no text in the encoding of the locale."""
+    prompt = "a caf\u00e9".encode().decode("ascii", errors="surrogateescape")
+    done = dekag(capsys, "deliver", prompt, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert done.complaints == [
+        "dekag: prompt 0 is no Unicode text; give it in UTF-8, in a locale such as LC_ALL=C.UTF-8"
+    ]
+
+
 @pytest.mark.slow
 def test_a_delivery_with_a_spinner_is_readable_on_an_ascii_terminal(tmp_path: Path) -> None:
     text, code = on_terminal("deliver", "a caf\u00e9 on a blue background", "--out", str(tmp_path / "out"))
@@ -133,7 +145,7 @@ def test_a_delivery_with_a_spinner_is_readable_on_an_ascii_terminal(tmp_path: Pa
 def on_terminal(*words: str) -> tuple[str, int]:
     """What the process prints on a terminal of 40 columns in ASCII, and its exit code."""
     leader, follower = pty.openpty()
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C"}
     process = subprocess.Popen(
         [sys.executable, "-m", "dekag", *words],
         stdin=follower,

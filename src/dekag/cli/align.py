@@ -195,7 +195,12 @@ def align_transmission(
 ) -> None:
     """Adapt the codec to a range of rates, SNRs and fading, by CALA or a rival; write a bundle."""
     (checks.codec_folder if method == "full" else checks.bundle_folder)(out)
-    from dekag.tasks.align_transmission import TransmissionTask, edge_latents, transmission_training
+    from dekag.tasks.align_transmission import (
+        TransmissionTask,
+        check_transmission,
+        edge_latents,
+        transmission_training,
+    )
     from dekag.tasks.align_transmission import align_transmission as align
     from dekag.training.run import Run
 
@@ -204,6 +209,7 @@ def align_transmission(
         method=method, size=size, training=training_config, batch=config.batch, quantisation=quantisation
     )
     loaded = world.load()
+    check_transmission(loaded, task)
     with joined("cpu"):
         with working("align transmission") as stage:
             run = Run(resume=resume, on_stage=stage)

@@ -98,7 +98,11 @@ class SweepOptions:
 
     def check(self) -> None:
         """Raise InputError for a name that there is nothing of, or a file, folder or package that is not there."""
-        SENDING_METHODS.require(*(self.methods.split(",") if self.methods else ()))
+        methods = self.methods.split(",") if self.methods else []
+        SENDING_METHODS.require(*methods)
+        if "digital" in methods:
+            reason = "the digital baseline needs constriction"
+            require_package("constriction", reason=reason, extra="baseline")
         GRIDS.require(self.grid)
         if self.channels is not None:
             GRID_CHANNELS.require(*self.channels.split(","), beside=CHANNELS.known)

@@ -32,10 +32,11 @@ def train_codec(
     Written to the folder codec of a world, it is that world's.
     """
     from dekag.tasks.align_transmission import edge_latents
-    from dekag.tasks.train_codec import train_codec
+    from dekag.tasks.train_codec import check_training, train_codec
     from dekag.training.run import Run
 
     loaded = world.load()
+    check_training(loaded, config)
     with joined(device) as resolved:
         with working("train codec") as stage:
             run = Run(device=resolved, resume=resume, on_stage=stage)

@@ -48,7 +48,7 @@ def _trouble(make: Callable[[], Any], steps: int) -> str:
 
 @torch.no_grad()
 def _end(sampler: Any, steps: int) -> torch.Tensor:
-    """Where a sampler ends, if the denoiser answers with half of what it is given; dynamic shifts are those of mu = 1."""
+    """Where a sampler ends whose denoiser answers half of what it is given; dynamic shifts are those of mu = 1."""
     sampler.set_timesteps(steps, **({"mu": 1.0} if sampler.config.get("use_dynamic_shifting") else {}))
     rng = torch.Generator().manual_seed(0)
     state = torch.randn(1, 4, 8, 8, generator=rng) * float(getattr(sampler, "init_noise_sigma", 1.0))

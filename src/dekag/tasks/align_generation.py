@@ -91,10 +91,12 @@ def check_generation(world: World, task: GenerationTask) -> None:
     """Whether a world's edge can be trained so; takes a moment, and nothing is drawn or bought for it.
 
     Raises InputError for a method that no bundle carries, numbers that it cannot train with, a sampler that an edge
-    cannot be trained for, and fewer steps that its sampler does not let it learn.
+    cannot be trained for, fewer steps that its sampler does not let it learn, and judges that cannot be loaded.
     """
     bundled_method(task.method)
     _check_edge(world.edge(), task)
+    if task.validate and world.judge_models:
+        world.judges()
 
 
 def _check_edge(edge: DiffusersGenerator, task: GenerationTask) -> None:

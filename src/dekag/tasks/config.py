@@ -8,6 +8,7 @@ from typing_extensions import Doc
 
 from dekag.choices import CONSTELLATIONS
 from dekag.config import check_bounds
+from dekag.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +38,5 @@ class CodecConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         CONSTELLATIONS.require(self.constellation)
+        if self.width % 4:
+            raise InputError(f"width must be a multiple of 4, as the attention has 4 heads, got {self.width}")

@@ -152,6 +152,7 @@ CASES = {
     f"{DRAW} --seeds 18446744073709551616": "seeds must be distinct, from 0 to",
     f"{DRAW} --guidance nan": "guidance must be a number of at least 0, got nan",
     f"{DRAW} --steps 1001": "steps must be 1 to 1000, got 1001",
+    "train codec --out {out} --width 162": "width must be a multiple of 4, as the attention has 4 heads, got 162",
     f"{ALIGN} --words ''": "words must have at least 1 characters, got 0",
     f"{ALIGN} --words ' '": "--words must be at least one word, as glossy, got ' '",
     f"{ALIGN} --token 'a b'": "--token must be lower-case letters, digits, _ and - in angle brackets, as <dekag>",
@@ -159,7 +160,7 @@ CASES = {
     f"{ALIGN} --targets '('": "--targets must be a regular expression, got '('",
     f"{ALIGN} --tracker tensorboard": "the tracker tensorboard writes to a folder: give one as --log",
 }
-"""Words -> part of what is said; {no} is not there, {file}, {foreign} and {mixed}, a bundle and more, are somebody's."""
+"""Words -> part of what is said; {no} is not there, {file}, {foreign} and {mixed} are somebody's."""
 
 PACKAGES = {
     f"{ALIGN} --tracker wandb": (
@@ -173,6 +174,7 @@ PACKAGES = {
     f"{ALIGN} --images {{out}} --endpoint http://localhost:1/v1": ("openai", 'pip install "dekag[endpoint]"'),
     f"{ALIGN} --judge a=efficientnet-lite0": ("efficientnet_lite_pytorch", 'pip install "dekag[judges]"'),
     f"{SWEEP} --lpips": ("lpips", 'pip install "dekag[lpips]"'),
+    f"{SWEEP} --methods no_ka,digital": ("constriction", 'pip install "dekag[baseline]"'),
     f"{SWEEP} --engine ray": ("ray", "this engine needs ray"),
     f"{SWEEP} --engine slurm": ("submitit", "this engine needs submitit"),
     "radio papr {prompts}": ("sigmf", 'pip install "dekag[radio]"'),

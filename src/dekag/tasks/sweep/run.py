@@ -170,9 +170,13 @@ def _plan(
     on_stage("load")
     edge, draw = _drawer(config, out / "latents")
     folder = draw.folder
-    prompts, sent = _held_out(config, draw, on_stage)
+    # before anything is drawn
+    noise = torch.randn(1, *edge.latent_shape, generator=torch.Generator().manual_seed(config.seed))
     for method in codecs:
-        check_codec(method, sent, points, config.grid.constellations)
+        check_codec(method, noise, points, config.grid.constellations)
+    if world.judge_models:
+        world.judges(device=config.device)
+    prompts, sent = _held_out(config, draw, on_stage)
     distilled = _distilled(config, draw, on_stage) if config.draws else None
     with _one_thread():
         methods = _methods(config, codecs, distilled, weight, edge, folder)

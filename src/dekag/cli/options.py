@@ -16,6 +16,7 @@ from dekag.cli.console import console, warn
 from dekag.cli.generated import Options
 from dekag.errors import InputError
 from dekag.generation.sampling import Sampling
+from dekag.world.shipped import DEFAULT_WORLD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,10 +54,6 @@ Resume = Annotated[
     Path | None,
     typer.Option(callback=checks.folder, help="Folder that keeps the state of an interrupted run."),
 ]
-
-
-DEFAULT_WORLD = "emoji"
-"""As `dekag.world.shipped.DEFAULT_WORLD`, which takes torch to be read."""
 
 
 @dataclass(frozen=True, kw_only=True)

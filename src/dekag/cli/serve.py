@@ -11,10 +11,11 @@ from typing_extensions import Doc
 from dekag.cli.checks import check_there
 from dekag.cli.console import needing, quiet_loading, starting
 from dekag.cli.generated import Options, with_options
-from dekag.cli.options import DEFAULT_WORLD, chosen_name, read_world
+from dekag.cli.options import chosen_name, read_world
 from dekag.serving.supported import check_service
 from dekag.training.devices import check_device
 from dekag.wire.places import check_folder
+from dekag.world.shipped import DEFAULT_WORLD
 
 app = typer.Typer(no_args_is_help=True, help="Run a party as a service.")
 

@@ -13,7 +13,6 @@ from dekag.cli import checks
 from dekag.cli.console import needing, print_json, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
-    DEFAULT_WORLD,
     AsEdge,
     BuyingWorldOptions,
     ChannelOptions,
@@ -33,6 +32,7 @@ from dekag.cli.options import (
 from dekag.data.prompts import read_prompts
 from dekag.serving.supported import check_service
 from dekag.training.devices import check_device
+from dekag.world.shipped import DEFAULT_WORLD
 
 app = typer.Typer()
 

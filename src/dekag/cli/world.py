@@ -12,8 +12,9 @@ from dekag.cli import checks
 from dekag.cli.checks import check_images, check_part
 from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
-from dekag.cli.options import DEFAULT_WORLD, Json, read_world
+from dekag.cli.options import Json, read_world
 from dekag.data.prompts import read_prompts
+from dekag.world.shipped import DEFAULT_WORLD
 
 app = typer.Typer(no_args_is_help=True, help="Make a world of your own models, and look at one.")
 

@@ -158,9 +158,9 @@ class DiffusersGenerator:
             for texts, numbers in self._chunks(self._texts(prompts), seeds):
                 made = self._call(texts, numbers, output_type="pt", **self._noise(numbers))
                 part: Image = made.images.float().clamp(0, 1).cpu()
-                part[torch.tensor(getattr(made, "nsfw_content_detected", None) or [False] * len(part))] = (
-                    math.nan
-                )
+                flagged = getattr(made, "nsfw_content_detected", None)
+                if flagged is not None:
+                    part[torch.tensor([bool(each) for each in flagged])] = math.nan
                 parts.append(part)
         return torch.cat(parts)
 

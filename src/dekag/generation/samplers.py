@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,10 @@ def check_sampler(pipeline: Any, steps: int | None) -> None:
 def _trouble(make: Callable[[], Any], steps: int) -> str:
     """What is wrong with a walk of a sampler; empty if nothing is."""
     try:
-        return "" if _end(make(), steps).isfinite().all() else "its noise levels lead to what is no number"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the libraries, once it draws
+            end = _end(make(), steps)
+        return "" if end.isfinite().all() else "its noise levels lead to what is no number"
     except BROKEN as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
 

@@ -80,11 +80,8 @@ def test_a_checker_that_flags_nothing_says_nothing(edge: DiffusersGenerator) -> 
 def test_a_blanked_picture_chooses_no_settings(edge: DiffusersGenerator) -> None:
     cloud = cloud_that_blanks(CAPTIONS, [VALIDATION_SEED] * 3, [0])
     tiny = world(edge, cloud, validation=CAPTIONS)
-    data = material(
-        replace(tiny, cloud_model=Model(source=replace(cloud, pipeline=checked_pipeline()))),
-        ImageSource(),
-        ALONE,
-    )
+    unflagged = Model(source=replace(cloud, pipeline=unchecked(cloud.pipeline)))
+    data = material(replace(tiny, cloud_model=unflagged), ImageSource(), ALONE)
     with pytest.warns(SafetyWarning, match="blanked 1 of 3 pictures: prompt 0"):
         check = validation(tiny, tiny.edge(), data, ALONE)
     assert tuple(getattr(check, "prompts", ())) == tuple(CAPTIONS[1:])

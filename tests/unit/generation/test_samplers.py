@@ -13,6 +13,8 @@ from dekag.generation.diffusers import Sampling, load_generator
 from dekag.generation.samplers import check_sampler
 from dekag.world import load_world
 
+pytestmark = pytest.mark.filterwarnings("ignore:`LoraLoaderMixin` is deprecated:FutureWarning")
+
 ODD: dict[str, tuple[Mapping[str, object], int | None, str]] = {
     "more steps than noise levels": ({"num_train_timesteps": 10}, 20, "cannot draw in 20 steps: "),
     "the usual steps of the pipeline": ({"num_train_timesteps": 10}, None, "cannot draw in 50 steps: "),

@@ -36,7 +36,7 @@ def checked_pipeline() -> Any:
         torch.manual_seed(0)
         checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=sizes, projection_dim=WIDTH)).eval()
     checker.special_care_embeds_weights.fill_(NEVER)
-    seen = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    seen: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     pipeline.register_modules(safety_checker=checker, feature_extractor=CLIPImageProcessor(**seen))
     pipeline.register_to_config(requires_safety_checker=True)
     return pipeline

@@ -144,6 +144,7 @@ class GenerationMethod(Protocol[Config]):
 
     def check(self, generator: DiffusersGenerator, config: Config) -> None:
         """Raise InputError, before anything is drawn or trained, if the generator cannot be trained so."""
+        return None
 
     def stages(self, config: Config) -> dict[str, int]:
         """Name and steps of each stage as `run.on_step` gets them, in their order; empty if unknown."""

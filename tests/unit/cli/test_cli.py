@@ -164,21 +164,6 @@ BAD = {
         ("train", "codec", "--patch", 7),
         "the patch must divide rows and columns",
     ),
-    "a rank that is too small": (
-        (
-            "align",
-            "transmission",
-            "--method",
-            "snr_attention",
-            "--rank",
-            1,
-            "--norm-rank",
-            0,
-            "--gain-rank",
-            0,
-        ),
-        "the update is too small for SNR attention",
-    ),
     "no prompt file": (("generate", "--prompts-file", "/no/such.txt"), "does not exist"),
 }
 

@@ -1,7 +1,6 @@
 """Nothing of dekag needs POSIX to be imported, and its locks are those of the system on every platform."""
 
 import ast
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 import dekag
 from dekag.errors import InputError
 from dekag.serving import supported
-from dekag.wire import files
 from dekag.wire.lock import locked
 
 SOURCE = Path(dekag.__file__).parent
@@ -113,30 +111,44 @@ def test_a_lock_that_cannot_be_made_says_where(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_is_written_where_no_folder_can_be_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on Windows, where a folder cannot be opened."""
-    opened = os.open
+AS_ON_WINDOWS = """
+import os, sys
+from pathlib import Path
+from dekag.errors import InputError
+from dekag.serving import supported
 
-    def no_folders(path: Path, flags: int, *more: int) -> int:
-        if os.path.isdir(path):
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, flags, *more)
+opened = os.open
+def no_folders(path, flags, *more):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return opened(path, flags, *more)
 
-    monkeypatch.setattr(files.os, "open", no_folders)
-    with pytest.raises(OSError, match="Permission denied"):
-        files.sync(tmp_path)
-    monkeypatch.setattr(files, "WINDOWS", True)
-    files.write_json(tmp_path / "a.json", {"a": 1})
-    files.write_folder(tmp_path / "b", {"c": b"d"}, is_own=lambda _: True, noun="ours")
-    with files.staged(tmp_path / "e") as stage:
-        (stage / "f").write_bytes(b"g")
-    assert [(tmp_path / name).read_bytes() for name in ("b/c", "e/f")] == [b"d", b"g"]
-
-
-def test_a_service_says_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+os.open = no_folders
+folder = Path(sys.argv[1])
+try:
+    files.sync(folder)
+except PermissionError:
+    print("no folder can be opened")
+files.WINDOWS = supported.WINDOWS = True
+files.write_bytes(folder / "a", b"a")
+files.write_folder(folder / "b", {"c": b"c"}, is_own=lambda _: True, noun="ours")
+with files.staged(folder / "d") as stage:
+    (stage / "e").write_bytes(b"e")
+try:
     supported.check_service()
-    monkeypatch.setattr(supported, "WINDOWS", True)
-    with pytest.raises(InputError, match="the services run on Linux and macOS; on Windows start them in WSL"):
-        supported.check_service()
+except InputError as error:
+    print(error)
+"""
+
+
+def test_folders_are_written_and_services_refused_as_on_windows(tmp_path: Path) -> None:
+    """In a process where no folder can be opened, as there, so that none can be synced."""
+    supported.check_service()
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ON_WINDOWS, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "no folder can be opened",
+        "the services run on Linux and macOS; on Windows start them in WSL",
+    ]
+    assert [(tmp_path / name).read_bytes() for name in ("a", "b/c", "d/e")] == [b"a", b"c", b"e"]

@@ -371,8 +371,10 @@ def test_a_part_of_ones_own_is_known_early() -> None:
     """The file that adds to a table imports it, so that its names are known without another import."""
     from dekag.channel.named import CHANNELS
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(CHANNELS, "smoke-signals", CHANNELS["awgn"])
+    CHANNELS["smoke-signals"] = CHANNELS["awgn"]
+    try:
         choices.CHANNELS.require("smoke-signals")
+    finally:
+        del CHANNELS["smoke-signals"]
     with pytest.raises(choices.InputError, match="unknown channel 'smoke-signals'"):
         choices.CHANNELS.require("smoke-signals")

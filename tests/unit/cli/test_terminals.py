@@ -1,5 +1,6 @@
 """What commands print is readable on any terminal: strict ASCII, no colour, a pipe, 40 columns."""
 
+import contextlib
 import io
 import os
 import pty
@@ -49,8 +50,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Printed:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         with io.TextIOWrapper(raw, encoding=encoding, errors="strict", write_through=True) as stream:
-            with monkeypatch.context() as patch:
-                patch.setattr(sys, "stdout", stream)
+            with contextlib.redirect_stdout(stream):
                 do()
             return raw.getvalue().decode(encoding)
 

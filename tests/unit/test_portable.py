@@ -118,10 +118,11 @@ from dekag.errors import InputError
 from dekag.serving import supported
 
 opened = os.open
-def no_folders(path, flags, *more):
-    if os.path.isdir(path):
+def no_folders(path, flags, *more, **options):
+    ours = sys._getframe(1).f_globals["__name__"].startswith("dekag")
+    if ours and os.path.isdir(path):
         raise PermissionError(13, "Permission denied", str(path))
-    return opened(path, flags, *more)
+    return opened(path, flags, *more, **options)
 
 os.open = no_folders
 folder = Path(sys.argv[1])

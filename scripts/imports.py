@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "dekag"
-NOUNS = frozenset({"errors", "types", "units", "config"})
+NOUNS = frozenset({"errors", "types", "units", "config", "choices"})
 STAGES = NOUNS | {"channel", "codec", "generation"}
 LINKED = STAGES | {"wire", "link"}
 PARTS = LINKED | {"baseline", "bundle", "training", "alignment", "evaluation", "data", "registry"}
@@ -25,6 +25,7 @@ LAYERS = {
     "types": frozenset({"errors"}),
     "units": frozenset({"errors"}),
     "config": frozenset({"errors"}),
+    "choices": frozenset({"errors"}),
     "channel": NOUNS,
     "codec": NOUNS,
     "generation": NOUNS,

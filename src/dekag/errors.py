@@ -44,5 +44,9 @@ class EndpointWarning(UserWarning):
     """An endpoint draws in another way than it was asked to, or not all that it was asked for."""
 
 
+class SafetyWarning(UserWarning):
+    """What a pipeline's safety checker blanked, or that it is not asked."""
+
+
 class SkippedWarning(UserWarning):
     """Pictures or captions that cannot be used were left out, as was asked for."""

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from dekag.channel import BlockFading, recover
-from dekag.codec import TrainedRange
+from dekag.codec import TrainableCodec, TrainedRange, check_payload
 from dekag.types import (
     Channel,
     Codec,
@@ -110,6 +110,8 @@ def send(link: Link, prompts: Sequence[str], condition: Condition, *, seeds: Seq
     Raises InputError for unusable prompts, seeds or conditions.
     """
     clock: Clock = {}
+    if isinstance(link.codec, TrainableCodec):  # it says how much it sends, before anything is drawn
+        check_payload(link.codec, condition)
     with _timed(clock, "generate"):
         latent = link.generator(prompts, seeds=seeds)
     with _timed(clock, "encode"):

@@ -1,15 +1,26 @@
 """Configurations of the alignments; without torch, so that bad options are refused at once."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from typing_extensions import Doc
 
+from dekag.choices import ADAPTERS
 from dekag.config import check_bounds, settings
-from dekag.errors import InputError
+from dekag.errors import FieldError, InputError
 
-USUAL_ADAPTERS = ("none", "full", "lora", "lokr")
+TOKEN = "<[a-z0-9_-]{1,62}>"
+"""How a metaword may be written: tokenizers that lower-case would merge any other spelling's vectors."""
+
+
+def check_pattern(name: str, pattern: str | None) -> None:
+    """Raise FieldError if a field is to be a regular expression and is none."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise FieldError(f"{name} must be a regular expression, got {pattern!r}: {error}", name) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +104,16 @@ class MakdConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.adapter not in USUAL_ADAPTERS:
-            _require_adapter(self.adapter)
+        if self.adapter not in (known := ("none", "full", *ADAPTERS.known)):
+            raise InputError(f"adapter must be one of {', '.join(known)}, got {self.adapter!r}")
+        if not re.fullmatch(TOKEN, self.token):
+            raise FieldError(
+                f"token must be lower-case letters, digits, _ and - in angle brackets, as <dekag>, got {self.token!r}",
+                "token",
+            )
+        if not self.words.strip():
+            raise FieldError(f"words must be at least one word, as glossy, got {self.words!r}", "words")
+        check_pattern("targets", self.targets)
 
     def settings(self) -> dict[str, int | float | str]:
         """The numbers as a bundle keeps them: what is None is left out, yes and no are 1 and 0."""
@@ -124,6 +143,7 @@ class FewStepConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_pattern("targets", self.targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +172,3 @@ class CalaConfig:
             raise InputError(
                 f"the rank must be a multiple of the group, got rank {self.rank}, group {self.group}"
             )
-
-
-def _require_adapter(kind: str) -> None:
-    """Raise InputError unless a kind of adapter is known, one that a user added included."""
-    from dekag.alignment.generation.adapters import KINDS
-
-    known = dict.fromkeys((*USUAL_ADAPTERS, *KINDS))
-    if kind not in known:
-        raise InputError(f"adapter must be one of {', '.join(known)}, got {kind!r}")

@@ -98,7 +98,7 @@ def kind(condition: Condition) -> str:
 def read_thresholds(path: Path) -> Thresholds:
     """Read measurements. Raises InputError if the file holds none, or of another decoder or target."""
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(path.read_text(encoding="utf-8"))
         found = (table["target"], table["iterations"])
         measured = {
             name: {mcs: tuple(_point(*row) for row in rows) for mcs, rows in by_mcs.items()}

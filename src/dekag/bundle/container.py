@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dekag.types import InputError
+from dekag.errors import InputError
 
 MANIFEST = "bundle.json"
 LORA = "pytorch_lora_weights.safetensors"

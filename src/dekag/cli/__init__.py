@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dekag.cli import align, bundle, cloud, evaluate, jobs, radio, registry, serve, system, train, world
-from dekag.cli.console import complain, quiet_libraries
+from dekag.cli.console import complain, escape_unprintable, quiet_libraries
 from dekag.errors import InputError, NotReceivedError
 from dekag.version import __version__
 
@@ -37,6 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Of several processes the first one of each node says what is wrong with the input, as all find the same.
     """
     quiet_libraries()
+    escape_unprintable()
     try:
         app(None if words is None else list(words), prog_name="dekag")
     except ValueError as error:

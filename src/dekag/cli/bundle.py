@@ -8,31 +8,39 @@ import typer
 from annotated_types import Ge, Le
 from typing_extensions import Doc
 
-from dekag.cli.console import print_json, print_tables, working
+from dekag.choices import LAYOUTS
+from dekag.cli import checks
+from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
 from dekag.cli.options import Json, Out, model_of
 from dekag.errors import FieldError, InputError
 
 app = typer.Typer(no_args_is_help=True, help="Look at bundles, write them for other programs, import LoRA.")
 
-BundlePath = Annotated[str, typer.Argument(help="A shipped bundle's name, a directory or a tar.")]
+BundlePath = Annotated[
+    str, typer.Argument(callback=checks.bundle, help="A shipped bundle's name, a directory or a tar.")
+]
 
 
 @app.command("inspect")
 def bundle_inspect(path: BundlePath, as_json: Json = False) -> None:
     """Check a bundle and say what is in it."""
     from dekag.bundle.bundle import describe
-    from dekag.cli.tables import bundle_table
+    from dekag.cli.tables import bundle_lines
     from dekag.world import locate
 
     description = describe(locate(path, "bundle"))
-    print_json(description) if as_json else print_tables(bundle_table(description))
+    print_json(description) if as_json else print("\n".join(bundle_lines(description)))
 
 
 @app.command("pack")
 def bundle_pack(
-    path: Annotated[str, typer.Argument(help="A shipped bundle's name or a directory.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write: .tar, .tar.gz or .tgz.")],
+    path: Annotated[
+        str, typer.Argument(callback=checks.bundle, help="A shipped bundle's name or a directory.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", callback=checks.packed, help="File to write: .tar, .tar.gz or .tgz.")
+    ],
 ) -> None:
     """Pack a bundle as one file, as it travels."""
     from dekag.bundle.bundle import pack
@@ -67,6 +75,8 @@ class ExportOptions:
     device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "auto"
 
     def __post_init__(self) -> None:
+        if self.to is not None:
+            LAYOUTS.require(self.to)
         if self.edge is not None and self.hub is None:
             raise FieldError("edge draws the previews of a model card; give hub as well", "edge", "hub")
         if self.prompt and self.edge is None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dekag.cli import checks
 from dekag.cli.console import needing
 
 app = typer.Typer(no_args_is_help=True, help="Look after the cloud's database.")
@@ -36,7 +37,9 @@ def migrate(folder: Folder = None, database: Database = None) -> None:
 
 @app.command()
 def backup(
-    out: Annotated[Path, typer.Argument(help="File to write; it appears whole or not at all.")],
+    out: Annotated[
+        Path, typer.Argument(callback=checks.file, help="File to write; it appears whole or not at all.")
+    ],
     folder: Folder = None,
     database: Database = None,
 ) -> None:

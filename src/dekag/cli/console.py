@@ -7,16 +7,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from dekag.errors import (
     ConditionWarning,
     EndpointWarning,
+    InputError,
     PromptTruncatedWarning,
     ReceptionWarning,
+    SafetyWarning,
     SkippedWarning,
     StepError,
 )
@@ -59,6 +62,13 @@ def warn(text: str) -> None:
         print(f"dekag: warning: {text}", file=sys.stderr)
 
 
+def escape_unprintable() -> None:
+    """Have what the terminal's encoding lacks printed as its code in place of a failure."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def quiet_libraries() -> None:
     """Show this package's own warnings alone, one line each."""
 
@@ -70,6 +80,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("default", module="dekag")
     for category in _TOLD:
         warnings.filterwarnings("always", category=category)
+    warnings.filterwarnings("once", category=SafetyWarning)
     warnings.showwarning = one_line
 
 
@@ -97,7 +108,7 @@ def joined(device: str) -> Iterator[Any]:
 def working(text: str) -> Iterator[Callable[[str], None]]:
     """A spinner with the current stage on a terminal; a line each stage elsewhere."""
     quiet_loading()
-    with console.status(text) as status:
+    with console.status(text, spinner="line" if console.options.ascii_only else "dots") as status:
 
         def stage(name: str) -> None:
             status.update(f"{text}: {name}")
@@ -148,12 +159,6 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def print_tables(*tables: RenderableType) -> None:
-    """Print tables on standard output."""
-    for table in tables:
-        Console().print(table)
-
-
 @contextmanager
 def starting() -> Iterator[None]:
     """Import and load a service without the garbage collector, which takes a quarter of the time and finds nothing."""
@@ -173,6 +178,4 @@ def needing(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dekag"):
             raise
-        from dekag.types import InputError
-
         raise InputError(f'{error.name} is needed for this: pip install "dekag[{extra}]"') from error

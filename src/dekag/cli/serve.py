@@ -8,9 +8,14 @@ import typer
 from annotated_types import Ge, Le
 from typing_extensions import Doc
 
+from dekag.cli.checks import check_there
 from dekag.cli.console import needing, quiet_loading, starting
 from dekag.cli.generated import Options, with_options
-from dekag.cli.options import DEFAULT_WORLD, chosen_name
+from dekag.cli.options import chosen_name, read_world
+from dekag.serving.supported import check_service
+from dekag.training.devices import check_device
+from dekag.wire.places import check_folder
+from dekag.world.shipped import DEFAULT_WORLD
 
 app = typer.Typer(no_args_is_help=True, help="Run a party as a service.")
 
@@ -20,11 +25,24 @@ class ServiceOptions:
     """What every service is told; what is None comes from the environment."""
 
     HIDDEN: ClassVar[tuple[str, ...]] = ("preset",)
+    folder: Annotated[Path | None, Doc("What the service keeps.")] = None
     host: Annotated[str | None, Doc("Address to listen on; 127.0.0.1.")] = None
     tokens_file: Annotated[str | None, Doc("File with a bearer token a line; needed beyond loopback.")] = None
     world: Annotated[str | None, Doc(f"A shipped world or the folder of one; {DEFAULT_WORLD}.")] = None
     preset: Annotated[str | None, Doc("The old name of --world.")] = None
     device: Annotated[str | None, Doc("cpu, cuda, cuda:1, ...; a GPU if there is one.")] = None
+
+    def check(self) -> None:
+        """Raise InputError where no service runs, and for what is not there or has a wrong name."""
+        check_service()
+        if (name := self.world if self.preset is None else self.preset) is not None:
+            read_world(name)
+        if self.device is not None:
+            check_device(self.device)
+        if self.folder is not None:
+            check_folder(self.folder)
+        if self.tokens_file is not None:
+            check_there(Path(self.tokens_file), "tokens_file", right="give a file with a token a line")
 
     def settings(self) -> dict[str, Any]:
         """The settings of the service that are given, by name."""
@@ -44,6 +62,11 @@ class EdgeOptions(ServiceOptions):
     root: Annotated[Path | None, Doc("The registry's root.json; needed once.")] = None
     channel: Annotated[str | None, Doc("Channel of the registry; stable.")] = None
     cloud_url: Annotated[str | None, Doc("Address of the cloud, for reports and the page.")] = None
+
+    def check(self) -> None:
+        """As of every service, and for a root that is not there."""
+        super().check()
+        check_there(self.root, "root", right="give that of the registry")
 
 
 @dataclass(frozen=True, kw_only=True)

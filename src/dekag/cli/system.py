@@ -9,10 +9,11 @@ import typer
 from annotated_types import Ge, Le
 from typing_extensions import Doc
 
-from dekag.cli.console import needing, print_json, print_tables, working
+from dekag.cli import checks
+from dekag.cli.console import needing, print_json, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
-    DEFAULT_WORLD,
+    AsEdge,
     BuyingWorldOptions,
     ChannelOptions,
     Device,
@@ -25,8 +26,13 @@ from dekag.cli.options import (
     WorldOptions,
     chosen_name,
     parse_seeds,
+    read_world,
     spending,
 )
+from dekag.data.prompts import read_prompts
+from dekag.serving.supported import check_service
+from dekag.training.devices import check_device
+from dekag.world.shipped import DEFAULT_WORLD
 
 app = typer.Typer()
 
@@ -73,9 +79,9 @@ def demo(
     if as_json:
         print_json(result.to_json())
         return
-    from dekag.cli.tables import rich_tables
+    from dekag.cli.tables import print_tables
 
-    print_tables(*rich_tables(result))
+    print_tables(result)
     for line in demonstration.summary(result):
         print(line)
     print(f"wrote {out / 'report.json'} and {out / 'report.png'}")
@@ -88,6 +94,11 @@ class DrawingOptions:
     prompts_file: Annotated[Path, Doc("One prompt a line.")]
     seeds: Annotated[str, Doc("Seeds of each prompt, separated by commas.")] = "0"
 
+    def check(self) -> None:
+        """Raise InputError for prompts that are not there, or seeds that are none."""
+        read_prompts(self.prompts_file)
+        parse_seeds(self.seeds)
+
 
 @app.command()
 @with_options
@@ -98,7 +109,7 @@ def generate(
         WorldOptions, Options(only=("world", "edge", "bundle", "variant", "pipeline_config", "preset"))
     ],
     sampling: SamplingOptions,
-    model: Annotated[str | None, typer.Option(help="As --edge.")] = None,
+    model: AsEdge = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -125,6 +136,10 @@ class DeliveryOptions:
     ka: Annotated[bool, Doc("With or without the world's updates.")] = True
     device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "cpu"
     seed: Annotated[int, Ge(0), Le(2**31 - 1), Doc("Seed of everything random.")] = 0
+
+    def check(self) -> None:
+        """Raise InputError for a device that there cannot be."""
+        check_device(self.device)
 
 
 @app.command()
@@ -164,7 +179,10 @@ def deliver(
 @app.command()
 def up(
     folder: Annotated[
-        Path, typer.Option(help="What the services keep; it is made, and used again the next time.")
+        Path,
+        typer.Option(
+            callback=checks.folder, help="What the services keep; it is made, and used again the next time."
+        ),
     ] = Path("dekag-up"),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page and the edge.")] = 8000,
     cloud_port: Annotated[int, typer.Option(min=1, max=65535, help="Of the cloud.")] = 8001,
@@ -172,6 +190,8 @@ def up(
     preset: Annotated[str | None, typer.Option("--preset", hidden=True)] = None,
 ) -> None:
     """Start a cloud, an edge and the page on this machine, with the shipped updates published; Ctrl-C stops them."""
+    read_world(chosen_name(world, preset) or world)
+    check_service()
     with needing("serve"):
         from dekag.serving.up import Site, alignment_lines, prepare, running, until_stopped, wait
 
@@ -194,7 +214,10 @@ def up(
 def receive(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Frames (.frame) and SigMF recordings, the latter with or without suffix."),
+        typer.Argument(
+            callback=checks.recordings,
+            help="Frames (.frame) and SigMF recordings, the latter with or without suffix.",
+        ),
     ],
     out: Out,
     world: ReceiverOptions,

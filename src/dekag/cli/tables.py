@@ -1,18 +1,44 @@
 """Numbers as rich tables and lines."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table as RichTable
 
 from dekag.evaluation.table import Table, Tabular
 from dekag.tasks.sweep import Summary
 from dekag.tasks.sweep.summary import LOW_SNR_DB
 
+WIDEST = 10_000
+"""Columns that no table needs."""
 
-def rich_tables(result: Tabular) -> list[RichTable]:
-    """The tables of a result for a terminal."""
-    return [rich_table(table) for table in result.tables()]
+
+def print_tables(result: Tabular) -> None:
+    """The tables of a result on standard output; row by row, a line each number, if the terminal is too narrow.
+
+    A pipe or a file has no width and gets whole tables, unless COLUMNS says how wide it is.
+    """
+    for table in result.tables():
+        shown, console = rich_table(table), Console()
+        wide = console.measure(shown, options=console.options.update(width=WIDEST)).maximum
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = max(wide, console.width)
+        if wide <= console.width:
+            console.print(shown)
+        else:
+            print("\n".join(row_lines(table)))
+
+
+def row_lines(table: Table) -> list[str]:
+    """A table as lines: the name of each row, and below it what its columns say."""
+    lines = [table.title]
+    for section in table.sections:
+        for name, cells in section.items():
+            numbers = zip(table.headings[1:], cells, strict=False)
+            lines += [name, *(f"  {heading} {cell.text}" for heading, cell in numbers if cell is not None)]
+    return [*lines, table.caption] if table.caption else lines
 
 
 def rich_table(table: Table) -> RichTable:
@@ -47,13 +73,15 @@ def sweep_lines(summary: Summary) -> list[str]:
     return lines
 
 
-def bundle_table(description: dict[str, object]) -> RichTable:
-    """A bundle's manifest, without the list of tensors."""
-    table = RichTable(title=f"bundle {str(description['id'])[:12]}", show_header=False)
+def bundle_lines(description: Mapping[str, object]) -> list[str]:
+    """A bundle's manifest, without the list of tensors, a line each entry."""
+    lines = [f"bundle {str(description['id'])[:12]}"]
     for key, value in description.items():
-        shown = ", ".join(value) if key == "files" and isinstance(value, dict) else str(value)
-        table.add_row(key, shown)
-    return table
+        inner = value if isinstance(value, Mapping) and key != "files" else None
+        shown = ", ".join(value) if key == "files" and isinstance(value, Mapping) else value
+        lines.append(f"{key}:" if inner else f"{key}: {shown}")
+        lines += [f"  {name}: {number}" for name, number in (inner or {}).items()]
+    return lines
 
 
 def world_lines(described: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import typer
 
 from dekag.cli.console import console, joined, progress, working
 from dekag.cli.generated import with_options
-from dekag.cli.options import Device, Out, Resume, TrainingWorld
+from dekag.cli.options import CodecOut, Device, Resume, TrainingWorld
 from dekag.tasks.config import CodecConfig
 
 app = typer.Typer(no_args_is_help=True, help="Train a codec for a world's latents.")
@@ -20,7 +20,7 @@ def _train() -> None:
 @app.command("codec")
 @with_options
 def train_codec(
-    out: Out,
+    out: CodecOut,
     world: TrainingWorld,
     config: CodecConfig,
     draws: Annotated[int, typer.Option(min=1, help="Edge drawings of each prompt to learn from.")] = 2,
@@ -32,10 +32,11 @@ def train_codec(
     Written to the folder codec of a world, it is that world's.
     """
     from dekag.tasks.align_transmission import edge_latents
-    from dekag.tasks.train_codec import train_codec
+    from dekag.tasks.train_codec import check_training, train_codec
     from dekag.training.run import Run
 
     loaded = world.load()
+    check_training(loaded, config)
     with joined(device) as resolved:
         with working("train codec") as stage:
             run = Run(device=resolved, resume=resume, on_stage=stage)

@@ -8,9 +8,13 @@ import typer
 from annotated_types import Ge
 from typing_extensions import Doc
 
+from dekag.cli import checks
+from dekag.cli.checks import check_images, check_part
 from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
-from dekag.cli.options import DEFAULT_WORLD, Json
+from dekag.cli.options import Json, read_world
+from dekag.data.prompts import read_prompts
+from dekag.world.shipped import DEFAULT_WORLD
 
 app = typer.Typer(no_args_is_help=True, help="Make a world of your own models, and look at one.")
 
@@ -43,11 +47,22 @@ class NewWorldOptions:
         str | None, Doc("Of a single file: diffusers folder or hub id with its configuration.")
     ] = None
 
+    def check(self) -> None:
+        """Raise InputError for a part that is not there."""
+        from dekag.world.entry import check_sources
+
+        check_sources(self.cloud, self.images, self.endpoint, prompts_file=self.prompts)
+        check_part(self.edge, "pipeline")
+        check_part(self.cloud, "pipeline")
+        check_images(self.images)
+        if self.prompts is not None:
+            read_prompts(self.prompts)
+
 
 @app.command()
 @with_options
 def new(
-    folder: Annotated[Path, typer.Argument(help="New folder for the world.")],
+    folder: Annotated[Path, typer.Argument(callback=checks.new_folder, help="New folder for the world.")],
     options: NewWorldOptions,
     as_json: Json = False,
 ) -> None:
@@ -87,6 +102,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Say what a world has and lacks, and the command that fills each gap. Nothing is loaded."""
+    read_world(world)
     from dekag.world import load_world
     from dekag.world.new import describe_world
 

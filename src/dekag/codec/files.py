@@ -38,7 +38,7 @@ def save_codec(codec: AdaptableCodec, folder: Path) -> None:
         raise InputError(f"settings of {type(codec).__name__} must be JSON values: {error}") from error
     tensors = {name: _stored(name, tensor) for name, tensor in codec.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(text + "\n")
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     save_file(tensors, folder / "model.safetensors")
 
 
@@ -50,7 +50,7 @@ def load_codec(folder: Path, *, kind: CodecClass | None = None) -> AdaptableCode
     config.
     """
     try:
-        settings = json.loads((folder / "config.json").read_text())
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder} holds no codec (config.json and model.safetensors): {error}") from error

@@ -17,7 +17,9 @@ from dekag.data.images import CloudImages, FolderFiles, checked, pairs
 from dekag.data.orders import Order, draw_seeds, named
 from dekag.data.paid import PaidFolder, spent_since
 from dekag.types import EndpointWarning, Image, InputError
+from dekag.wire.lock import locked
 
+LOCK = ".lock"
 _TOLD = 10
 """Most refused prompts that one line names."""
 
@@ -152,26 +154,18 @@ def _buy(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Within, no other run buys for the folder. Raises InputError if one does; a folder that stays empty goes again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    path, taken = folder / LOCK, f"another run buys pictures for {folder} now; wait until it has ended"
     try:
-        _lock(descriptor, folder)
-        yield
+        with locked(path, taken=taken):
+            try:
+                yield
+            finally:
+                # under the lock: who waits for this file sees that it is gone and makes another
+                with suppress(OSError):
+                    path.unlink()
     finally:
-        os.close(descriptor)
         with suppress(OSError):
             folder.rmdir()
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another run buys pictures for {folder} now; wait until it has ended") from None
-    except (ImportError, OSError):  # Windows, or a file system without locks: then nobody is kept out
-        return
 
 
 def _settled(

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from dekag.errors import InputError
 
+TABLE_SUFFIXES = (".parquet", ".tar")
+"""Of files that are tables of pictures."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dekag.data.text import read_lines
-from dekag.types import InputError
+from dekag.errors import InputError
 
 RIGHT = "give a text file with one prompt a line"
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dekag.data.entries import Entry, Faults
+from dekag.data.entries import TABLE_SUFFIXES, Entry, Faults
 from dekag.data.folder import CAPTION_KEYS, INDEX, METADATA, TABLE
 from dekag.errors import InputError
 from dekag.wire.rows import scratch
 
 _ON_DISK, _SPLITS = "dataset_info.json", "dataset_dict.json"
-_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
+_BUILDERS = dict(zip(TABLE_SUFFIXES, ("parquet", "webdataset"), strict=True))
 _IMAGE_KEYS = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 _TEXT_KEYS = (*CAPTION_KEYS, "captions", "txt")
 """Names of columns with captions; those of WebDataset are suffixes of files."""

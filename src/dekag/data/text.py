@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dekag.types import InputError
+from dekag.errors import InputError
 
 MARK = "\ufeff"
 """The byte-order mark that some editors put at the head of UTF-8."""

@@ -28,6 +28,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dekag.choices import IMAGENET
+from dekag.choices import NAMED_JUDGES as NAMED_JUDGES
 from dekag.evaluation.preprocessing import Preprocessing, Size, load_preprocessing
 from dekag.types import InputError, PerImage
 
@@ -35,9 +37,6 @@ Embeddings = Float[Tensor, "batch width"]
 """Unit length."""
 
 CANDIDATES = 100
-IMAGENET = "efficientnet-lite0"
-NAMED_JUDGES = (IMAGENET,)
-"""Judges that a package brings along, by name."""
 Images = Float[Tensor, "batch 3 _ _"]
 """RGB in [0, 1], of any size."""
 

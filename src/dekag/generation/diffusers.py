@@ -15,6 +15,8 @@ from dekag.generation.families import Conditioning, Family, family_of, known_fam
 from dekag.generation.loading import PipelineSource, load_pipeline
 from dekag.generation.metaword import PreparedMetaword
 from dekag.generation.prompts import check_prompts, warn_truncated
+from dekag.generation.samplers import check_sampler
+from dekag.generation.sampling import Sampling as Sampling
 from dekag.generation.schedule import Schedule, schedule_of
 from dekag.types import Image, ImageRows, InputError, Latent
 
@@ -25,32 +27,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Arguments that every call of a cloud's pipeline needs, by the name of its class."""
 GUIDANCE = {"QwenImagePipeline": "true_cfg_scale"}
 """Name of the guidance scale where it is not `guidance_scale`."""
+MOST_NAMED = 10
+"""Most prompts that one line names."""
 OnStep = Callable[[int, int, Latent], None]
 """Told the first of the images that are drawn together, the step from 1 and what it left; may raise to stop."""
 
 
 READ_AT_ONCE = 32
 """Prompts that the text encoders read at a time."""
-MOST_STEPS = 1000
-"""Schedulers of diffusers know as many noise levels, and no more of them can be visited."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How a pipeline is run; `None` leaves the pipeline's own default. Raises InputError for what none can run with."""
-
-    steps: int | None = None
-    guidance: float | None = None
-    batch: int = 32
-    """Images drawn at a time."""
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and not 1 <= self.steps <= MOST_STEPS:
-            raise InputError(f"steps must be 1 to {MOST_STEPS}, got {self.steps}")
-        if self.guidance is not None and not 0 <= self.guidance < math.inf:
-            raise InputError(f"guidance must be a number of at least 0, got {self.guidance}")
-        if self.batch < 1:
-            raise InputError(f"the images drawn at a time must be at least 1, got {self.batch}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -179,15 +163,27 @@ class DiffusersGenerator:
     def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
         """Draw one image for each prompt and seed with the pipeline's own decoder: all that a cloud must do.
 
-        Raises InputError as the call itself does.
+        Raises InputError as the call itself does, and if the pipeline's safety checker blanked a picture.
         """
-        prompts = _paired(prompts, seeds)
+        images = self.checked_images(prompts, seeds=seeds)
+        if blank := blanked(images):
+            raise InputError(
+                f"the safety checker of the pipeline blanked {named_prompts(prompts, blank)}; reword or leave out"
+            )
+        return images
+
+    def checked_images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
+        """As `images`, but a picture that the pipeline's safety checker blanked is NaN (`blanked`)."""
+        prompts, parts = _paired(prompts, seeds), []
         with self.active():
-            parts = [
-                self._run(texts, numbers, output_type="pt", **self._noise(numbers))
-                for texts, numbers in self._chunks(self._texts(prompts), seeds)
-            ]
-        return torch.cat(parts).float().clamp(0, 1).cpu()
+            for texts, numbers in self._chunks(self._texts(prompts), seeds):
+                made = self._call(texts, numbers, output_type="pt", **self._noise(numbers))
+                part: Image = made.images.float().clamp(0, 1).cpu()
+                flagged = getattr(made, "nsfw_content_detected", None)
+                if flagged is not None:
+                    part[torch.tensor([bool(each) for each in flagged])] = math.nan
+                parts.append(part)
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, latent: Latent) -> Image:
@@ -263,8 +259,13 @@ class DiffusersGenerator:
         noise = torch.cat([self.family.noise(self.pipeline, rng, pixels=self.pixels) for rng in rngs])
         return noise if self.noise_map is None else torch.einsum("dc,bcij->bdij", self.noise_map, noise)
 
-    @torch.no_grad()
     def _run(self, prompts: list[str], seeds: Sequence[int], **options: Any) -> Tensor:
+        drawn: Tensor = self._call(prompts, seeds, **options).images
+        return drawn
+
+    @torch.no_grad()
+    def _call(self, prompts: list[str], seeds: Sequence[int], **options: Any) -> Any:
+        """What the pipeline itself returns."""
         name = type(self.pipeline).__name__
         settings = self._told(prompts)
         if self.pixels is not None:
@@ -275,8 +276,7 @@ class DiffusersGenerator:
             settings[GUIDANCE.get(name, "guidance_scale")] = self.sampling.guidance
         # the noise is drawn on the CPU, so that one seed means one noise on every device
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-        drawn: Tensor = self.pipeline(generator=noise, **settings, **options).images
-        return drawn
+        return self.pipeline(generator=noise, **settings, **options)
 
     def _told(self, prompts: list[str]) -> dict[str, Any]:
         """Arguments of a call of the pipeline that say what to draw."""
@@ -287,6 +287,18 @@ class DiffusersGenerator:
         if "negative_prompt" in arguments:
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
         return arguments
+
+
+def blanked(images: Image) -> list[int]:
+    """Places of the pictures that a safety checker blanked, in what `DiffusersGenerator.checked_images` drew."""
+    return [place for place, image in enumerate(images) if image.isnan().any()]
+
+
+def named_prompts(prompts: Sequence[str], places: Sequence[int]) -> str:
+    """Some of the prompts in one line: how many, and the first few."""
+    names = "; ".join(f"prompt {place} ({prompts[place]!r})" for place in places[:MOST_NAMED])
+    more = f" and {len(places) - MOST_NAMED} others" if len(places) > MOST_NAMED else ""
+    return f"{len(places)} of {len(prompts)} pictures: {names}{more}"
 
 
 def load_generator(
@@ -301,14 +313,16 @@ def load_generator(
     """A generator from a pipeline directory, a hub id or a single file; `revision` pins a hub id to a commit.
 
     `pixels` is the side of the pictures, the pipeline's own if None.
-    Raises InputError in one line if there is none that can be read.
+    Raises InputError in one line if there is none that can be read, or its sampler cannot draw as it is configured.
     """
     origin = (
         source if isinstance(source, PipelineSource) else PipelineSource(source=source, revision=revision)
     )
     pipeline = load_pipeline(origin, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
-    return DiffusersGenerator(pipeline=pipeline.to(device), sampling=sampling or Sampling(), pixels=pixels)
+    used = sampling or Sampling()
+    check_sampler(pipeline, used.steps)
+    return DiffusersGenerator(pipeline=pipeline.to(device), sampling=used, pixels=pixels)
 
 
 def _paired(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ LONGEST_PROMPT = 4000
 def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
     """The prompts, stripped.
 
-    Raises InputError if there is none, or one is empty or longer than LONGEST_PROMPT characters.
+    Raises InputError if there is none, or one is empty, longer than LONGEST_PROMPT characters or no Unicode text.
     """
     if isinstance(prompts, str):
         raise InputError("prompts must be a list of texts, got one text; put it in a list")
@@ -25,6 +25,10 @@ def check_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
         if len(prompt) > LONGEST_PROMPT:
             raise InputError(
                 f"prompt {number} has {len(prompt)} characters; at most {LONGEST_PROMPT} are accepted"
+            )
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise InputError(
+                f"prompt {number} is no Unicode text; give it in UTF-8, in a locale such as LC_ALL=C.UTF-8"
             )
     return stripped
 

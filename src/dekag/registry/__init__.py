@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from dekag.types import InputError
+from dekag.errors import InputError
 
 if find_spec("tuf") is None:
     raise InputError('a registry needs further packages: pip install "dekag[serve]"')

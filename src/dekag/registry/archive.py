@@ -22,6 +22,7 @@ from tuf.api.metadata import Metadata, Timestamp
 
 from dekag.bundle.bundle import load_bundle
 from dekag.bundle.container import MAX_BYTES, plain_text
+from dekag.errors import InputError
 from dekag.registry.client import TRUSTED_ROOT, RegistryClient
 from dekag.registry.download import Order, download, pull_blob, read_blob
 from dekag.registry.faults import RegistryError
@@ -30,7 +31,6 @@ from dekag.registry.moment import Moment, channel_names
 from dekag.registry.signed import MAX_METADATA_BYTES, TIMESTAMP, metadata_path, parse_signed
 from dekag.registry.source import FolderSource, Stream
 from dekag.registry.storage import FolderStorage
-from dekag.types import InputError
 from dekag.wire.files import beside, put_in_place, write_bytes
 
 _WORK: Final = ".import-"

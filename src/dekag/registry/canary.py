@@ -11,7 +11,7 @@ from pydantic import Base64Bytes, ConfigDict, Field, TypeAdapter, ValidationErro
 
 from dekag.bundle.container import plain_text
 from dekag.bundle.digest import canonical_json
-from dekag.types import InputError
+from dekag.errors import InputError
 
 MAX_CANARY_BYTES: Final = 8 << 20
 MAX_PROMPTS: Final = 64

@@ -29,19 +29,19 @@ from tuf.api.exceptions import (
 from tuf.ngclient import FetcherInterface, Updater
 
 from dekag.bundle.container import MAX_BYTES, plain_text
+from dekag.errors import InputError
 from dekag.registry.download import Order, Patience, download, pull_blob, read_blob
 from dekag.registry.expiry import read_expiries
 from dekag.registry.faults import Fault, RegistryError
 from dekag.registry.keys import ROLES, Role
 from dekag.registry.listing import Listing, check_channel
-from dekag.registry.lock import locked
 from dekag.registry.looked import LOOKED, Looked, read_looked, write_looked
 from dekag.registry.moment import Moment
 from dekag.registry.shelf import INCOMING, Shelf
 from dekag.registry.signed import MAX_METADATA_BYTES
 from dekag.registry.source import Source, open_source
-from dekag.types import InputError
 from dekag.wire.files import sync, write_bytes
+from dekag.wire.lock import locked
 
 TRUSTED_ROOT: Final = "trusted_root.json"
 _FAULTS: tuple[tuple[type[Exception], Fault, str], ...] = (

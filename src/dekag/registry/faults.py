@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from dekag.types import InputError
+from dekag.errors import InputError
 
 Fault = Literal[
     "unreachable",

@@ -28,8 +28,8 @@ from pydantic import ConfigDict, Field, with_config
 from securesystemslib.signer import CryptoSigner
 
 from dekag.bundle.digest import canonical_json
+from dekag.errors import InputError
 from dekag.registry.stored import read_stored
-from dekag.types import InputError
 from dekag.wire.files import put_in_place, write_bytes
 
 Role = Literal["root", "targets", "snapshot", "timestamp"]

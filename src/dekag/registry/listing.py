@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from dekag.bundle.container import plain_text
 from dekag.bundle.digest import canonical_json
 from dekag.bundle.manifest import Digest, Kind
+from dekag.errors import InputError
 from dekag.registry.faults import RegistryError
-from dekag.types import InputError
 
 MAX_CHANNEL_BYTES: Final = 1 << 20
 CHANNEL_NAME: Final = "[a-z][a-z0-9-]{0,31}"

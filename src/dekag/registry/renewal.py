@@ -8,11 +8,11 @@ from typing import Any, Final, Literal
 
 from tuf.api.metadata import Metadata
 
+from dekag.errors import InputError
 from dekag.registry.expiry import Expiry, expiry_of
 from dekag.registry.faults import RegistryError
 from dekag.registry.keys import ROLES, Role
 from dekag.registry.signed import Signing
-from dekag.types import InputError
 
 DUE: Final = 0.5
 """Targets and root are renewed from when so much of their lifetime is left."""

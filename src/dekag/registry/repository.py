@@ -18,7 +18,7 @@ from tuf.api.metadata import Metadata, TargetFile
 
 from dekag.bundle.bundle import load_bundle, pack
 from dekag.bundle.container import MAX_BYTES, plain_text
-from dekag.errors import StepError
+from dekag.errors import InputError, StepError
 from dekag.registry.canary import Canary
 from dekag.registry.expiry import expiry_of
 from dekag.registry.faults import RegistryError
@@ -27,7 +27,6 @@ from dekag.registry.listing import CHANNEL_FILE, MAX_CHANNEL_BYTES, Channel, Lis
 from dekag.registry.renewal import Renewal, renew
 from dekag.registry.signed import TIMESTAMP, Signing, first_moment, first_root, now, read_signing, target_path
 from dekag.registry.storage import Storage, open_storage
-from dekag.types import InputError
 
 
 class Repository:

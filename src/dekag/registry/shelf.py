@@ -16,11 +16,12 @@ from typing import Final
 
 from dekag.bundle.bundle import load_bundle
 from dekag.bundle.manifest import Kind
+from dekag.errors import InputError
 from dekag.registry.canary import Canary
-from dekag.registry.lock import locked, remove_unfinished
+from dekag.registry.lock import remove_unfinished
 from dekag.registry.state import Entry, State, read_state, state_bytes
-from dekag.types import InputError
 from dekag.wire.files import put_in_place, sync, write_bytes
+from dekag.wire.lock import locked
 
 STATE = "state.json"
 LOCK = ".lock"

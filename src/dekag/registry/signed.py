@@ -13,10 +13,10 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
+from dekag.errors import InputError
 from dekag.registry.faults import RegistryError
 from dekag.registry.keys import ROOT_FILE, Keys, Role
 from dekag.registry.storage import Storage
-from dekag.types import InputError
 
 MAX_METADATA_BYTES: Final = 5_000_000
 """Largest signed file, as the reader of `tuf` has it."""

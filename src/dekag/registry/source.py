@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import httpx2
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
+from dekag.errors import InputError
 from dekag.registry.faults import RegistryError
-from dekag.types import InputError
 from dekag.wire.http import client_options, through
 
 _CHUNK = 1 << 16

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
 from dekag.bundle.digest import canonical_json
 from dekag.bundle.manifest import Digest, Kind
-from dekag.types import InputError
+from dekag.errors import InputError
 
 SCHEMA: Final = 1
 MAX_NOTES: Final = 256

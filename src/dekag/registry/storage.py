@@ -7,9 +7,10 @@ from typing import Protocol, runtime_checkable
 
 from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
-from dekag.registry.lock import locked, remove_unfinished
-from dekag.types import InputError
+from dekag.errors import InputError
+from dekag.registry.lock import remove_unfinished
 from dekag.wire.files import write_bytes
+from dekag.wire.lock import locked
 
 LOCK = ".lock"
 

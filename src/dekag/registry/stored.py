@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from dekag.types import InputError
+from dekag.errors import InputError
 
 Stored = TypeVar("Stored")
 

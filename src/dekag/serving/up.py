@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx2
 
+from dekag.errors import InputError
 from dekag.registry.renewal import require_fresh
 from dekag.registry.repository import Repository
 from dekag.registry.signed import now
@@ -25,7 +26,6 @@ from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import migrate, open_database
 from dekag.serving.cloud.settings import CloudSettings
 from dekag.training.run import OnStage
-from dekag.types import InputError
 from dekag.world import UPDATE_NAMES, load_world
 from dekag.world.shipped import DEFAULT_WORLD
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from dekag.alignment.config import MakdConfig
 from dekag.alignment.generation.bundles import save_generation
+from dekag.alignment.generation.checks import check_targets
 from dekag.alignment.generation.few_steps import distil_few_steps, plan_few_steps
-from dekag.alignment.generation.makd import check_fits
 from dekag.alignment.generation.method import DistillationData, GenerationMethod, TrainingRun
-from dekag.alignment.generation.methods import MakdMethod, find_method, method_config
+from dekag.alignment.generation.methods import find_method
 from dekag.alignment.generation.noise_map import shared_noise_map
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, remove_update
 from dekag.bundle.bundle import Bundle
+from dekag.bundle.container import is_bundle
 from dekag.bundle.manifest import Setting
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.tasks.material import Material
@@ -22,7 +23,9 @@ from dekag.training.keys import key_of
 from dekag.training.processes import from_main, process_count
 from dekag.training.run import ALONE, Run
 from dekag.training.schedulers import check_scheduler
+from dekag.training.trackers import check_tracking
 from dekag.types import InputError
+from dekag.wire.places import check_own_folder
 from dekag.world import World
 
 
@@ -87,19 +90,21 @@ def bundled_method(name: str) -> GenerationMethod[Any]:
 def check_generation(world: World, task: GenerationTask) -> None:
     """Whether a world's edge can be trained so; takes a moment, and nothing is drawn or bought for it.
 
-    Raises InputError for a method that no bundle carries, a sampler that an edge cannot be trained for, and fewer
-    steps that its sampler does not let it learn.
+    Raises InputError for a method that no bundle carries, numbers that it cannot train with, a sampler that an edge
+    cannot be trained for, fewer steps that its sampler does not let it learn, and judges that cannot be loaded.
     """
     bundled_method(task.method)
     _check_edge(world.edge(), task)
+    if task.validate and world.judge_models:
+        world.judges()
 
 
 def _check_edge(edge: DiffusersGenerator, task: GenerationTask) -> None:
     check_scheduler(edge.pipeline.scheduler)
-    if isinstance(find_method(task.method), MakdMethod):
-        check_fits(edge, method_config(task.method, task.config))
+    find_method(task.method).check(edge, task.config)
     if task.extras.few_steps is not None:
         plan_few_steps(edge, task.extras.few_steps.steps)
+        check_targets(edge, task.extras.few_steps.targets)
 
 
 def align_generation(
@@ -112,6 +117,8 @@ def align_generation(
     Raises InputError as `check_generation` does, before anything is drawn or trained.
     """
     method = bundled_method(task.method)
+    check_own_folder(out, is_own=is_bundle, noun="a bundle")
+    check_tracking(run.tracking)
     edge = world.edge(device=run.device)
     _check_edge(edge, task)
     check: Check | None = None
@@ -131,6 +138,8 @@ def align_generation(
 
     def write() -> Bundle:
         cloud = _cloud_with_latents(world, run) if data.drawn_by_cloud else None
+        if not data.drawn_by_cloud:
+            run.on_stage("no model of a cloud drew the images: the update has no map of shared noise")
         whole = replace(update, noise_map=shared_noise_map(cloud, edge, train.images))
         return save_generation(out, edge, whole, settings=settings, quantisation=task.extras.quantisation)
 

@@ -10,7 +10,7 @@ from dekag.alignment.config import CalaConfig
 from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.transmission.adapted import AdaptedCodec
 from dekag.alignment.transmission.bundles import save_transmission
-from dekag.alignment.transmission.methods import adapt
+from dekag.alignment.transmission.methods import adapt, adapted_codec
 from dekag.alignment.transmission.train import FAST, ConditionRange, TransmissionData
 from dekag.bundle.bundle import Bundle
 from dekag.bundle.manifest import Quantisation, Setting
@@ -120,6 +120,14 @@ class TransmissionTask:
     training: TrainConfig
     batch: int = 32
     quantisation: Quantisation = "int8"
+
+
+def check_transmission(world: World, task: TransmissionTask) -> None:
+    """Raise InputError for a method that is unknown, or that cannot adapt the world's codec at that size.
+
+    Nothing is drawn for it.
+    """
+    adapted_codec(task.method, world.codec(), task.size)
 
 
 def align_transmission(

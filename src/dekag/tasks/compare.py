@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dekag.alignment.generation.bundles import apply_generation
+from dekag.alignment.generation.bundles import apply_generation, pipeline_digest, tokenizer_digest
 from dekag.alignment.generation.update import remove_update
 from dekag.bundle.bundle import load_bundle
 from dekag.data.bought import EndpointCloud
@@ -60,6 +60,20 @@ def drawing_methods(world: World, names: Sequence[str]) -> dict[str, DrawingMeth
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"unknown method {unknown[0]!r}; known are all, {', '.join(known)}")
     return {NO_KA: DrawingMethod(), **{name: known[name] for name in names}}
+
+
+def check_bundles(edge: DiffusersGenerator, methods: Mapping[str, DrawingMethod]) -> None:
+    """Raise InputError, before anything is drawn, if an edge cannot draw with a bundle of some methods."""
+    base = pipeline_digest(edge), tokenizer_digest(edge)
+    for name, method in methods.items():
+        for source in method.bundles:
+            bundle = load_bundle(locate(source, "bundle"))
+            bundle.require_kind("generation")
+            bundle.require_base(*base)
+            if method.few_steps and not bundle.few_step():
+                raise InputError(
+                    f"{name} draws in few steps, and bundle {bundle.id[:12]} has no update for them"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,12 +302,11 @@ def evaluate(
 ) -> Report:
     """Consistency of some methods on the world's reported splits. What is missing is found before anything is drawn."""
     methods = drawing_methods(world, wanted.methods)
-    for bundle in (bundle for method in methods.values() for bundle in method.bundles):
-        load_bundle(locate(bundle, "bundle"))
     texts = world.reported_prompts(wanted.prompts)
     shared = noise_map(world.update("generation")) if "shared" in wanted.noises else None
     judges = world.judges(independent=wanted.independent, device=device)
     edge = world.edge(device=device)
+    check_bundles(edge, methods)
     on_stage("cloud draws")
     references = draw_references(world.reference(device=device), texts, wanted.drawing.at_cloud)
     scores: dict[Noise, dict[str, GenerationScores]] = {}

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 from typing_extensions import Doc
 
+from dekag.choices import CONSTELLATIONS
 from dekag.config import check_bounds
+from dekag.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +37,6 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        CONSTELLATIONS.require(self.constellation)
+        if self.width % 4:
+            raise InputError(f"width must be a multiple of 4, as the attention has 4 heads, got {self.width}")

@@ -25,6 +25,7 @@ from dekag.generation.diffusers import DiffusersGenerator
 from dekag.tasks.compare import (
     NO_KA,
     Drawing,
+    check_bundles,
     compare,
     draw_references,
     drawing_methods,
@@ -162,10 +163,12 @@ def _load(world: World, config: DemoConfig, device: str | torch.device) -> _Part
     texts, judges = world.reported_prompts(config.prompts), world.judges(device=device)
     bundle = load_bundle(world.update("generation"))
     codec = world.codec(device=device)
+    edge = world.fitting_edge(codec, device=device)
+    check_bundles(edge, drawing_methods(world, ["makd"]))
     adapted, t_bundle = apply_transmission(codec, world.update("transmission"))
     return _Parts(
         cloud=world.reference(device=device),
-        edge=world.fitting_edge(codec, device=device),
+        edge=edge,
         codecs={NO_KA: codec, "cala": adapted},
         judges=judges,
         texts=texts,

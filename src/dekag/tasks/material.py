@@ -1,6 +1,7 @@
 """What an edge is distilled from: prompts and the cloud's images, from wherever they come."""
 
 import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,15 @@ from dekag.data.entries import Faults
 from dekag.data.images import CloudImages, Pictures, StoredSource, read_dataset
 from dekag.data.pictures import PictureSet
 from dekag.data.prompts import read_prompts
+from dekag.generation.diffusers import DiffusersGenerator, blanked
+from dekag.tasks.blanked import has_safety_checker, without_blanked
 from dekag.tasks.keys import model_key
 from dekag.training.kept import kept_rows
 from dekag.training.keys import digest_of
 from dekag.training.processes import from_main
 from dekag.training.run import Run
 from dekag.types import Image, InputError, SkippedWarning
+from dekag.wire.files import write_json
 from dekag.wire.rows import scratch
 from dekag.world import Cloud, Model, World
 
@@ -82,12 +86,14 @@ class ImageSource:
 class Material:
     """Images to train on, and those to choose settings with; `held_back` is None where the world has prompts for that.
 
-    drawn_by_cloud: whether the world's own model of a cloud drew them.
+    drawn_by_cloud: whether the world's own model of a cloud drew them. elsewhere: whether they are not the world's own;
+    then no cloud of the world is asked for any.
     """
 
     train: CloudImages
     held_back: CloudImages | None = None
     drawn_by_cloud: bool = False
+    elsewhere: bool = False
 
 
 def material(world: World, source: ImageSource, run: Run) -> Material:
@@ -120,8 +126,10 @@ def cloud_images(
 ) -> CloudImages:
     """What the world's cloud draws, as large as the edge's pictures and with 8 bits a channel, as a file has it.
 
-    cache: a folder that keeps them, and a name in it.
+    cache: a folder that keeps them, and a name in it. What its safety checker blanked is left out, as
+    `tasks.blanked.without_blanked` says.
     """
+    draw = cloud.checked_images if isinstance(cloud, DiffusersGenerator) else cloud.images
 
     def inputs() -> dict[str, object]:
         model, edge = world.cloud_model, world.edge_model
@@ -131,20 +139,27 @@ def cloud_images(
             "cloud": model_key(model) if isinstance(model, Model) else cloud,
             # the side is the edge's own where the world does not say it
             "side": model_key(edge) if world.pixels is None else world.pixels,
+            # an earlier version kept what a safety checker blanked
+            **({"blanked": "left out"} if has_safety_checker(cloud) else {}),
         }
 
+    folder, name = cache
+    beside = (scratch() if folder is None else folder) / f"{name}.blanked.json"
+
     def drawn() -> Iterator[Tensor]:
+        blank: list[int] = []
         for at in range(0, len(prompts), DRAWN_AT_ONCE):
             part = slice(at, at + DRAWN_AT_ONCE)
-            images = fitted(cloud.images(prompts[part], seeds=seeds[part]), world.side)
-            yield (images * 255).round().to(torch.uint8)
+            images = draw(prompts[part], seeds=seeds[part])
+            blank += [at + place for place in blanked(images)]
+            yield (fitted(images.nan_to_num(), world.side) * 255).round().to(torch.uint8)
+        write_json(beside, blank)
 
-    folder, name = cache
     path = kept_rows(folder, name, len(prompts), drawn, inputs)
     source = StoredSource(path=path, name=name, digest=digest_of(inputs()))
-    return CloudImages(
-        prompts=tuple(prompts), images=Pictures(source=source, rows=torch.arange(len(prompts)))
-    )
+    images = Pictures(source=source, rows=torch.arange(len(prompts)))
+    blank = json.loads(beside.read_bytes())
+    return without_blanked(prompts, images, blank)
 
 
 def _from_elsewhere(world: World, source: ImageSource, run: Run) -> CloudImages:
@@ -181,9 +196,9 @@ def _bought(cloud: EndpointCloud, prompts: Sequence[str], world: World, run: Run
 def held_back(data: CloudImages) -> Material:
     """Images of some prompts apart from the others, by a digest of the text; none if the prompts are few."""
     if not holds_back(data.prompts):
-        return Material(train=data)
+        return Material(train=data, elsewhere=True)
     held = _held_back(data.prompts)
-    return Material(train=data.subset(~held), held_back=data.subset(held))
+    return Material(train=data.subset(~held), held_back=data.subset(held), elsewhere=True)
 
 
 def _held_back(prompts: Sequence[str]) -> Bool[Tensor, " prompts"]:

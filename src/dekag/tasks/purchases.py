@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from dekag.data.bought import EndpointCloud
 from dekag.data.endpoint import ImageEndpoint
-from dekag.data.entries import Faults
-from dekag.data.images import find_pictures
-from dekag.tasks.material import ImageSource, holds_back
+from dekag.tasks.material import ImageSource
 from dekag.tasks.validate import VALIDATION_SEED
 from dekag.world import World
 
@@ -53,19 +51,7 @@ def _to_validate(world: World, source: ImageSource) -> int:
     """Pictures that would be bought of the world's endpoint to validate with."""
     own = world.cloud_model
     split = "validation" if source.domain is None else f"validation:{source.domain}"
-    if not isinstance(own, ImageEndpoint) or split not in world.splits:
+    if source.elsewhere or not isinstance(own, ImageEndpoint) or split not in world.splits:
         return 0
-    if source.elsewhere:
-        assert source.folder is not None
-        theirs = source.endpoint is None
-        texts = _captions(source) if theirs else source.prompts(world)
-        if holds_back(texts):
-            return 0
     prompts = world.prompts(split)
     return world.endpoint_cloud(own).to_buy(prompts, seeds=[VALIDATION_SEED] * len(prompts))
-
-
-def _captions(source: ImageSource) -> list[str]:
-    assert source.folder is not None
-    _, entries = find_pictures(source.folder, Faults(skip=source.skip_broken))
-    return [caption for entry in entries for caption in entry.captions]

@@ -79,6 +79,11 @@ def train_codec(
     return TrainedCodec(codec=codec, folder=out)
 
 
+def check_training(world: World, config: CodecConfig) -> None:
+    """Raise InputError for sizes that do not fit the world's latents; nothing is drawn for it."""
+    codec_sizes(world.latents or world.edge().latent_shape, config)
+
+
 def codec_sizes(latents: tuple[int, ...], config: CodecConfig) -> JsccConfig:
     """Sizes of a codec for latents of a shape [channels, rows, cols]; what the config leaves out is chosen here.
 

@@ -204,9 +204,10 @@ def validation(
 ) -> Check | None:
     """What settings are chosen by: the world's judges on images that were held back or on its validation prompts.
 
+    Where the images came from elsewhere, no cloud of the world is asked: it is not the one that is distilled.
     Without judges it is the denoising loss on the same images, without either nothing.
     """
-    images = data.held_back or _validation_images(world, run, domain)
+    images = data.held_back or (None if data.elsewhere else _validation_images(world, run, domain))
     if images is None:
         run.on_stage("nothing to validate with: the last step counts")
         return None

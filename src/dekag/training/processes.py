@@ -16,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, get_int_from_env, reduce
 from torch import Tensor, nn
 
+from dekag.training.devices import check_device
 from dekag.types import FieldError, InputError
 
 WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
@@ -32,11 +33,10 @@ def device_of(name: str) -> torch.device:
 
     Raises InputError if it is not there.
     """
+    check_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or not (name == "cuda" or number.isdecimal())):
-        raise InputError(f"device must be auto, cpu, cuda or one GPU as cuda:1, got {name!r}")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cuda" and int(number or 0) >= found:
         raise InputError(f"there is no device {name}: torch finds {found} GPUs here")

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dekag.types import Image, InputError
+from dekag.types import Image
+from dekag.wire.places import check_folder, check_own_folder
 from dekag.wire.png import png_bytes
 
+WINDOWS = os.name == "nt"
 TEMPORARY = ".part-"
 """Beginning of the names of files that are being written; a killed writer leaves one."""
 
@@ -29,7 +31,7 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     part = path.with_name(f"{TEMPORARY}{path.name}.{writer}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode))
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))
         yield part
         put_in_place(part, path)
     except OSError as error:
@@ -63,8 +65,7 @@ def staged(out: Path) -> Iterator[Path]:
     Files of the same names in `out` are replaced, and pictures that an index of before names and the new one does not
     are gone; what no index names stays. After an error `out` is as before. Raises InputError if `out` is a file.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give a folder to write to")
+    check_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -122,9 +123,8 @@ def write_folder(
 
     Raises InputError if something else is there; OSError if the disk refuses.
     """
-    replaceable = target.is_dir() and not target.is_symlink() and is_own(target)
-    if os.path.lexists(target) and not replaceable:
-        raise InputError(f"{target} exists and is not {noun}, so it is kept; choose another folder")
+    check_own_folder(target, is_own=is_own, noun=noun)
+    replaceable = target.exists()
     with beside(target) as work:
         new, old = work / "new", work / "old"
         new.mkdir()
@@ -150,8 +150,13 @@ def put_in_place(part: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the bytes of a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Wait until the bytes of a file, or the names in a folder, are on the disk.
+
+    Windows has no such call for a folder, whose names its file system keeps in order, and asks for a file to write to.
+    """
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,9 +1,16 @@
 """Worlds: what a system is made of, as a value that every task takes."""
 
-from dekag.world.file import load, load_world
-from dekag.world.new import NewWorld, describe_world, new_world
+from typing import TYPE_CHECKING
+
+from dekag.lazy import lazy
+
+# at once: it is light, and a module's name would hide that of its function
 from dekag.world.shipped import card, locate, shipped, shipped_parts, shipped_worlds
-from dekag.world.world import UPDATE_NAMES, Cloud, DrawingMethod, Model, System, World
+
+if TYPE_CHECKING:
+    from dekag.world.file import load, load_world
+    from dekag.world.new import NewWorld, describe_world, new_world
+    from dekag.world.world import UPDATE_NAMES, Cloud, DrawingMethod, Model, System, World
 
 __all__ = [
     "UPDATE_NAMES",
@@ -23,3 +30,5 @@ __all__ = [
     "shipped_parts",
     "shipped_worlds",
 ]
+
+__getattr__, __dir__ = lazy(__name__)

@@ -18,8 +18,17 @@ from dekag.errors import InputError
 from dekag.generation.diffusers import Sampling
 from dekag.generation.loading import PipelineSource, load_pipeline
 from dekag.wire.files import staged, write_json
+from dekag.wire.places import check_new_folder
 from dekag.world import hub
-from dekag.world.file import HUB, EndpointEntry, ModelEntry, NominalEntry, WorldEntry, load_world, write_entry
+from dekag.world.entry import (
+    HUB,
+    EndpointEntry,
+    ModelEntry,
+    NominalEntry,
+    WorldEntry,
+    check_sources,
+)
+from dekag.world.file import load_world, write_entry
 from dekag.world.shipped import WEIGHTS, locate, shown
 from dekag.world.world import Model, World
 
@@ -60,14 +69,7 @@ class NewWorld:
     pipeline_config: str | None = None
 
     def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.cloud, self.images, self.endpoint)) > 1:
-            raise InputError("give one of a cloud, a folder of images and an endpoint")
-        if self.prompts_file is None and self.images is None:
-            raise InputError(
-                "give the prompts as a file, one a line, or a folder of images with their prompts"
-            )
-        if self.prompts_file is not None and self.images is not None:
-            raise InputError("a folder of images brings its own prompts; leave out the file")
+        check_sources(self.cloud, self.images, self.endpoint, prompts_file=self.prompts_file)
 
 
 def new_world(out: Path, made_of: NewWorld) -> World:
@@ -76,8 +78,7 @@ def new_world(out: Path, made_of: NewWorld) -> World:
     The edge is loaded once, to see what its pictures and latents are. Prompts are split by a digest of their texts.
     Raises InputError for what cannot be used; then nothing is written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty; give a new folder")
+    check_new_folder(out)
     pictures = None if made_of.images is None else find_pictures(made_of.images, Faults())
     prompts = _captions(pictures) if pictures else read_prompts(made_of.prompts_file or Path())
     splits = split_prompts(prompts)

@@ -5,6 +5,7 @@ never the name of one.
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from dekag.codec import AdaptableCodec, TrainableCodec, TrainedRange, load_codec
 from dekag.data.bought import EndpointCloud
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.pictures import PictureSet
+from dekag.errors import SafetyWarning
 from dekag.evaluation.judges import NAMED_JUDGES, Judge, load_judge
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.loading import PipelineSource
@@ -36,6 +38,10 @@ UPDATE_NAMES: Mapping[Kind, str] = {"generation": "makd", "transmission": "cala"
 """What the update of a kind is called where it is published."""
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NOT_ASKED = (
+    "the safety checker of the edge is not asked: it judges pictures, and an edge sends latents;"
+    " check what is decoded"
+)
 NOMINAL = Condition(uses=512, snr_db=10.0)
 
 
@@ -55,8 +61,8 @@ class Model:
     source: a folder, a hub id, a single file of weights, or a generator that is loaded already. revision: commit of a
     hub id; None is the one that `world.hub` knows. sha256: digest of a folder (`bundle.digest.digest_folder`),
     compared before it is loaded.
-    pixels: side to draw at, the pipeline's own if None. precision: of its weights. licence: of the weights.
-    variant, pipeline_config: as those of `generation.PipelineSource`.
+    pixels: side to draw at, the pipeline's own if None. precision: of its weights, fp32, bf16 or fp16; another is an
+    InputError. licence: of the weights. variant, pipeline_config: as those of `generation.PipelineSource`.
     """
 
     source: Source | DiffusersGenerator
@@ -68,6 +74,10 @@ class Model:
     licence: str = ""
     variant: str | None = None
     pipeline_config: Source | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise InputError(f"precision must be one of {', '.join(DTYPES)}, got {self.precision!r}")
 
     def load(self, *, device: Device = "cpu") -> DiffusersGenerator:
         """The generator. Raises InputError if the source holds no pipeline."""
@@ -165,8 +175,13 @@ class World:
         return hash((self.name, self.folder))
 
     def edge(self, *, device: Device = "cpu") -> DiffusersGenerator:
-        """The edge-GAI, without an update. Raises InputError if its latents are not those that the world says."""
+        """The edge-GAI, without an update. Raises InputError if its latents are not those that the world says.
+
+        Warns with SafetyWarning if its pipeline has a safety checker: it judges pictures, and an edge sends latents.
+        """
         edge = self.edge_model.load(device=device)
+        if getattr(edge.pipeline, "safety_checker", None) is not None:
+            warnings.warn(NOT_ASKED, SafetyWarning, stacklevel=2)
         if self.latents is not None and edge.latent_shape != self.latents:
             shapes = f"{list(edge.latent_shape)}, and the world {self.name} says {list(self.latents)}"
             raise InputError(f"the latents of the edge are {shapes}")

@@ -162,6 +162,10 @@ BAD = {
         ("evaluate", "transmission", "--methods", "no_ka,digital", "--uses", 65, "--channels", "awgn"),
         "no block error rates were measured for 'awgn 65 uses'",
     ),
+    "a patch that divides nothing": (
+        ("train", "codec", "--patch", 7),
+        "the patch must divide rows and columns",
+    ),
     "no prompt file": (("generate", "--prompts-file", "/no/such.txt"), "does not exist"),
 }
 
@@ -183,6 +187,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert "Traceback" not in done.err + done.out
     assert not out.exists()
     assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_a_bundle_of_another_base_is_refused_before_the_cloud_draws(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = dekag(capsys, "evaluate", "generation", "--edge", "emoji/cloud", "--prompts", 2, "--seeds", 1)
+    assert done.code == 2
+    assert "made for base model" in done.complaints[0]
+    assert "cloud draws" not in done.err
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "pickle"])

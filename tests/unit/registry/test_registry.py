@@ -428,7 +428,7 @@ def test_the_commands_together(
 
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
-    "no registry": (("list", "--registry", "none", "--keys", "none"), "holds no root.json"),
+    "no registry": (("list", "--registry", "none", "--keys", "none"), "there is no registry at none"),
     "no such bundle": (
         ("promote", "abcdef", "--registry", "REG", "--keys", "KEYS"),
         "0 published bundles begin",

@@ -1,6 +1,7 @@
 """G-KA as a whole: where images come from, what is chosen on validation prompts, and what the bundle then holds."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from dekag.data.endpoint import ImageEndpoint
 from dekag.data.images import CloudImages
 from dekag.evaluation.generation import EDGE_SEED, draw
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
-from dekag.tasks.align_generation import GenerationTask, align_generation, train_update
+from dekag.tasks.align_generation import GenerationTask, align_generation, check_generation, train_update
 from dekag.tasks.material import ImageSource, Material, held_back, is_held_back, material
 from dekag.tasks.validate import VALIDATION_SEED, DenoisingValidation, Extras, Validation, tuned
 from dekag.training.run import ALONE, Run, Tracking
@@ -193,6 +194,64 @@ def test_without_judges_the_held_out_denoising_loss_chooses(edge: DiffusersGener
     assert check.score(edge) == check.score(edge)
     wrong = replace(check, latents=check.latents.roll(1, 0) * 3)
     assert wrong.score(edge) < check.score(edge)
+
+
+NOT_TRAINABLE = {
+    "a metaword that the edge knows": (
+        GenerationTask(config=replace(QUICK, token="<taken>")),
+        "in the vocabulary",
+    ),
+    "targets of no layer": (
+        GenerationTask(config=replace(QUICK, targets="decoder")),
+        "targets 'decoder' matches no layer; the family's own are ",
+    ),
+    "targets of no layer, few steps": (
+        GenerationTask(config=QUICK, extras=Extras(few_steps=FewStepConfig(steps=2, targets="decoder"))),
+        "matches no layer",
+    ),
+    "a whole denoiser": (GenerationTask(method="full", config=QUICK), "no bundle carries"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TRAINABLE)
+def test_what_cannot_be_trained_is_known_before_anything_is_drawn(name: str) -> None:
+    """Nothing of the world can draw: its cloud cannot be loaded, and its edge is asked for no picture."""
+    generator = replace(load_world("emoji").edge(), sampling=Sampling(steps=4, guidance=3.0))
+    generator.pipeline.tokenizer.add_tokens(["<taken>"])
+    world = replace(
+        bare(), edge_model=Model(source=generator), cloud_model=Model(source="owner/no-such-model")
+    )
+    task, text = NOT_TRAINABLE[name]
+    check_generation(world, GenerationTask(config=QUICK))
+    with pytest.raises(InputError, match=re.escape(text)):
+        check_generation(world, task)
+
+
+def test_a_folder_of_something_else_is_kept_and_nothing_is_trained(data: CloudImages, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    run = Run(on_step=lambda *_: pytest.fail("it trains"))
+    with pytest.raises(InputError, match="exists and is not a bundle, so it is kept"):
+        align_generation(bare(), Material(train=data), GenerationTask(config=QUICK), tmp_path, run)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_images_from_elsewhere_are_validated_without_the_worlds_cloud(
+    data: CloudImages, tmp_path: Path
+) -> None:
+    """A world with prompts to validate with, whose cloud cannot be loaded: it is not the one that is distilled."""
+    gone = replace(load_world("emoji"), cloud_model=Model(source="owner/no-such-model"))
+    prior = {name: prompts for name, prompts in gone.splits.items() if name != "prior"}
+    said: list[str] = []
+    bundle = align_generation(
+        replace(gone, prompt_splits=prior),
+        held_back(data),
+        GenerationTask(config=QUICK),
+        tmp_path / "b",
+        Run(on_stage=said.append),
+    )
+    assert bundle.noise_map() is None
+    assert "nothing to validate with: the last step counts" in said
+    assert "no model of a cloud drew the images: the update has no map of shared noise" in said
 
 
 def test_full_fine_tuning_makes_no_bundle(data: CloudImages, tmp_path: Path) -> None:

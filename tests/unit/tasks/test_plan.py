@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_pipelines
 import torch
+from command_line import dekag
 from PIL import Image
 
 from dekag.alignment.config import MakdConfig
@@ -105,3 +106,13 @@ def test_an_edge_in_half_precision_is_trained_so_or_refused() -> None:
     pipeline.to(torch.float16)
     with pytest.raises(InputError, match="float16, in which nothing is trained: hold it in bf16 or fp32"):
         check_generation(own, GenerationTask(config=replace(CONFIG, precision="bf16")))
+
+
+def test_the_command_says_it_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = dekag(capsys, "align", "generation", "--plan", "--out", tmp_path / "out", "--draws", 1)
+    assert done.code == 0
+    lines = dict(line.split(None, 1) for line in done.out.splitlines())
+    assert lines["trained"] == "248,320 of 4,368,659 parameters of the edge"
+    assert lines["steps"].startswith("100 metaword, 200 joint, 600 frozen, of 64 images each")
+    assert lines["to"] == "buy      0 pictures"
+    assert not (tmp_path / "out").exists()

@@ -391,7 +391,7 @@ def test_impossible_numbers_are_refused(change: dict[str, Any], line: str) -> No
         (
             {},
             {"tracking": Tracking(trackers=("tensorflow",))},
-            "no tracker 'tensorflow'; choose from aim, .*, tensorboard, ",
+            "unknown tracker 'tensorflow'; known are aim, .*, tensorboard, ",
         ),
         ({}, {"tracking": Tracking(trackers=("tensorboard",))}, "writes to a folder: give one"),
     ],

@@ -275,7 +275,7 @@ NO_WORLD: Mapping[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
         lambda t: ("--images", pictures(t / "p", 3)),
         "3 different prompts are too few to split",
     ),
-    "no pictures": (lambda t: ("--images", t / "none"), "is no folder"),
+    "no pictures": (lambda t: ("--images", t / "none"), "none does not exist; give a folder of pictures"),
 }
 
 

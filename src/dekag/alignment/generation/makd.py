@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dekag.alignment.config import MakdConfig
 from dekag.alignment.generation import adapters
+from dekag.alignment.generation.checks import check_config
 from dekag.alignment.generation.method import (
     UNWATCHED,
     DistillationData,
@@ -31,7 +32,7 @@ from dekag.generation.families import Conditioning
 from dekag.generation.metaword import Metaword, PreparedMetaword, prepare_metaword, refuse_known
 from dekag.training.diffusion import denoising_loss, noising
 from dekag.training.loop import Loss, TrainConfig, Validation, checkpoint_gradients, train
-from dekag.types import FieldError, InputError, Latent, RepeatedRows
+from dekag.types import Latent, RepeatedRows
 from dekag.wire.rows import columns_on_disk, rows_on_disk
 
 __all__ = ["TRAINED", "Stage", "checkpointed", "distil", "stages"]
@@ -79,7 +80,7 @@ def distil(
     The last stage is the one that `run.validate` scores.
     Raises InputError if the metaword is a word already, or if the edge is held in half precision and is not trained so.
     """
-    check_fits(generator, config)
+    check_config(generator, config)
     run = run.depending_on(
         generator, config, prompts=data.prompts, images=data.images, weights=data.weights, prior=data.prior
     )
@@ -104,20 +105,6 @@ def distil(
         for stage in (each for each in planned if each.name != "metaword"):
             _run_stage(training, parts, stage, last=stage is planned[-1])
         return _collected(training)
-
-
-def check_fits(generator: DiffusersGenerator, config: MakdConfig) -> None:
-    """Raise InputError unless an edge can be trained so: in its precision, and with these factors on learning rates."""
-    held = next(generator.denoiser.parameters()).dtype
-    if held == torch.float16:
-        raise InputError("the edge is held in float16, in which nothing is trained: hold it in bf16 or fp32")
-    if held == torch.bfloat16 and config.precision == "no":
-        text = "the edge is held in bfloat16: train it with precision bf16, what is trained stays fp32"
-        raise FieldError(text, "precision")
-    kind = adapters.KINDS.get(config.adapter)
-    if config.lora_plus != 1 and (kind is None or "lora_B.weight" not in kind.tensors):
-        text = f"lora_plus is a factor on the rate of the matrices B, which {config.adapter} does not have"
-        raise FieldError(text, "lora_plus")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

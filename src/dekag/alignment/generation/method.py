@@ -157,6 +157,10 @@ class GenerationMethod(Protocol[Config]):
         """Train an update; the generator is left as it was."""
         ...
 
+    def check(self, generator: DiffusersGenerator, config: Config) -> None:
+        """Raise InputError, before anything is drawn or trained, if the generator cannot be trained so."""
+        return None
+
     def stages(self, config: Config) -> dict[str, int]:
         """Name and steps of each stage as `run.on_step` gets them, in their order; empty if unknown."""
         return {}

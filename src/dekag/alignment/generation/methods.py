@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dekag.alignment.config import MakdConfig
+from dekag.alignment.generation.checks import check_config
 from dekag.alignment.generation.makd import distil, stages
 from dekag.alignment.generation.method import UNWATCHED, DistillationData, GenerationMethod, TrainingRun
 from dekag.alignment.generation.update import GenerationUpdate
@@ -86,6 +87,10 @@ class MakdMethod(GenerationMethod[MakdConfig]):
     ) -> GenerationUpdate:
         """As `distil`, with the configuration changed."""
         return distil(generator, data, self.change(config), run)
+
+    def check(self, generator: DiffusersGenerator, config: MakdConfig) -> None:
+        """As `dekag.alignment.generation.checks.check_config`, with the configuration changed."""
+        check_config(generator, self.change(config))
 
     def stages(self, config: MakdConfig) -> dict[str, int]:
         """As `dekag.alignment.generation.makd.stages`."""

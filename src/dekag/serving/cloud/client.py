@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx2
 
+from dekag.errors import InputError
 from dekag.serving.cloud.models import FINAL
-from dekag.types import InputError
 from dekag.wire.http import client_options, through
 
 SECONDS = 30.0

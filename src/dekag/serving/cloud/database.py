@@ -16,9 +16,8 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
 
 from dekag.bundle.container import plain_text
-from dekag.errors import StepError
+from dekag.errors import InputError, StepError
 from dekag.serving.cloud.trouble import AWAY, details, read_json, trouble_of
-from dekag.types import InputError
 from dekag.wire.files import replacing
 
 BUSY_SECONDS = 30.0

@@ -8,13 +8,13 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from dekag.errors import InputError
 from dekag.registry.expiry import Expiry, Standing, published_expiries
 from dekag.registry.keys import Keys, Role
 from dekag.registry.repository import Repository
 from dekag.registry.signed import now
 from dekag.serving.cloud.static import Files
 from dekag.serving.http.logs import facts
-from dekag.types import InputError
 
 log = logging.getLogger("dekag.serving")
 WARN_AGAIN: Final = timedelta(days=1)

@@ -10,10 +10,10 @@ from typing import Final
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from dekag.errors import InputError
 from dekag.serving.cloud.database import file_of, probe, require_schema, require_sound
 from dekag.serving.cloud.trouble import NoRoomError, Trouble, details, trouble_of
 from dekag.serving.http.logs import facts
-from dekag.types import InputError
 
 log = logging.getLogger("dekag.serving")
 CHECK_LOOKS: Final = 60

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Le, MaxLen
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from dekag.alignment.config import FewStepConfig, MakdConfig
+from dekag.alignment.config import TOKEN, FewStepConfig, MakdConfig
 from dekag.alignment.generation.methods import METHODS, find_method
 from dekag.bundle.manifest import Quantisation
 from dekag.config import described_fields
+from dekag.errors import InputError
 from dekag.generation.prompts import LONGEST_PROMPT, check_prompts
 from dekag.registry.listing import BundleName
 from dekag.tasks.align_generation import GenerationTask
 from dekag.tasks.material import ImageSource
 from dekag.tasks.validate import Extras
-from dekag.types import InputError
 from dekag.world import World
 
 MOST_PROMPTS = 10_000
@@ -34,7 +34,7 @@ TRAINING: Mapping[str, tuple[str, tuple[Any, ...]]] = {
     "frozen_steps": ("frozen_steps", (MOST_STEPS,)),
     "vectors": ("vectors", (Ge(1), Le(64))),
     "words": ("words", (MaxLen(200),)),
-    "token": ("token", (Field(pattern=r"^<[a-z0-9_-]{1,62}>$"),)),
+    "token": ("token", (Field(pattern=f"^{TOKEN}$"),)),
     "rank": ("rank", (MOST_RANK,)),
     "batch": ("batch", (Le(1024),)),
     "seed": ("seed", (Le(2**31 - 1),)),

@@ -18,9 +18,9 @@ from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
+from dekag.errors import InputError
 from dekag.serving.http.errors import ApiError
 from dekag.serving.http.files import BLOCK_BYTES, pieces
-from dekag.types import InputError
 
 FAR_BLOCK_BYTES = 2**20
 """Read at a time where each read is a request of its own."""

@@ -4,7 +4,6 @@ The runner starts it. It says every second that it lives, and ends at once when 
 when standard input ends, which is when the runner has died.
 """
 
-import fcntl
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.orders import Account
+from dekag.errors import InputError
 from dekag.registry.repository import Repository
 from dekag.serving.canaries import canary_of
 from dekag.serving.cloud.database import open_database
@@ -36,8 +36,8 @@ from dekag.tasks.purchases import check_budget
 from dekag.training.loop import Progress
 from dekag.training.processes import device_of
 from dekag.training.run import Run
-from dekag.types import InputError
 from dekag.wire.files import write_bytes
+from dekag.wire.lock import locked
 from dekag.world import load_world
 
 BEAT_SECONDS = 1.0
@@ -172,8 +172,7 @@ def run(order: Order, store: JobStore) -> str:
     """Train, publish; the id of the bundle."""
     folder = Path(order.folder)
     # a worker of an earlier attempt may take a moment to notice that it is none any more
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / "lock"):
         try:
             spec = JobSpec.model_validate(store.get(order.job).spec)
         except ValidationError as error:

@@ -8,11 +8,11 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter
 
 from dekag.bundle.manifest import Kind
+from dekag.errors import InputError
 from dekag.registry.client import RegistryClient
 from dekag.registry.listing import Listed, Listing
 from dekag.serving.edge.bundles import Bundles
 from dekag.serving.http.logs import facts
-from dekag.types import InputError
 
 log = logging.getLogger("dekag.serving")
 Some = TypeVar("Some", bound=Listed)

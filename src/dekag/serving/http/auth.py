@@ -9,9 +9,9 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from dekag.errors import InputError
 from dekag.serving.http.errors import ApiError
 from dekag.serving.http.settings import ServiceSettings
-from dekag.types import InputError
 from dekag.wire.http import is_loopback
 
 log = logging.getLogger("dekag.serving")

@@ -5,14 +5,12 @@ rule for is looked at twice a second, through /proc/self/fd as the server gives 
 that read too slowly to ever be done, and peers with too many connections.
 """
 
-import fcntl
 import logging
 import os
 import socket
 import stat
 import struct
 import sys
-import termios
 import threading
 import time
 from collections import Counter
@@ -21,9 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dekag.errors import InputError
 from dekag.serving.http.logs import facts
 from dekag.serving.http.settings import ServiceSettings
-from dekag.types import InputError
 
 log = logging.getLogger("dekag.serving")
 BACKLOG = 1024
@@ -151,6 +149,9 @@ def _connections(port: int) -> Iterator[_Connection]:
 
 def _connection(descriptor: int, port: int) -> _Connection | None:
     """What is known of a descriptor, None if it is no connection to this port."""
+    import fcntl
+    import termios
+
     if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         return None
     # a copy: the number can come to mean another file at any time

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from dekag.types import InputError
+from dekag.errors import InputError
 
 log = logging.getLogger("dekag.serving")
 NAMES = {

@@ -17,10 +17,11 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from dekag.errors import InputError
 from dekag.serving.http.connections import BACKLOG, listen, watched
 from dekag.serving.http.logs import configure_logs, facts
 from dekag.serving.http.settings import ServiceSettings
-from dekag.types import InputError
+from dekag.serving.supported import check_service
 
 log = logging.getLogger("dekag.serving")
 BUFFER_BYTES = 2**15
@@ -35,8 +36,9 @@ def serve(app: FastAPI, settings: ServiceSettings) -> None:
     SIGTERM first makes `app.state.draining` true for `drain_seconds`: the service answers, but says that it is not
     ready. Then, and at once after SIGINT or a second signal, the port closes, `app.state.stopping` is true, which
     is for what goes on for ever, and requests that have begun are finished.
-    Raises InputError if the address cannot be listened on.
+    Raises InputError if the address cannot be listened on, or on a system where no service runs.
     """
+    check_service()
     settings.require_safe()
     listening = listen(settings)
     with watched(settings):

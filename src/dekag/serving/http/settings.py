@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from dekag.types import InputError
+from dekag.errors import InputError
 from dekag.wire.http import is_loopback
 
 Settings = TypeVar("Settings", bound="ServiceSettings")

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from dekag.errors import InputError
 from dekag.generation.prompts import LONGEST_PROMPT
 from dekag.serving.http.errors import ApiError, json_response
 from dekag.serving.http.files import FileAnswer
-from dekag.types import InputError
 
 __all__ = ["PageConfig", "PageDefaults", "PageLimits", "page_files", "page_router"]
 

@@ -85,7 +85,7 @@ def read_result(folder: Path, cell: Cell, *, images: int) -> Result:
     """
     path = path_of(folder, cell)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         described, values = content["cell"], content["values"]
         rows = {str(name): tuple(float(value) for value in row) for name, row in values.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from dekag.choices import ENGINES
 from dekag.tasks.sweep.cells import Cell
 from dekag.types import InputError
 
@@ -147,8 +148,7 @@ def engine_named(
         "ray": RayCluster(workers=workers, address=address),
         "slurm": Slurm(workers=workers, folder=folder, minutes=minutes, partition=partition),
     }
-    if name not in engines:
-        raise InputError(f"unknown engine {name!r}; known are {', '.join(engines)}")
+    ENGINES.require(name)
     return engines[name]
 
 

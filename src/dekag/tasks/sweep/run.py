@@ -18,6 +18,7 @@ from dekag.alignment.generation.bundles import apply_generation, pipeline_digest
 from dekag.baseline import Thresholds, read_thresholds, shipped_thresholds
 from dekag.baseline.pictures import FORMATS
 from dekag.channel import BlockFading
+from dekag.choices import SENDING_METHODS
 from dekag.evaluation.bounds import bound
 from dekag.evaluation.generation import EDGE_SEED
 from dekag.evaluation.grid import Grid, Point
@@ -77,9 +78,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         names = self.names
-        unknown = [name for name in self.methods if name not in (*SHIPPED, *DIGITAL)]
-        if unknown:
-            raise InputError(f"unknown method {unknown[0]!r}; known are {', '.join((*SHIPPED, *DIGITAL))}")
+        SENDING_METHODS.require(*self.methods)
         if not names or len(set(names)) != len(names):
             raise InputError(f"methods need distinct names, at least one, got {', '.join(names)}")
         if "bound" in names:
@@ -171,9 +170,13 @@ def _plan(
     on_stage("load")
     edge, draw = _drawer(config, out / "latents")
     folder = draw.folder
-    prompts, sent = _held_out(config, draw, on_stage)
+    # before anything is drawn
+    noise = torch.randn(1, *edge.latent_shape, generator=torch.Generator().manual_seed(config.seed))
     for method in codecs:
-        check_codec(method, sent, points, config.grid.constellations)
+        check_codec(method, noise, points, config.grid.constellations)
+    if world.judge_models:
+        world.judges(device=config.device)
+    prompts, sent = _held_out(config, draw, on_stage)
     distilled = _distilled(config, draw, on_stage) if config.draws else None
     with _one_thread():
         methods = _methods(config, codecs, distilled, weight, edge, folder)

@@ -30,12 +30,8 @@ CONFIGS = {
     "mini-dino": LoopConfig(
         rate=1e-3, batch=128, weight_decay=0.05, decay_fraction=0.4, ema_decay=0.998, seed=4
     ),
-    "cloud": LoopConfig(
-        rate=1.5e-3, batch=64, decay_fraction=0.3, ema_decay=0.9985, muon=HIDDEN, seed=1
-    ),
-    "edge": LoopConfig(
-        rate=1.5e-3, batch=64, decay_fraction=0.3, ema_decay=0.9985, muon=HIDDEN, seed=2
-    ),
+    "cloud": LoopConfig(rate=1.5e-3, batch=64, decay_fraction=0.3, ema_decay=0.9985, muon=HIDDEN, seed=1),
+    "edge": LoopConfig(rate=1.5e-3, batch=64, decay_fraction=0.3, ema_decay=0.9985, muon=HIDDEN, seed=2),
 }
 ON_CUDA = {"autoencoder": 128, "mini-clip": 256, "mini-dino": 512, "cloud": 512, "edge": 512}
 """Batches on a GPU."""

@@ -220,12 +220,12 @@ def _trainable(generator: DiffusersGenerator, config: MakdConfig) -> Iterator[No
 def trained_parameters(generator: DiffusersGenerator, config: MakdConfig) -> int:
     """How many numbers a training with this configuration trains, the metaword's included."""
     word = _fresh_word(generator, config)
-    vectors = 0 if word is None else sum(v.numel() for v in word.word.vectors.values() if v.requires_grad)
+    vectors: int = 0 if word is None else sum(v.numel() for v in word.word.vectors.values() if v.requires_grad)
     if config.adapter == "none":
         return vectors
     with frozen(generator), _trainable(generator, config):
         trained = [p for p in generator.denoiser.parameters() if p.requires_grad]
-    return vectors + sum(parameter.numel() for parameter in trained)
+    return vectors + sum(int(parameter.numel()) for parameter in trained)
 
 
 @contextmanager

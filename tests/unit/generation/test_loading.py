@@ -118,7 +118,15 @@ def test_a_single_file_without_its_configuration_is_one_line(tmp_path: Path) -> 
     file = tmp_path / "model.safetensors"
     save_file(checkpoint(tiny_pipelines.build(two_layers)), file)
     (tmp_path / "prompts.txt").write_text("a tree\n")
-    words = ["generate", "--model", file, "--prompts-file", tmp_path / "prompts.txt", "--out", tmp_path / "out"]
+    words = [
+        "generate",
+        "--model",
+        file,
+        "--prompts-file",
+        tmp_path / "prompts.txt",
+        "--out",
+        tmp_path / "out",
+    ]
     command = [sys.executable, "-m", "dekag", *map(str, words)]
     alone = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)

@@ -1,8 +1,11 @@
 """Strangers' models: single files, variants and damaged folders, as a pipeline or one line that names them."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -89,14 +92,6 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "edge"))
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine without a network and without a hub's cache."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("diffusers.utils.constants.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
-
-
 def drawn(source: str | Path | PipelineSource) -> Tensor:
     edge = load_generator(source, sampling=SAMPLING, pixels=PIXELS)
     return edge(CAPTIONS[:2], seeds=[3, 4])
@@ -117,16 +112,36 @@ def test_a_single_file_draws_what_its_folder_draws(folder: Path, tmp_path: Path)
     assert torch.equal(drawn(PipelineSource(source=file, pipeline_config=folder)), drawn(folder))
 
 
-@pytest.mark.usefixtures("offline")
+@pytest.mark.slow
 def test_a_single_file_without_its_configuration_is_one_line(tmp_path: Path) -> None:
+    """On a machine without a network and with an empty cache of the hub."""
     file = tmp_path / "model.safetensors"
     save_file(checkpoint(tiny_pipelines.build(two_layers)), file)
-    error = refused(file)
-    assert isinstance(error, FieldError)
-    assert str(file) in str(error)
-    assert "stable-diffusion-v1-5, is not on this machine, nor can it be fetched" in str(error)
-    assert "give a folder" in str(error)
+    (tmp_path / "prompts.txt").write_text("a tree\n")
+    words = [
+        "generate",
+        "--model",
+        file,
+        "--prompts-file",
+        tmp_path / "prompts.txt",
+        "--out",
+        tmp_path / "out",
+    ]
+    command = [sys.executable, "-m", "dekag", *map(str, words)]
+    alone = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("dekag: ")]
+    assert f"{file} is a single file, and the configuration of its pipeline, stable-diffusion-v1-5/" in line
+    assert "is not on this machine, nor can it be fetched; give a folder" in line
+    assert line.endswith("as --pipeline-config")
+
+
+def test_a_configuration_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"x": torch.ones(1)}, file)
     error = refused(PipelineSource(source=file, pipeline_config=tmp_path))
+    assert isinstance(error, FieldError)
     assert f"{tmp_path}, is not there" in str(error)
 
 

@@ -116,6 +116,7 @@ import sys
 from pathlib import Path
 from dekag.errors import InputError
 from dekag.serving import supported
+from dekag.wire import files
 
 opened = []
 sys.addaudithook(lambda event, args: event == "open" and opened.append(args[0]))

@@ -169,7 +169,9 @@ Images: TypeAlias = Image | Pictures
 """Images in memory, or pictures that are read when they are asked for."""
 
 
-def subset(images: Images, index: slice | Tensor | Sequence[int]) -> Images:
+def subset(
+    images: Images, index: slice | Tensor | Sequence[int]
+) -> Float[Tensor, "_ 3 height width"] | Pictures:
     """Some of the images, in memory if they all are."""
     return images.subset(index) if isinstance(images, Pictures) else images[index]
 

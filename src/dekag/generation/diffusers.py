@@ -154,11 +154,12 @@ class DiffusersGenerator:
         parts = list(self.read_parts(prompts))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    @torch.no_grad()
     def read_parts(self, prompts: Sequence[str]) -> Iterator[Conditioning]:
         """As `read`, READ_AT_ONCE prompts at a time."""
         for at in range(0, len(prompts), READ_AT_ONCE):
-            yield self.family.condition(self.pipeline, prompts[at : at + READ_AT_ONCE])
+            with torch.no_grad():
+                part = self.family.condition(self.pipeline, prompts[at : at + READ_AT_ONCE])
+            yield part
 
     def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
         """Draw one image for each prompt and seed with the pipeline's own decoder: all that a cloud must do.
@@ -195,11 +196,12 @@ class DiffusersGenerator:
         """Images in [0, 1] to latents, unit scale."""
         return torch.cat(list(self.encode_parts(image)))
 
-    @torch.no_grad()
     def encode_parts(self, images: ImageRows) -> Iterator[Latent]:
         """As `encode`, `sampling.batch` images at a time; they need be no more than can be indexed by a slice."""
         for at in range(0, len(images), self.sampling.batch):
-            yield self.family.encode(self.pipeline, images[at : at + self.sampling.batch])
+            with torch.no_grad():
+                part = self.family.encode(self.pipeline, images[at : at + self.sampling.batch])
+            yield part
 
     @contextmanager
     def active(self) -> Iterator[None]:

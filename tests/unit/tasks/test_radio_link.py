@@ -222,7 +222,7 @@ def test_a_recording_of_longer_payloads_than_the_codec_has(trip: Path, tmp_path:
 
 BAD = {
     "an existing recording": (("--out", "TRIP"), "exists and is kept; choose another name"),
-    "a folder": (("--out", "/"), "is a folder; give the name of a recording in it"),
+    "a folder": (("--out", "/"), "is a folder; give a file to write to"),
     "negative clip": (("--clip", -1), "a clipping ratio must be at least 0 dB and finite, got -1.0"),
     "subcarriers without ofdm": (("--subcarriers", 12), "ask for OFDM as well"),
     "too many subcarriers": (("--ofdm", "--subcarriers", 5000), "0 to 4096 subcarriers"),

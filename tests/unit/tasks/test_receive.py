@@ -129,7 +129,7 @@ def test_symbols_that_are_not_numbers_are_erased_and_counted(sent: Frame, tmp_pa
 
 
 BAD: dict[str, tuple[Callable[[Frame], bytes | None], str]] = {
-    "missing": (lambda _: None, "cannot be read"),
+    "missing": (lambda _: None, "does not exist; give a frame (.frame) or a SigMF recording"),
     "truncated": (lambda frame: write_frame(frame)[:-9], "truncated"),
     "no frame": (lambda _: b"\x89PNG\r\n\x1a\n" * 9, "no frame"),
     "received twice": (lambda frame: write_frame(over_the_air(frame, 1)), "leave out --channel-seed"),

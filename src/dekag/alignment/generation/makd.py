@@ -220,7 +220,9 @@ def _trainable(generator: DiffusersGenerator, config: MakdConfig) -> Iterator[No
 def trained_parameters(generator: DiffusersGenerator, config: MakdConfig) -> int:
     """How many numbers a training with this configuration trains, the metaword's included."""
     word = _fresh_word(generator, config)
-    vectors: int = 0 if word is None else sum(v.numel() for v in word.word.vectors.values() if v.requires_grad)
+    vectors: int = (
+        0 if word is None else sum(v.numel() for v in word.word.vectors.values() if v.requires_grad)
+    )
     if config.adapter == "none":
         return vectors
     with frozen(generator), _trainable(generator, config):

@@ -134,7 +134,8 @@ ENGINES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", ["processes", pytest.param("slurm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["processes", "slurm"])
 def test_every_engine_gives_the_same_bytes(name: str, folder: Path, tmp_path: Path) -> None:
     """Slurm's jobs are local processes here, which submitit starts as it would start those of a cluster."""
     expected = contents(folder)

@@ -33,6 +33,8 @@ OnStep = Callable[[int, int, Latent], None]
 """Told the first of the images that are drawn together, the step from 1 and what it left; may raise to stop."""
 
 
+ENCODED_AT_ONCE = 4
+"""Images that the autoencoder encodes at a time: its activations are the largest of all."""
 READ_AT_ONCE = 32
 """Prompts that the text encoders read at a time."""
 
@@ -197,10 +199,11 @@ class DiffusersGenerator:
         return torch.cat(list(self.encode_parts(image)))
 
     def encode_parts(self, images: ImageRows) -> Iterator[Latent]:
-        """As `encode`, `sampling.batch` images at a time; they need be no more than can be indexed by a slice."""
-        for at in range(0, len(images), self.sampling.batch):
+        """As `encode`, a few images at a time; they need be no more than can be indexed by a slice."""
+        size = min(ENCODED_AT_ONCE, self.sampling.batch)
+        for at in range(0, len(images), size):
             with torch.no_grad():
-                part = self.family.encode(self.pipeline, images[at : at + self.sampling.batch])
+                part = self.family.encode(self.pipeline, images[at : at + size])
             yield part
 
     @contextmanager

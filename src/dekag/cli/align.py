@@ -153,7 +153,7 @@ def plan_lines(plan: "Plan") -> list[str]:
     trained = "unknown" if plan.trained_parameters is None else f"{plan.trained_parameters:,}"
     stages = ", ".join(f"{steps:,} {name}" for name, steps in plan.steps.items()) or "unknown"
     images = "" if plan.images_a_step is None else f", of {plan.images_a_step} images each"
-    draws = "" if plan.draws is None else f"; each pair is met {plan.draws:.1f} times"
+    draws = "" if plan.draws is None else f"; each pair is met at most {plan.draws:.1f} times"
     return [
         f"method      {plan.method}",
         f"trained     {trained} of {plan.edge_parameters:,} parameters of the edge",

@@ -158,10 +158,10 @@ def _captions(place: Path, table: Any) -> Sequence[Any]:
     for name in _TEXT_KEYS:
         if name in table.features:
             return list(table.select_columns([name])[name])
-    for row in list(table.select_columns(["json"])["json"])[:1] if "json" in table.features else ():
-        for name in _TEXT_KEYS:
-            if isinstance(row, Mapping) and name in row:
-                return [each and each.get(name) for each in table.select_columns(["json"])["json"]]
+    rows = list(table.select_columns(["json"])["json"]) if "json" in table.features else []
+    for name in _TEXT_KEYS:
+        if any(isinstance(row, Mapping) and name in row for row in rows):
+            return [row and row.get(name) for row in rows]
     raise InputError(
         f"{place}: no column holds captions; it has {', '.join(table.features)},"
         f" give one of {', '.join(_TEXT_KEYS)}"

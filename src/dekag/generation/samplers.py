@@ -14,6 +14,7 @@ USUAL_STEPS = 50
 """Of pipelines that do not say how many."""
 BROKEN = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     LookupError,
     NotImplementedError,
@@ -21,7 +22,7 @@ BROKEN = (
     TypeError,
     ValueError,
 )
-"""What samplers raise that are configured in ways that they do not know."""
+"""What samplers raise that are configured as they do not know, and classes that are no samplers of latents."""
 
 
 def check_sampler(pipeline: Any, steps: int | None) -> None:

@@ -1,5 +1,6 @@
 """What an alignment would take, said before it starts: parameters, steps, memory, disk and what is bought."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Plan:
 
     @property
     def draws(self) -> float | None:
-        """How often each pair is met in all steps."""
+        """How often each pair is met in all steps, at most: what the edge draws itself has a share of a batch."""
         if self.images_a_step is None:
             return None
         return sum(self.steps.values()) * self.images_a_step / max(1, self.pairs)
@@ -52,8 +53,9 @@ class Plan:
 def plan_generation(world: World, source: ImageSource, task: GenerationTask) -> Plan:
     """What `align_generation` would take; the edge is loaded, and nothing is drawn, bought, trained or written.
 
-    Memory is that of weights and of what is trained; activations come on top, in proportion to the batch. The latents
-    and the text states are files. Raises InputError as `check_generation`.
+    Latents are counted for every pair, though a picture of several captions is encoded once. Memory is that of weights
+    and of what is trained; activations come on top, in proportion to the batch. The latents and the text states are
+    files. Raises InputError as `check_generation`.
     """
     edge = world.edge()
     method = find_method(task.method)
@@ -71,7 +73,7 @@ def plan_generation(world: World, source: ImageSource, task: GenerationTask) -> 
         prompts=texts - 1,
         weights_bytes=_weights(edge),
         training_bytes=None if trained is None else trained * FLOAT * COPIES,
-        latents_bytes=len(prompts) * _numbers(edge.latent_shape) * FLOAT,
+        latents_bytes=len(prompts) * math.prod(edge.latent_shape) * FLOAT,
         text_bytes=texts * sum(t.numel() * t.element_size() for t in edge.read([""]).values()),
         to_buy=purchases(world, source).count,
     )
@@ -102,8 +104,3 @@ def _count(edge: DiffusersGenerator) -> int:
 
 def _weights(edge: DiffusersGenerator) -> int:
     return sum(p.numel() * p.element_size() for part in _modules(edge) for p in part.parameters())
-
-
-def _numbers(shape: tuple[int, int, int]) -> int:
-    channels, rows, columns = shape
-    return channels * rows * columns

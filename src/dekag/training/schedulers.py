@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dekag.generation.samplers import BROKEN
 from dekag.training.noise_process import Diffusion, Flow, process_of
 from dekag.types import InputError
 
@@ -30,17 +31,6 @@ FAR = 0.15
 """Largest difference between the strengths of the sampler's first noise and of training's last one."""
 ROUNDED = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Spacings of noise levels for which samplers tell the denoiser the nearest timestep of training."""
-BROKEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a class that is no sampler of latents raises when it is used as one."""
 
 
 class _MisfitError(ValueError):

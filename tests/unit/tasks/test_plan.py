@@ -13,6 +13,7 @@ from PIL import Image
 from dekag.alignment.config import MakdConfig
 from dekag.alignment.generation.makd import distil
 from dekag.alignment.generation.method import DistillationData
+from dekag.alignment.generation.methods import method_config
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.tasks.align_generation import GenerationTask, check_generation
 from dekag.tasks.material import ImageSource
@@ -58,8 +59,6 @@ def test_a_plan_counts_what_is_trained(
     data = DistillationData(
         prompts=PROMPTS, images=torch.rand(3, 3, tiny_pipelines.PIXELS, tiny_pipelines.PIXELS)
     )
-    from dekag.alignment.generation.methods import method_config
-
     quick = replace(method_config(method, CONFIG), metaword_steps=1, joint_steps=1, frozen_steps=0)
     update = distil(edge, data, quick)
     word = 0 if update.metaword is None else sum(v.numel() for v in update.metaword.vectors.values())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dekag.alignment.config import MakdConfig
 from dekag.alignment.generation import adapters
 from dekag.alignment.generation.checks import check_config
+from dekag.alignment.generation.devices import AUTOENCODERS, moved
 from dekag.alignment.generation.method import (
     UNWATCHED,
     DistillationData,
@@ -40,8 +41,6 @@ __all__ = ["TRAINED", "Stage", "checkpointed", "distil", "stages"]
 PRIOR_SEED = 200_000
 TRAINED = "dekag_training"
 """Name of the adapter while it trains."""
-AUTOENCODERS = ("vae", "vqvae")
-"""Names that pipelines have for theirs."""
 CHECKPOINT_STEPS = 100
 """Steps between two states of a training."""
 Reader = Callable[[Tensor, Tensor], Conditioning]
@@ -263,9 +262,8 @@ def _run_stage(training: _Training, parts: Sequence[_Drawings], stage: Stage, *,
         seed=config.seed,
         checkpoint_every=CHECKPOINT_STEPS,
     )
-    with off_device(
-        training.generator, (*AUTOENCODERS, *(training.generator.family.encoders if cached else ()))
-    ):
+    resting = (*AUTOENCODERS, *(training.generator.family.encoders if cached else ()))
+    with moved(training.generator.pipeline, resting, "cpu"):
         train(
             trainable(named | dict(training.generator.denoiser.named_parameters())),
             loss,
@@ -275,20 +273,6 @@ def _run_stage(training: _Training, parts: Sequence[_Drawings], stage: Stage, *,
             validation=validation,
             tracking=run.tracking_of(stage.name),
         )
-
-
-@contextmanager
-def off_device(generator: DiffusersGenerator, names: Sequence[str]) -> Iterator[None]:
-    """Within, these parts of the pipeline are on the CPU, as nothing needs them; then they are where they were."""
-    found = [getattr(generator.pipeline, name, None) for name in names]
-    there = [(part, next(part.parameters()).device) for part in found if part is not None]
-    for part, _ in there:
-        part.to("cpu")
-    try:
-        yield
-    finally:
-        for part, device in there:
-            part.to(device)
 
 
 def _validation(training: _Training, stage: Stage) -> Validation:
@@ -303,17 +287,11 @@ def _score(training: _Training, stage: str) -> Callable[[int], float]:
     adapted = TRAINED in getattr(denoiser, "peft_config", {})
     trained = replace(training.generator, metaword=training.word, adapters=(TRAINED,) if adapted else ())
 
-    pipeline = training.generator.pipeline
-    parts = [getattr(pipeline, name, None) for name in (*AUTOENCODERS, *training.generator.family.encoders)]
+    pipeline, family = training.generator.pipeline, training.generator.family
 
     def score(step: int) -> float:
-        # whatever rests off the device is needed now
-        resting = [(part, next(part.parameters()).device) for part in parts if part is not None]
-        for part, _ in resting:
-            part.to(denoiser.device)
-        value = validate(trained, stage, step)
-        for part, device in resting:
-            part.to(device)
+        with moved(pipeline, (*AUTOENCODERS, *family.encoders), denoiser.device):  # whatever rests elsewhere
+            value = validate(trained, stage, step)
         if adapted:
             denoiser.enable_adapters()
             denoiser.set_adapter(TRAINED)

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -72,8 +72,8 @@ def _indexed(folder: Path, faults: Faults) -> list[Entry]:
     return _existing(folder, INDEX, merged(row for row in rows if row is not None), faults)
 
 
-def _read_jsonl(folder: Path, faults: Faults) -> list[_LISTED]:
-    where, rows = folder / METADATA, []
+def _read_jsonl(folder: Path, faults: Faults) -> Iterator[_LISTED]:
+    where = folder / METADATA
     for number, line in enumerate(read_lines(where, right="give one object a line"), 1):
         if not line.strip():
             continue
@@ -82,32 +82,31 @@ def _read_jsonl(folder: Path, faults: Faults) -> list[_LISTED]:
         except (ValueError, RecursionError):
             faults.add(f"{where}: line {number} is no JSON; give one object a line")
             continue
-        rows.append(_row(f"{where}: line {number}", entry, "file_name", CAPTION_KEYS, faults))
-    return [row for row in rows if row is not None]
+        if row := _row(f"{where}: line {number}", entry, "file_name", CAPTION_KEYS, faults):
+            yield row
 
 
-def _read_csv(folder: Path, faults: Faults) -> list[_LISTED]:
+def _read_csv(folder: Path, faults: Faults) -> Iterator[_LISTED]:
     where = folder / TABLE
     text = read_text(where, right="give a line of column names, among them file_name and text")
-    rows = []
     try:
         table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         for entry in table:
-            rows.append(_row(f"{where}: line {table.line_num}", entry, "file_name", CAPTION_KEYS, faults))
+            if row := _row(f"{where}: line {table.line_num}", entry, "file_name", CAPTION_KEYS, faults):
+                yield row
     except csv.Error as error:
         raise InputError(f"{where} is no table of commas that can be read: {error}") from error
-    return [row for row in rows if row is not None]
 
 
-def _described(folder: Path, name: str, rows: list[_LISTED], faults: Faults) -> list[Entry]:
+def _described(folder: Path, name: str, rows: Iterable[_LISTED], faults: Faults) -> list[Entry]:
     where = folder / name
-    if not rows:
-        raise InputError(f'{where} is empty; give a line {{"file_name": ..., "text": ...}} for every image')
     entries = merged(rows)
+    if not entries:
+        raise InputError(f'{where} is empty; give a line {{"file_name": ..., "text": ...}} for every image')
     known = {entry.place for entry in entries}
-    if nameless := [path for path in _files(folder) if _is_picture(path) and path not in known]:
+    if nameless := [path for path in _walk(folder) if _is_picture(path) and path not in known]:
         faults.add(
-            f"{where}: {len(nameless)} images beside it have no line, the first is {nameless[0]};"
+            f"{where}: {len(nameless)} images beside it have no line, the first is {min(nameless, key=_parts)};"
             " give each its line or take it away",
             len(nameless),
         )
@@ -155,7 +154,7 @@ def _caption_files(files: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for suffix in reversed(CAPTION_SUFFIXES):
         found |= {_stem(path): path for path in files if path.lower().endswith(suffix)}
-    return dict(sorted(found.items(), key=lambda item: item[1].split("/")))
+    return dict(sorted(found.items(), key=lambda item: _parts(item[1])))
 
 
 def _repeats(pictures: Sequence[str]) -> dict[str, tuple[int, str]]:
@@ -215,17 +214,24 @@ def _captions(path: Path, faults: Faults) -> tuple[str, ...]:
 
 
 def _files(folder: Path) -> list[str]:
-    """All files below a folder, relative to it, by name, but for hidden ones and those of hidden folders."""
-    found = []
+    """All files of `_walk`, by name."""
+    return sorted(_walk(folder), key=_parts)
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """All files below a folder, relative to it, but for hidden ones and those of hidden folders."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(parent, folder).replace(os.sep, "/")
         here = "" if inside == "." else f"{inside}/"
         # a pipe or a socket is no file, and a link that leads nowhere is not either
-        found += [
-            here + name for name in names if name[0] != "." and os.path.isfile(os.path.join(parent, name))
-        ]
-    return sorted(found, key=lambda path: path.split("/"))
+        for name in names:
+            if name[0] != "." and os.path.isfile(os.path.join(parent, name)):
+                yield here + name
+
+
+def _parts(path: str) -> list[str]:
+    return path.split("/")
 
 
 def _stem(path: str) -> str:

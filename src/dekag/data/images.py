@@ -1,7 +1,8 @@
 """Prompts and the cloud's images as a dataset: pictures are read, or mapped, when they are asked for."""
 
 import hashlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -224,7 +225,7 @@ def read_dataset(place: Path, *, pixels: int | None = None, faults: Faults | Non
     source, whole = checked(files, pixels, faults)
     if not whole:
         raise InputError(f"{place} has no picture that can be used; the first: {faults.lines[0]}")
-    return pairs(source, [(number, entries[number]) for number in whole])
+    return pairs(source, ((number, entries[number]) for number in whole))
 
 
 def find_pictures(place: Path, faults: Faults) -> tuple[Files, Sequence[Entry]]:
@@ -283,14 +284,19 @@ def checked(
     return FileSource(files=files, size=size or (0, 0), digest=f"{size} {digest.hexdigest()}"), whole
 
 
-def pairs(source: Source, entries: Sequence[tuple[int, Entry]]) -> CloudImages:
+def pairs(source: Source, entries: Iterable[tuple[int, Entry]]) -> CloudImages:
     """Pictures by number and their entries, once for each caption; all weigh alike unless the entries say otherwise."""
-    weights = [entry.repeats / len(entry.captions) for _, entry in entries for _ in entry.captions]
-    rows = [number for number, entry in entries for _ in entry.captions]
+    prompts: list[str] = []
+    rows, weights = array("q"), array("d")
+    for number, entry in entries:
+        for caption in entry.captions:
+            prompts.append(caption)
+            rows.append(number)
+            weights.append(entry.repeats / len(entry.captions))
     return CloudImages(
-        prompts=tuple(caption for _, entry in entries for caption in entry.captions),
+        prompts=tuple(prompts),
         images=Pictures(source=source, rows=torch.tensor(rows, dtype=torch.int64)),
-        weights=None if len(set(weights)) <= 1 else torch.tensor(weights),
+        weights=None if len(set(weights)) <= 1 else torch.tensor(weights, dtype=torch.float32),
     )
 
 

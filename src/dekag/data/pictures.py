@@ -60,4 +60,4 @@ class PictureSet:
         files, entries = self._found
         source, _ = checked(files, self.pixels, Faults(), numbers=numbers)
         chosen = [Entry(entries[n].place, (text,)) for text, n in zip(prompts, numbers, strict=True)]
-        return pairs(source, list(zip(numbers, chosen, strict=True)))
+        return pairs(source, zip(numbers, chosen, strict=True))

@@ -1,7 +1,7 @@
 """`align generation` on more pictures than memory should hold: what it takes, and how long until the first step."""
 
 import json
-import statistics
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +15,8 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from PIL import Image
 
 SIDE = 256
-RUNS = 3
+GIVEN_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Has the C library give freed memory back at once: what it keeps differs by 20 MiB from run to run."""
 RUN = """
 import sys, time
 from pathlib import Path
@@ -82,7 +83,13 @@ def alignment(world: Path, images: Path, out: Path) -> Taken:
     """Align in a process of its own, whose memory is read every tenth of a second."""
     command = [sys.executable, "-c", RUN, str(world), str(images), str(out)]
     most = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **GIVEN_BACK},
+    ) as process:
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             rows = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
@@ -97,23 +104,17 @@ def alignment(world: Path, images: Path, out: Path) -> Taken:
 
 
 def growth(folder: Path, counts: tuple[int, ...]) -> float:
-    """Bytes of anonymous memory that a further picture takes, between the fewest and the most.
-
-    Runs of the same pictures differ by 20 MiB in what the allocator keeps, so the median of RUNS of each counts.
-    """
-    world, median = tiny_world(folder), {}
+    """Bytes of anonymous memory that a further picture takes, between the fewest and the most."""
+    world, taken = tiny_world(folder), {}
     for count in counts:
-        images = pictures(folder / str(count), count)
-        taken = [alignment(world, images, folder / f"bundle-{count}-{run}") for run in range(RUNS)]
-        median[count] = statistics.median(run.anonymous for run in taken)
+        taken[count] = alignment(world, pictures(folder / str(count), count), folder / f"bundle-{count}")
         print(
-            f"{count} pictures of {SIDE} px: {median[count] / 2**20:.1f} MiB of anonymous memory, median of"
-            f" {', '.join(f'{run.anonymous / 2**20:.1f}' for run in taken)};"
-            f" first step after {min(run.first_step_s for run in taken):.1f} s",
+            f"{count} pictures of {SIDE} px: {taken[count].anonymous / 2**20:.1f} MiB of anonymous memory,"
+            f" first step after {taken[count].first_step_s:.1f} s",
             flush=True,
         )
     few, many = min(counts), max(counts)
-    grown = (median[many] - median[few]) / (many - few)
+    grown = (taken[many].anonymous - taken[few].anonymous) / (many - few)
     print(f"{grown:.0f} bytes a picture")
     return grown
 

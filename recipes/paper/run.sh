@@ -26,7 +26,7 @@ for judge in $JUDGES; do judges+=(--judge "$judge"); done
 mkdir -p "$out"
 [ -f "$out/prompts.txt" ] || python "$here/prompts.py" --count "$PROMPTS" --out "$out/prompts.txt"
 [ -d "$out/world" ] || dekag world new "$out/world" --edge "$EDGE" --cloud "$CLOUD" --prompts "$out/prompts.txt" \
-    --pixels "$PIXELS" --steps "$EDGE_STEPS" --guidance "$GUIDANCE" --licence "$LICENCE"
+    --pixels "$PIXELS" --cloud-pixels "$PIXELS" --steps "$EDGE_STEPS" --guidance "$GUIDANCE" --licence "$LICENCE"
 [ -d "$out/world/generation" ] || dekag align generation --world "$out/world" "${judges[@]}" --out "$out/world/generation" \
     --draws "$DRAWS" --vectors 8 --position prefix --rank "$RANK" --metaword-steps "$METAWORD" --steps "$JOINT" \
     --frozen-steps "$FROZEN" --batch "$BATCH" --accumulation "$SUM" --metaword-rate 5e-3 --joint-rate 1e-4 --lora-plus 8 \

@@ -14,6 +14,7 @@ from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
 from dekag.cli.options import Json, read_world
 from dekag.data.prompts import read_prompts
+from dekag.errors import InputError
 from dekag.world.shipped import DEFAULT_WORLD
 
 app = typer.Typer(no_args_is_help=True, help="Make a world of your own models, and look at one.")
@@ -38,6 +39,11 @@ class NewWorldOptions:
     guidance: Annotated[float | None, Ge(0), Doc("Its guidance scale; default: the pipeline's.")] = None
     batch: Annotated[int, Ge(1), Doc("Pictures that it draws at a time.")] = 32
     pixels: Annotated[int | None, Ge(8), Doc("Side of its pictures; default: the pipeline's.")] = None
+    cloud_steps: Annotated[
+        int | None, Ge(1), Doc("Denoising steps of the cloud; default: the pipeline's.")
+    ] = None
+    cloud_guidance: Annotated[float | None, Ge(0), Doc("Its guidance scale; default: the pipeline's.")] = None
+    cloud_pixels: Annotated[int | None, Ge(8), Doc("Side of its pictures; default: the pipeline's.")] = None
     name: Annotated[str, Doc("Name of the world; default: the folder's.")] = ""
     licence: Annotated[str, Doc("Licence of the whole, as an SPDX expression.")] = ""
     variant: Annotated[
@@ -52,6 +58,11 @@ class NewWorldOptions:
         from dekag.world.entry import check_sources
 
         check_sources(self.cloud, self.images, self.endpoint, prompts_file=self.prompts)
+        for name in ("cloud_steps", "cloud_guidance", "cloud_pixels"):
+            if self.cloud is None and getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} is of a cloud that draws; give its model as --cloud"
+                )
         check_part(self.edge, "pipeline")
         check_part(self.cloud, "pipeline")
         check_images(self.images)
@@ -88,6 +99,8 @@ def new(
                 prompts_file=options.prompts,
                 sampling=Sampling(steps=options.steps, guidance=options.guidance, batch=options.batch),
                 pixels=options.pixels,
+                cloud_sampling=Sampling(steps=options.cloud_steps, guidance=options.cloud_guidance),
+                cloud_pixels=options.cloud_pixels,
                 licence=options.licence,
                 variant=options.variant,
                 pipeline_config=options.pipeline_config,

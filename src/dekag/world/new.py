@@ -48,7 +48,8 @@ class NewWorld:
     """What a world is to be made of: an edge, and what it is aligned with, if anything.
 
     name: the folder's if empty. edge, cloud: a diffusers folder, a hub id, a single file of weights, or a shipped
-    model; variant, pipeline_config: theirs, as those of `generation.PipelineSource`. images: folder of the
+    model; variant, pipeline_config: theirs, as those of `generation.PipelineSource`. sampling, pixels: of the edge;
+    cloud_sampling, cloud_pixels: of a cloud that is a model. images: folder of the
     cloud's pictures with their prompts, in place of a cloud. endpoint: an image API in place of a cloud, which draws
     `endpoint_model` at `endpoint_size`. prompts_file: one prompt a line; a folder of images brings its own.
     Raises InputError if two clouds are given, or no prompts.
@@ -64,6 +65,8 @@ class NewWorld:
     prompts_file: Path | None = None
     sampling: Sampling = field(default_factory=Sampling)
     pixels: int | None = None
+    cloud_sampling: Sampling = field(default_factory=Sampling)
+    cloud_pixels: int | None = None
     licence: str = ""
     variant: str | None = None
     pipeline_config: str | None = None
@@ -167,12 +170,12 @@ def lacks(world: World) -> list[str]:
 def _entry(source: str, target: Path, made_of: NewWorld, *, is_edge: bool = True) -> ModelEntry:
     """A pipeline copied into the world, or its hub id at a commit."""
     place = locate(source, "pipeline")
-    sampling = made_of.sampling if is_edge else Sampling()
+    sampling = made_of.sampling if is_edge else made_of.cloud_sampling
     options: dict[str, Any] = {
         "steps": sampling.steps,
         "guidance": sampling.guidance,
         "batch": sampling.batch,
-        "pixels": made_of.pixels if is_edge else None,
+        "pixels": made_of.pixels if is_edge else made_of.cloud_pixels,
         "variant": made_of.variant,
     }
     if not isinstance(place, Path):

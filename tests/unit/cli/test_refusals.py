@@ -88,6 +88,7 @@ CASES = {
     f"{ALIGN} --log {{file}}": "is a file; give a folder",
     "world new {foreign} --edge emoji/edge --prompts {prompts}": "exists and is not empty; give a new folder",
     "world new {file} --edge emoji/edge --prompts {prompts}": "is a file; give a folder",
+    f"{NEW} --prompts {{prompts}} --cloud-pixels 64": "--cloud-pixels is of a cloud that draws; give its model",
     "evaluate transmission --out {file}": "is a file; give a folder",
     "evaluate accuracy --sheet {file}/sheet.png": "is no folder",
     "evaluate accuracy --sheet {empty}/sheet.jpg": "must end in .png",

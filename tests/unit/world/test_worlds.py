@@ -247,6 +247,23 @@ def test_a_new_world_has_its_own_parts_and_can_be_moved(tmp_path: Path) -> None:
     assert int(world.nominal.uses) == 512
 
 
+def test_a_cloud_draws_as_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("".join(f"thing {n}\n" for n in range(20)))
+    made_of = NewWorld(
+        edge="emoji/edge",
+        cloud="emoji/cloud",
+        cloud_sampling=Sampling(steps=1, guidance=0.0),
+        cloud_pixels=32,
+        prompts_file=tmp_path / "prompts.txt",
+    )
+    world = new_world(tmp_path / "mine", made_of)
+    assert world.pixels == 64
+    assert isinstance(world.cloud_model, Model)
+    assert world.cloud_model.pixels == 32
+    assert world.cloud_model.sampling.steps == 1
+    assert world.cloud().images(["thing 1"], seeds=[0]).shape == (1, 3, 32, 32)
+
+
 def test_an_endpoint_can_be_the_cloud(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"thing {n}\n" for n in range(20)))
     made_of = NewWorld(

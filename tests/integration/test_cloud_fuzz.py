@@ -27,7 +27,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
 @pytest.mark.alone
 def test_every_route_does_what_its_description_says(cloud: RunningService) -> None:
     """`test_every_route_a_thousand_times` is the long one."""
-    fuzz(cloud, 20)
+    fuzz(cloud, 8)
 
 
 @pytest.mark.slow

@@ -102,6 +102,7 @@ def trained(events: list[Event]) -> list[int]:
     return [event.data["step"] for event in events if event.data.get("loss") is not None]
 
 
+@pytest.mark.slow
 def test_a_job_outlives_its_worker_and_is_published(
     cloud: RunningService, client: CloudClient, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

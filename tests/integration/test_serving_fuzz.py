@@ -9,7 +9,7 @@ from running_service import RunningService
 @pytest.mark.alone
 def test_every_route_does_what_its_description_says(edge: RunningService) -> None:
     """`test_every_route_a_thousand_times` is the long one."""
-    fuzz(edge, 20, without=frozenset({"/v1/decoders", "/v1/decoders/{sha256}.onnx"}))
+    fuzz(edge, 8, without=frozenset({"/v1/decoders", "/v1/decoders/{sha256}.onnx"}))
 
 
 @pytest.mark.slow

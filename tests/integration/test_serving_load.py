@@ -112,7 +112,7 @@ async def overload(
 @pytest.mark.alone
 def test_an_overload_is_refused_and_the_rest_is_served(edge: RunningService) -> None:
     """`test_a_minute_of_overload` is the long one; of few images a moment's pause of the machine is a large share."""
-    asyncio.run(overload(edge, queue=16, steps=20, rounds=1, seconds=4, slack=0.6))
+    asyncio.run(overload(edge, queue=16, steps=10, rounds=1, seconds=2, slack=0.6))
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def settled(service: RunningService) -> tuple[int, int, int]:
 @pytest.mark.alone
 def test_memory_descriptors_and_threads_stay(edge: RunningService) -> None:
     """`test_10000_requests` is the long one."""
-    soak(edge, warm=250, requests=150, clients=4)
+    soak(edge, warm=150, requests=80, clients=4)
 
 
 @pytest.mark.slow

@@ -82,6 +82,7 @@ def listens(url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_up_serves_three_parties_and_stops_in_order(tmp_path: Path) -> None:
     """The edge draws with the updates that the cloud publishes; the second start finds everything there."""
     site = Site(folder=tmp_path / "site", port=free_port(), cloud_port=free_port())

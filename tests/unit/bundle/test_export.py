@@ -159,8 +159,10 @@ def draw(generator: DiffusersGenerator, folder: Path, *, few: bool) -> tuple[Ten
 
 
 @pytest.fixture(scope="module")
-def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What a process with diffusers alone draws from each export, and what it refuses."""
+def strangers(
+    saved: dict[str, Bundle], work: Path, request: pytest.FixtureRequest
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a process with diffusers alone draws from each export that a test of this run asks for, or refuses."""
     for layout in ("comfyui", "a1111"):
         export_bundle(saved["sd"], work / layout, layout=layout)
 
@@ -193,6 +195,9 @@ def strangers(saved: dict[str, Bundle], work: Path) -> tuple[dict[str, Tensor], 
         "flux2 peft": readme("flux2", "flux2", layout="peft"),
     }
     layers = {"flux2": f", text_encoder_out_layers={LAYERS}"}
+    calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    asked = {"a1111", *(params["case"] for params in calls if "case" in params)}
+    codes = {name: code for name, code in codes.items() if name in asked}
     codes = {
         name: code.replace(
             ").images", f', generator=rng(), output_type="np"{layers.get(name.split()[0], "")}).images'

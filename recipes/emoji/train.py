@@ -135,7 +135,7 @@ def prepare(options: argparse.Namespace) -> None:
 def run_lane(options: argparse.Namespace) -> None:
     """Train the stages of one lane, one after the other, each when what it needs is there."""
     import torch
-    from stages.run import NEEDS, STAGES
+    from stages.run import NEEDS, train_stage
 
     threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1 if options.device == "cpu" else os.cpu_count() or 1)
@@ -143,7 +143,7 @@ def run_lane(options: argparse.Namespace) -> None:
     for name in run.plan.lanes[options.lane]:
         while not all(run.finished(needed) for needed in NEEDS.get(name, ())):
             time.sleep(POLL_SECONDS)
-        STAGES[name](run)
+        train_stage(run, name)
 
 
 def end_with_parent(parent: int) -> None:

@@ -143,10 +143,8 @@ def publish(folder: Path, save: Any) -> None:
 
 
 def train_autoencoder(run: Run) -> None:
-    """The shared autoencoder, frozen once it is finished: all latents depend on it."""
+    """The shared autoencoder."""
     stage = "autoencoder"
-    if run.finished(stage):
-        return
     art = stack([run.art(hand, autoencoder_ids(run, hand)) for hand in ART])
     torch.manual_seed(run.plan.configs[stage].seed)
     fitted = autoencoder.sample(art, FITTED, torch.Generator().manual_seed(0))
@@ -279,5 +277,14 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "edge": partial(train_generator, stage="edge"),
 }
 """What is trained, by name."""
+FROZEN = frozenset({"autoencoder", "mini-clip", "mini-dino"})
+"""Stages that more time does not go on with once they are finished: latents depend on the first, and what the reports
+of cloud and edge say on the others."""
 NEEDS = {"cloud": ("autoencoder",), "edge": ("autoencoder",)}
 """What a stage waits for."""
+
+
+def train_stage(run: Run, name: str) -> None:
+    """Train a stage to the end of its budget."""
+    if not (name in FROZEN and run.finished(name)):
+        STAGES[name](run)

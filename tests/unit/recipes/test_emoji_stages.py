@@ -35,7 +35,7 @@ from stages.grammar import COLOURS, PAIR_PLACES, PLACES, Scene, Thing, draw_scen
 from stages.lpips import SCALE, SHIFT, Lpips
 from stages.pictures import GLOSSY, PAIR_SIZE, Art, draw, layout, loosely, paste
 from stages.plan import ENOUGH, LANES, SHARES, TRAINED, budgets, make_plan
-from stages.run import Run, trained_on
+from stages.run import Run, train_stage, trained_on
 from stages.splits import SEEN_COMPOSITIONS, overlaps, write_splits
 from stages.tokenizer import TOKENS, read_tokenizer, tokenize, train_tokenizer
 from torch import Tensor, nn
@@ -531,6 +531,20 @@ def test_models_fit_their_sizes(tokenizer: CLIPTokenizer, vae: AutoencoderTiny) 
     assert half_megabytes(pipelines["edge"].unet) <= 7
     assert half_megabytes(*(p.text_encoder for p in pipelines.values())) <= 4
     assert half_megabytes(judges.clip_model(tokenizer), judges.dino_model().vit) <= 6
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_more_time_goes_on_with_cloud_and_edge_alone(name: str, tmp_path: Path) -> None:
+    """Where everything is finished and no data are there, whatever would train asks for them."""
+    run = Run(folder=tmp_path, data=tmp_path / "none", plan=make_plan("cpu", 64, minutes=1.0))
+    for stage in TRAINED:
+        (tmp_path / stage / "model").mkdir(parents=True)
+    if name in {"cloud", "edge"}:
+        with pytest.raises(OSError, match="autoencoder"):
+            train_stage(run, name)
+    else:
+        train_stage(run, name)
+    assert not list((tmp_path / name / "model").iterdir())
 
 
 @pytest.mark.parametrize("minutes", [3.0, 60.0, 150.0, 300.0])

@@ -44,7 +44,17 @@ TRANSMISSION_METHODS = Choice(
     noun="method",
     module="dekag.alignment.transmission.methods",
     table="METHODS",
-    usual=("cala", "shared_lora", "hard_gate", "snr_groups", "snr_attention", "full"),
+    usual=(
+        "cala",
+        "shared_lora",
+        "hard_gate",
+        "snr_groups",
+        "snr_attention",
+        "scaling",
+        "appended",
+        "content_gate",
+        "full",
+    ),
 )
 ADAPTERS = Choice(
     noun="adapter",
@@ -62,7 +72,7 @@ CONSTELLATIONS = Choice(
     noun="constellation",
     module="dekag.codec.constellation",
     table="CONSTELLATIONS",
-    usual=("analogue", "qpsk", "16qam", "64qam", "256qam"),
+    usual=("analogue", "qpsk", "16qam", "64qam", "256qam", "1024qam"),
 )
 LAYOUTS = Choice(
     noun="layout",

@@ -155,18 +155,25 @@ def warn_outside(link: Link, condition: Condition) -> None:
 
 
 def _ledger(link: Link, prompts: Sequence[str], condition: Condition, drawn: Image, clock: Clock) -> Ledger:
-    payload = int(condition.payload.sum())
     return Ledger(
         prompt_bytes=sum(len(prompt.encode()) for prompt in prompts),
         seed_bytes=SEED_BYTES * len(prompts),
         id_bytes=BUNDLE_ID_BYTES * len(link.bundles),
-        payload_uses=payload,
-        pilot_uses=int(condition.uses.sum()) - payload,
-        # rate and channel statistics are the condition, which both ends know; nothing else is sent
-        side_uses=0,
+        **uses_of(link.codec, condition),
         image_bytes=sum(len(file) for file in png_bytes(drawn)),
         milliseconds=clock,
     )
+
+
+def uses_of(codec: Codec, condition: Condition) -> dict[str, int]:
+    """Where the channel uses of images went, as `Ledger` has them.
+
+    Rate and channel statistics are the condition, which both ends know; `side_uses` are what a codec says that it
+    spends of the payload on how to read the rest.
+    """
+    payload, pilots = int(condition.payload.sum()), int((condition.uses - condition.payload).sum())
+    side = len(condition) * int(getattr(codec, "side_uses", 0))
+    return {"payload_uses": payload - side, "pilot_uses": pilots, "side_uses": side}
 
 
 @contextmanager

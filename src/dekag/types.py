@@ -3,6 +3,7 @@
 Everything is frozen and keyword-only; randomness and device are arguments, never state.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
@@ -132,16 +133,17 @@ class Condition:
         names = [f.name for f in fields(Condition)]
         return Condition(**{n: torch.cat([getattr(c, n) for c in conditions]) for n in names})
 
-    def features(self) -> Float[Tensor, "batch features"]:
-        """What CALA's gate sees, each feature of order one, float [batch, 6].
+    def features(self, *, most_snr_db: float = math.inf) -> Float[Tensor, "batch features"]:
+        """What a network is told of a condition, each feature of order one, float [batch, 6].
 
-        SNR (10 dB is 1), log2 of the payload uses (256 is 0), fading or not, log2 of the blocks under fading
-        (16 is 1), correlation, and whether the gain is estimated. The receiver undoes the phase: left out.
+        SNR (10 dB is 1; a higher one than `most_snr_db` is told as that), log2 of the payload uses (256 is 0),
+        fading or not, log2 of the blocks under fading (16 is 1), correlation, and whether the gain is estimated.
+        The receiver undoes the phase: left out.
         """
         fading = self.rayleigh.float()
         return torch.stack(
             [
-                self.snr_db / 10,
+                self.snr_db.clamp(max=most_snr_db) / 10,
                 torch.log2(self.payload.float()) - 8,
                 fading,
                 fading * torch.log2(self.blocks.float()) / 4,

@@ -9,7 +9,7 @@ from dekag.world import card, load_world, shipped, shipped_parts
 from dekag.world.shipped import WEIGHTS
 
 README = (ROOT / "README.md").read_text()
-LIMIT = 32 * 2**20
+LIMIT = 36 * 2**20
 PICTURES = 1_500_000
 """Bytes of all pictures in docs/."""
 

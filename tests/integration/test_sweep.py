@@ -80,7 +80,11 @@ def test_the_command_prints_the_summary(folder: Path, tmp_path: Path) -> None:
     assert told.exit_code == 0
     assert json.loads(told.stdout) == json.loads((folder / "summary.json").read_text())
     printed = CliRunner().invoke(app, [*WORDS, "--out", str(out)])
-    for text in ("Mean over the grid, 4 images, 8 cells", "Distance to the bound", "cala beats digital in"):
+    for text in (
+        "Mean over the grid, 4 images, 8 cells",
+        "Distance to the Gaussian reference",
+        "cala beats digital in",
+    ):
         assert text in printed.stdout
     for name in FILES:
         assert (out / name).read_bytes() == (folder / name).read_bytes()
@@ -295,13 +299,13 @@ def test_values_are_those_of_the_metrics(outcome: sweep.Outcome) -> None:
         assert ("latent_nmse" in values) == (result.cell.method != "jpeg")
         assert ("arrived" in values) == (result.cell.method in ("digital", "jpeg"))
     by_name = {(r.cell.method, r.cell.point.snr_db): r for r in outcome.results}
-    # QPSK of the lowest rate needs more than -5 dB at 64 uses
-    silent = by_name["digital", -5.0]
-    assert silent.cell.constellation == "none"
-    assert silent.values["sent"] == (0.0,) * 4
+    # the lowest rate loses more than half of its blocks at -5 dB and 64 uses, and what arrives is worth it
+    faint = by_name["digital", -5.0]
+    assert faint.cell.constellation == "qpsk 251 polar"
+    assert faint.values["sent"] == (1.0,) * 4
     heard = by_name["digital", 14.0]
     assert heard.values["arrived"] == (1.0,) * 4
-    assert np.mean(heard.values["psnr_db"]) > np.mean(silent.values["psnr_db"])
+    assert np.mean(heard.values["psnr_db"]) > np.mean(faint.values["psnr_db"])
 
 
 def test_a_mean_latent_snr_is_the_level_of_the_mean_error() -> None:
@@ -323,7 +327,7 @@ def test_the_summary_is_what_the_results_say(outcome: sweep.Outcome) -> None:
     assert found.worst[0] == f"awgn 64 uses {worst:g} dB"
     (duel,) = (duel for duel in summary.duels if duel.rival == "digital")
     assert (duel.cells, duel.won) == (1, int((rows["cala", -5.0] - rows["digital", -5.0]).mean() > 0))
-    assert summary.methods["digital"].silent == 1
+    assert summary.methods["digital"].silent == 0
     assert summary.methods["no_ka"].gains is None
     json.dumps(summary.to_json(), allow_nan=False)
 
@@ -365,10 +369,6 @@ class Failing:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "no thresholds": (
-        lambda: replace(CONFIG, grid=replace(TINY, uses=(65,))),
-        "no block error rates were measured for 'awgn 65 uses'.*leave the digital methods out",
-    ),
     "unknown method": (lambda: replace(CONFIG, methods=("no_ka", "magic")), "unknown method 'magic'"),
     "a method twice": (lambda: replace(CONFIG, methods=("no_ka", "no_ka")), "distinct names"),
     "no draws": (lambda: replace(CONFIG, draws=0), "at least 8 draws"),

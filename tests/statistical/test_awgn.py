@@ -10,7 +10,7 @@ from scipy import stats
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec.constellation import CONSTELLATIONS, map_bits
 from dekag.codec.power import normalise_power
-from dekag.types import Condition
+from dekag.types import Condition, InputError
 from dekag.units import linear_to_db, snr_db_to_noise_power
 
 NUM_SYMBOLS = 2**20
@@ -65,13 +65,21 @@ def test_every_image_of_a_batch_has_its_own_snr() -> None:
 
 
 def test_noise_does_not_follow_the_signal() -> None:
-    """Noise on silence and on a loud image is the same: power is the transmitter's duty."""
+    """Noise on silence and on an image is the same."""
     condition = Condition(uses=64, snr_db=0.0)
-    loud = torch.full((1, 64), 100 + 0j)
-    noise = BlockFading()(0 * loud, condition, rng=seeded(7)).symbols
+    sent = qpsk(1, 64, 6)
+    noise = BlockFading()(0 * sent, condition, rng=seeded(7)).symbols
     torch.testing.assert_close(
-        BlockFading()(loud, condition, rng=seeded(7)).symbols - loud, noise, atol=1e-4, rtol=0
+        BlockFading()(sent, condition, rng=seeded(7)).symbols - sent, noise, atol=1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize("factor", [0.3, 2.0, 100.0])
+def test_symbols_of_another_power_are_refused(factor: float) -> None:
+    """64 QPSK symbols of power 1 have no deviation; 6 / sqrt(64) = 0.75 is left to those of random points."""
+    sent = factor * qpsk(1, 64, 6)
+    with pytest.raises(InputError, match="must have mean power 1"):
+        BlockFading()(sent, Condition(uses=64, snr_db=0.0), rng=seeded(7))
 
 
 def test_mmse_error_is_what_the_reliability_says() -> None:

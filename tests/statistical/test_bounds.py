@@ -11,11 +11,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import hyperu
 
 from dekag.channel import BlockFading, mmse_equalise
+from dekag.codec.constellation import CONSTELLATIONS
 from dekag.evaluation.bounds import (
     GAINS,
     Bounds,
     awgn_capacity,
     bound,
+    components_sent,
     held_out_spectrum,
     latent_snr_db,
     measured_spectrum,
@@ -323,3 +325,42 @@ def test_wrong_input_is_one_clear_line() -> None:
         measured_spectrum(torch.full((3, 2, 2, 2), math.nan))
     with pytest.raises(InputError, match=r"^latents must have one shape, got \[2, 2, 2\] and \[2, 2, 1\]$"):
         held_out_spectrum(torch.zeros(3, 2, 2, 2), torch.zeros(3, 2, 2, 1))
+
+
+@pytest.mark.parametrize("name", ["qpsk", "16qam", "64qam", "256qam", "1024qam"])
+def test_a_constellation_carries_capacity_at_low_snr_and_its_bits_at_high(name: str) -> None:
+    """Never more than either; Ungerboeck 1982: at 0 dB QPSK carries 0.972 bits."""
+    constellation = CONSTELLATIONS[name]
+    snr = db_to_linear(torch.linspace(-20, 60, 33, dtype=torch.float64))
+    mean, variance = constellation.information(snr)
+    assert (mean <= awgn_capacity(snr) + 1e-4).all()
+    assert (mean <= constellation.bits + 1e-6).all()
+    assert (mean.diff() > -1e-6).all()
+    assert mean[0].item() == pytest.approx(awgn_capacity(snr[0]).item(), rel=0.01)
+    assert mean[-1].item() == pytest.approx(constellation.bits, rel=1e-3)
+    assert variance[-1].item() < 1e-3
+    at_0_db = CONSTELLATIONS["qpsk"].information(torch.tensor(1.0))[0].item()
+    assert at_0_db == pytest.approx(0.972, abs=0.001)
+
+
+@pytest.mark.parametrize("channel", [{}, {"rayleigh": True, "blocks": 1}, {"rayleigh": True, "blocks": 4}])
+def test_short_blocks_and_points_cost_something(channel: dict[str, object]) -> None:
+    """Dispersion by the formula over AWGN; less of it the longer a block is; a finite alphabet is never better."""
+    found = {uses: bounds_of(SLOPING, uses=uses, snr_db=15.0, **channel) for uses in (64, 512)}
+    loss_db = {
+        uses: (linear_to_db(b.dispersed) - linear_to_db(b.informed)).item() for uses, b in found.items()
+    }
+    assert loss_db[64] > 0
+    if not channel:
+        rate, snr = 64 * math.log2(1 + linear(15.0)), linear(15.0)
+        active = components_sent(SLOPING, torch.tensor(rate)).item()
+        variance = (64 * snr * (snr + 2) / (snr + 1) ** 2 + active / 2) / math.log(2) ** 2
+        expected = reverse_water_filling(SLOPING, torch.tensor(rate - 1.2815515655 * variance**0.5))
+        assert found[64].dispersed.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert loss_db[512] / 10 < loss_db[64]
+    condition = Condition(uses=256, snr_db=15.0, **channel)  # type: ignore[arg-type]
+    free, qam = (
+        bound(SLOPING, condition, rng=seeded(0), constellation=c) for c in (None, CONSTELLATIONS["16qam"])
+    )
+    assert qam.informed > free.informed
+    assert qam.ergodic > free.ergodic

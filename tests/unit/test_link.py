@@ -49,7 +49,8 @@ def test_a_batch_may_mix_conditions(system: dekag.System) -> None:
     )
     delivery = system.deliver(PROMPTS, mixed, seeds=[0, 1])
     assert delivery.image.shape == (2, 3, 64, 64)
-    assert delivery.ledger.payload_uses == 640
+    assert delivery.ledger.payload_uses + delivery.ledger.side_uses == 640
+    assert delivery.ledger.side_uses == 2
 
 
 def test_ledger_counts_what_was_spent(system: dekag.System) -> None:
@@ -60,7 +61,8 @@ def test_ledger_counts_what_was_spent(system: dekag.System) -> None:
     assert ledger.seed_bytes == 16
     assert ledger.id_bytes == 64
     assert ledger.pilot_uses == 2 * 5 * 4
-    assert ledger.payload_uses == 2 * 300 - ledger.pilot_uses
+    assert ledger.side_uses == 2
+    assert ledger.payload_uses == 2 * 300 - ledger.pilot_uses - ledger.side_uses
     assert ledger.image_bytes == sum(len(file) for file in png_bytes(delivery.drawn))
     assert ledger.milliseconds.keys() == {"generate", "encode", "channel", "decode", "image"}
     assert delivery.bundles.keys() == {"generation", "transmission"}

@@ -31,8 +31,9 @@ NAMES = {
         "channel_importance fit load_update update_size update_tensors"
     ),
     "dekag.baseline": (
-        "DigitalDelivery DigitalLedger DigitalLink LatentSource PictureSource Source Thresholds fit "
-        "load_source read_thresholds save_source send shipped_thresholds"
+        "DigitalDelivery DigitalLedger DigitalLink LatentSource PictureSource Quality Source Thresholds "
+        "best_scheme fit fit_pictures load_pictures load_source read_thresholds save_pictures save_source send "
+        "shipped_thresholds"
     ),
     "dekag.bundle": (
         "LAYOUTS Bundle Card Manifest Metaword Metrics digest_folder digest_json digest_tensors "
@@ -83,7 +84,7 @@ NAMES = {
         "transmission_training"
     ),
     "dekag.tasks.sweep": (
-        "Engine Inline Outcome Processes RayCluster Slurm Summary SweepConfig engine_named summarise "
+        "Engine Inline Outcome Processes RayCluster Slurm Summary SweepConfig drawer engine_named summarise "
         "sweep write"
     ),
     "dekag.training": (

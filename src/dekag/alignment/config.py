@@ -159,12 +159,21 @@ class CalaConfig:
     gain_rank: Annotated[int, Ge(0), Doc("Gated directions of each vector of gains; 0: none.")] = 4
     biases: Annotated[bool, Doc("Whether biases have an update.")] = True
     gate: Annotated[
-        Literal["soft", "open", "hard", "snr"],
-        Doc("soft is CALA; open is always 1, hard chooses an expert, snr the part of the SNR's range."),
+        Literal["soft", "open", "hard", "snr", "content"],
+        Doc(
+            "soft is CALA; open is always 1, hard chooses an expert, snr the part of the SNR's range; content sees"
+            " the image as well and does not merge."
+        ),
     ] = "soft"
-    gate_width: Annotated[int, Ge(1), Doc("Width of the gate's network.")] = 32
+    gate_width: Annotated[int, Ge(1), Doc("Width of the gate's network.")] = 10
     shared_gate: Annotated[bool, Doc("One set of gates for all modules.")] = False
     experts: Annotated[int, Ge(1), Doc("Parts that hard and snr choose from.")] = 4
+    where: Annotated[
+        Literal["all", "condition"], Doc("Modules with an update: all, or those that are told the condition.")
+    ] = "all"
+    most_snr_db: Annotated[
+        float, Doc("SNR above which the gate stays as it is there: the highest of training.")
+    ] = 20.0
 
     def __post_init__(self) -> None:
         check_bounds(self)

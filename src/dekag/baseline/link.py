@@ -1,14 +1,17 @@
 """The digital baseline on one screen: source coding -> transport block -> the same channel -> and back."""
 
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from dekag.baseline.choice import best_scheme
 from dekag.baseline.code import block_code
-from dekag.baseline.mcs import CRC_BITS, Mcs
+from dekag.baseline.mcs import Mcs
 from dekag.baseline.source import Bits, Source
 from dekag.baseline.thresholds import Thresholds, shipped_thresholds
 from dekag.channel import BlockFading
@@ -50,13 +53,15 @@ class DigitalDelivery:
 
 @dataclass(frozen=True, kw_only=True)
 class DigitalLink:
-    """A source code, the schemes that hold at each SNR, and the channel.
+    """A source code, how often each scheme fails, and the channel.
 
     Both ends know the condition, as they do for the joint codec, so that the MCS costs nothing.
+    scheme: what is sent with; "best" chooses by the condition (`baseline.choice`), None sends nothing.
     """
 
     source: Source
     thresholds: Thresholds = field(default_factory=shipped_thresholds)
+    scheme: Mcs | Literal["best"] | None = "best"
     channel: Channel = field(default_factory=BlockFading)
 
 
@@ -81,7 +86,7 @@ def send(
 
     The channel meets a [batch, largest payload] rectangle of symbols, as from the joint codec: with an equal
     `rng` both see the same gains and noise. Raises InputError for items that are not finite and for
-    conditions whose thresholds have not been measured.
+    a table of error rates without any over AWGN.
     """
     if not bool(items.isfinite().all()):
         raise InputError("the items to send must be finite, got NaN or infinity")
@@ -89,7 +94,11 @@ def send(
     if list(items.shape[1:]) != shape:
         raise InputError(f"the source takes items of shape {shape}, got {list(items.shape[1:])}")
     condition = condition.expand(len(items))
-    blocks = [_pack(link, item, condition[row : row + 1]) for row, item in enumerate(items)]
+    schemes = _schemes(link, condition)
+    blocks = [
+        _pack(link.source, item, mcs, uses)
+        for item, mcs, uses in zip(items, schemes, condition.payload.tolist(), strict=True)
+    ]
     received = link.channel(_modulate(blocks, condition), condition, rng=rng)
     payloads = _demodulate(blocks, received, condition)
     shown = [None if payload is None else link.source.decode(payload) for payload in payloads]
@@ -99,17 +108,27 @@ def send(
     return DigitalDelivery(received=torch.stack(images), condition=condition, ledger=ledger)
 
 
-def _pack(link: DigitalLink, item: Tensor, condition: Condition) -> _Block:
-    mcs = link.thresholds.best(condition)
+def _schemes(link: DigitalLink, condition: Condition) -> list[Mcs | None]:
+    """The scheme of each image; that of one condition is looked for once."""
+    if link.scheme != "best":
+        return [link.scheme] * len(condition)
+    fields = torch.stack([getattr(condition, f.name).double() for f in dataclass_fields(condition)], dim=1)
+    rows, places = fields.unique(dim=0, return_inverse=True)
+    first = [int((places == place).nonzero()[0]) for place in range(len(rows))]
+    best = [best_scheme(link.thresholds, link.source.quality, condition[row : row + 1]) for row in first]
+    return [best[place] for place in places.tolist()]
+
+
+def _pack(source: Source, item: Tensor, mcs: Mcs | None, uses: int) -> _Block:
     if mcs is None:
         return _Block(mcs=None, payload=None, source_bits=0)
-    budget = mcs.info_bits(int(condition.payload))
-    bits = link.source.encode(item.cpu(), budget)
+    budget = mcs.info_bits(uses)
+    bits = source.encode(item.cpu(), budget)
     if bits is None:
         return _Block(mcs=mcs, payload=None, source_bits=0)
     assert len(bits) <= budget
     padded = np.concatenate([bits, np.zeros(budget - len(bits), dtype=bool)])
-    return _Block(mcs=mcs, payload=padded, source_bits=len(bits) - link.source.header_bits)
+    return _Block(mcs=mcs, payload=padded, source_bits=len(bits) - source.header_bits)
 
 
 def _modulate(blocks: list[_Block], condition: Condition) -> Tensor:
@@ -154,8 +173,8 @@ def _ledger(
             continue
         header = link.source.header_bits
         padding = len(block.payload) - header - block.source_bits
-        parity = uses * block.mcs.bits - len(block.payload) - CRC_BITS
-        rows.append((block.source_bits, header, padding, CRC_BITS, parity, uses, 0))
+        parity = uses * block.mcs.bits - len(block.payload) - block.mcs.crc_bits
+        rows.append((block.source_bits, header, padding, block.mcs.crc_bits, parity, uses, 0))
     source, header_bits, padding_bits, crc, parity_bits, payload, idle = torch.tensor(rows).T
     return DigitalLedger(
         source_bits=source,

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from dekag.baseline.code import block_code
-from dekag.baseline.mcs import BY_NAME, Mcs, usable
+from dekag.baseline.mcs import BY_NAME, Code, Mcs, usable
 from dekag.baseline.thresholds import (
     HIGHEST_DB,
     LOWEST_DB,
@@ -60,6 +60,8 @@ FADING = Rule(ratio=2.0, blocks=1000, step_db=1.0)
 """Four blocks and more: a decade within 2.5 dB at most, a factor of 2 is 0.8 dB."""
 SLOW = Rule(ratio=1.6, blocks=2000, step_db=1.0)
 """Fewer blocks: at J = 1 a decade takes 10 dB, a factor of 1.6 is 2 dB; even gains make it more exact."""
+MOSTLY = 0.5
+"""Share of lost blocks at which a descent ends."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -95,31 +97,34 @@ def measure(
 ) -> Iterator[tuple[str, tuple[Measurement, ...]]]:
     """Measure every usable scheme on the kind of channel of one condition, whose SNR does not matter.
 
-    Yields each scheme's name and measurements once they are known; those in `known` are not repeated. A search
+    Yields each scheme's name and measurements once they are known; those in `known` are not repeated, but over AWGN
+    others are added below them until most blocks are lost. A search
     starts where the scheme would hold if it were as far from the SNR whose capacity log2(1 + SNR) is its
     efficiency as the scheme before. Once a scheme fails at the highest SNR, those of less redundancy in the same
-    constellation fail there too and have no measurements.
+    constellation and code fail there too and have no measurements.
     """
     name = kind(condition)
     gap_db = CODE_GAP_DB + fade_margin_db(condition)
     rule = rule_for(condition) if extent.rule is None else extent.rule
-    beyond: set[int] = set()
+    beyond: set[tuple[int, Code]] = set()
     for mcs in extent.schemes(int(condition.payload)):
         if mcs.name in known:
             points = known[mcs.name]
-        elif mcs.bits in beyond:
+        elif (mcs.bits, mcs.code) in beyond:
             points = ()
         else:
             start_db = capacity_db(mcs) + gap_db
             points = tuple(
                 search(condition, mcs, start_db, rule=rule, seed=seed, highest_db=extent.highest_db)
             )
+        if points and not bool(condition.rayleigh):
+            points += tuple(descent(condition, mcs, points, rule=rule, seed=seed))
         yield mcs.name, points
         found_db = Thresholds(measured={name: {mcs.name: points}}).threshold_db(name, mcs)
         if math.isfinite(found_db):
             gap_db = found_db - capacity_db(mcs)
         else:
-            beyond.add(mcs.bits)
+            beyond.add((mcs.bits, mcs.code))
 
 
 def capacity_db(mcs: Mcs) -> float:
@@ -156,6 +161,16 @@ def search(
         point = count_errors(condition, mcs, snr_db, rule=rule, seed=seed)
         yield point
         passed = point.passes
+
+
+def descent(
+    condition: Condition, mcs: Mcs, points: Sequence[Measurement], *, rule: Rule, seed: int = 0
+) -> Iterator[Measurement]:
+    """Further measurements below the others, until most blocks are lost: what a waterfall is fitted to."""
+    lowest = min(points, key=lambda point: point.snr_db)
+    while lowest.errors < MOSTLY * lowest.blocks:
+        lowest = count_errors(condition, mcs, lowest.snr_db - rule.step_db, rule=rule, seed=seed)
+        yield lowest
 
 
 @torch.no_grad()
@@ -214,7 +229,7 @@ def extend_table(
         name = kind(condition)
         points = dict(measured.get(name, {}))
         for mcs, found in measure(condition, points, extent=extent):
-            if mcs in points:
+            if points.get(mcs) == found:
                 continue
             points[mcs] = found
             measured[name] = points

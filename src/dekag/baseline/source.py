@@ -1,17 +1,19 @@
-"""Source coding of latents: a fixed Karhunen-Loeve transform, one step for all components, range coding.
+"""Source coding of latents: Karhunen-Loeve transform, an energy for each latent, one step, range coding.
 
 ```
-latent -> weight, less the mean -> KLT of channels -> KLT of cells, one for each channel component
-       -> round(y / step) -> range coder -> [step 7 bits | code | zeros up to the budget]
+latent -> weight, less the mean -> KLT -> level(y / step), cheap levels first
+       -> range coder -> [step 7 bits | energy 3 bits | code | zeros up to the budget]
 ```
 One step for all components is reverse water-filling (Cover and Thomas, Theorem 10.3.3) but for the 0.25 bit
-of a scalar quantiser (Gish and Pierce 1968): components below it round to zero and cost almost nothing.
+of a scalar quantiser (Gish and Pierce 1968): components below it round to zero and cost almost nothing. The scales of
+all components follow the energy of the latent, of which the header tells the nearest of eight. A level is the nearest
+one or the next towards 0, whichever is better by error and bits together (Sullivan and Wiegand 1998).
 """
 
 import importlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,9 +26,22 @@ from safetensors.torch import load_file, save_file
 from scipy import special, stats
 from torch import Tensor
 
+from dekag.baseline.choice import Quality
+from dekag.codec.klt import fit_klt, from_blocks, to_blocks, usual_block
 from dekag.types import InputError, Latent
 
-HEADER_BITS = 7
+STEP_BITS = 7
+ENERGY_BITS = 3
+HEADER_BITS = STEP_BITS + ENERGY_BITS
+ENERGIES_DB = tuple(1.5 * number - 6.0 for number in range(2**ENERGY_BITS))
+"""Of a latent, over that of the mean one."""
+PRICE = 0.12
+"""Of a bit, in squared steps: what a bit buys of a uniform quantiser at high rate, 2 ln 2 / 12."""
+BUDGETS = tuple(round(2 ** (octave / 2)) for octave in range(8, 27))
+"""Bits at which it is measured what the source is worth: 16 to 8192."""
+SPARED_BITS = 2
+MEASURED = 64
+"""Latents of which that is the mean."""
 STEPS_PER_OCTAVE = 12
 LIMIT = 1023
 """Largest magnitude of a quantised component; what lies beyond it is clipped."""
@@ -45,6 +60,7 @@ class Source(Protocol):
 
     header_bits: of every payload, the fixed-length field at its head.
     concealment: what the user is shown in place of an item that did not arrive.
+    quality: what it is worth at a number of bits.
     """
 
     @property
@@ -55,6 +71,11 @@ class Source(Protocol):
     @property
     def concealment(self) -> Tensor:
         """What takes the place of an item that is lost."""
+        ...
+
+    @property
+    def quality(self) -> Quality:
+        """Mean decibels of items like those that are sent, by bits."""
         ...
 
     def encode(self, item: Tensor, budget: int) -> Bits | None:
@@ -71,21 +92,21 @@ class LatentSource:
     """Implements `Source` on latents, [channels, rows, cols].
 
     weight: of each channel, the square root of how much its errors show; mean: of the weighted latents.
-    channel_basis: columns are the components of the channels. cell_basis: for each of them, columns are
-    components of the cells. scale: of each component's distribution, its standard deviation if Gaussian, mean
-    absolute value if Laplacian, whichever `fit` found likelier.
+    basis: columns are the components of a square of the grid, by falling variance (`codec.fit_klt`). scale: of each
+    component's distribution in a latent of mean energy, its standard deviation if Gaussian, mean absolute value if
+    Laplacian, whichever `fit` found likelier.
     """
 
     weight: Float[Tensor, " channels"]
     mean: Float[Tensor, "channels rows cols"]
-    channel_basis: Float[Tensor, "channels components"]
-    cell_basis: Float[Tensor, "components cells cell_components"]
+    basis: Float[Tensor, "numbers components"]
     scale: Float[Tensor, " coefficients"]
     laplacian: Bool[Tensor, ""]
+    quality: Quality
 
     @property
     def header_bits(self) -> int:
-        """The index of the step."""
+        """The indices of step and energy."""
         return HEADER_BITS
 
     @property
@@ -96,36 +117,61 @@ class LatentSource:
     @property
     def steps(self) -> Numbers:
         """Quantisation steps by their index in the header, from 8 times the largest scale down."""
-        octaves = np.arange(2**HEADER_BITS) / STEPS_PER_OCTAVE
+        octaves = np.arange(2**STEP_BITS) / STEPS_PER_OCTAVE
         return np.asarray(8 * self.scale.max().item() * np.exp2(-octaves))
 
     def encode(self, item: Float[Tensor, "channels rows cols"], budget: int) -> Bits | None:
-        """The latent at the finest step whose payload has at most `budget` bits, or None if none has."""
+        """The latent with the least error of all steps whose payload has at most `budget` bits, or None if none has."""
         components = self._transform(item)
-        levels = _quantise(components, self.steps[:, None])
-        sizes = self.model_bits(levels, np.arange(len(levels)))
-        for index in np.flatnonzero(HEADER_BITS + sizes <= budget)[::-1].tolist():
-            code = self._compress(levels[index], index, near=math.ceil(sizes[index]))
+        energy = self._energy(components)
+        levels, sizes, errors = self._quantised(components, energy)
+        # the shortest code of an interval may have a little fewer bits than its logarithm
+        fitting = np.flatnonzero(HEADER_BITS + sizes - SPARED_BITS <= budget)
+        for index in fitting[np.argsort(errors[fitting], kind="stable")].tolist():
+            code = self._compress(levels[index], index, energy, near=math.ceil(sizes[index]))
             if HEADER_BITS + len(code) <= budget:
-                return np.concatenate([to_bits(index, HEADER_BITS), code])
+                return np.concatenate([to_bits(index, STEP_BITS), to_bits(energy, ENERGY_BITS), code])
         return None
 
     def decode(self, bits: Bits) -> Float[Tensor, "channels rows cols"] | None:
         """The latent of a payload, zeros behind it or not; None if no encoder could have made it."""
-        index = from_bits(bits[:HEADER_BITS])
-        levels = self._decompress(bits[HEADER_BITS:], index)
+        index, energy = from_bits(bits[:STEP_BITS]), from_bits(bits[STEP_BITS:HEADER_BITS])
+        levels = self._decompress(bits[HEADER_BITS:], index, energy)
         if levels is None:
             return None
-        step = self.steps[index]
-        values = step * centroids(levels, self._spread(index), laplacian=bool(self.laplacian))
-        return self._inverse(values)
+        spread = self._spread(index, energy)
+        return self._inverse(self.steps[index] * centroids(levels, spread, laplacian=bool(self.laplacian)))
 
-    def model_bits(self, levels: NDArray[np.int32], index: int | NDArray[np.int_]) -> Numbers:
+    def _quantised(self, components: Numbers, energy: int) -> tuple[NDArray[np.int32], Numbers, Numbers]:
+        """Levels at every step, [steps, coefficients], their bits under the model, and squared errors."""
+        steps, indices = self.steps[:, None], np.arange(2**STEP_BITS)
+        nearest = _quantise(components, steps)
+        nearer = (nearest - np.sign(nearest)).astype(np.int32)
+        best, cost = nearest, np.full(nearest.shape, np.inf)
+        for levels in (nearest, nearer):
+            error = np.square(components / steps - levels)
+            own = error + PRICE * self._level_bits(levels, indices, energy)
+            best, cost = np.where(own < cost, levels, best), np.minimum(own, cost)
+        errors = np.square(components - steps * best).sum(1)
+        return best, self.model_bits(best, indices, energy), errors
+
+    def _energy(self, components: Numbers) -> int:
+        """The index of the energy under which the components are likeliest."""
+        laplacian = bool(self.laplacian)
+        relative = np.abs(components) / self.scale.numpy()
+        mean = relative.mean() if laplacian else np.sqrt(np.square(relative).mean())
+        decibels = 20 * np.log10(max(mean, 1e-9))
+        return int(np.argmin(np.abs(np.array(ENERGIES_DB) - decibels)))
+
+    def model_bits(self, levels: NDArray[np.int32], index: int | NDArray[np.int_], energy: int) -> Numbers:
         """-log2 P of the levels, [..., coefficients], under the model at the step or steps of that index."""
-        spread, reach = self._spread(index), np.abs(levels)
+        return np.asarray(self._level_bits(levels, index, energy).sum(-1))
+
+    def _level_bits(self, levels: NDArray[np.int32], index: int | NDArray[np.int_], energy: int) -> Numbers:
+        spread, reach = self._spread(index, energy), np.abs(levels)
         # both laws are symmetric; upper tails keep their digits
         inside = self._tail((reach - 0.5) / spread) - self._tail((reach + 0.5) / spread)
-        return np.asarray(-np.log2(np.maximum(inside, 2.0**-24)).sum(-1))
+        return np.asarray(-np.log2(np.maximum(inside, 2.0**-24)))
 
     def _tail(self, at: Numbers) -> Numbers:
         """P(variable of unit scale > at)."""
@@ -134,38 +180,40 @@ class LatentSource:
         half = np.exp(-np.abs(at)) / 2
         return np.where(at < 0, 1 - half, half)
 
-    def _spread(self, index: int | NDArray[np.int_]) -> Numbers:
-        return np.asarray(self.scale.numpy() / self.steps[index, None])
+    def _spread(self, index: int | NDArray[np.int_], energy: int) -> Numbers:
+        factor = 10 ** (ENERGIES_DB[energy] / 20)
+        return np.asarray(factor * self.scale.numpy() / self.steps[index, None])
 
     def _transform(self, item: Tensor) -> Numbers:
         centred = item.double() * self.weight[:, None, None] - self.mean
-        return np.asarray(_klt(centred[None], self.channel_basis, self.cell_basis)[0].numpy())
+        return np.asarray(_components(centred[None], self.basis)[0].numpy())
 
     def _inverse(self, components: Numbers) -> Tensor:
-        grid = torch.from_numpy(components).reshape(len(self.channel_basis), -1)
-        cells = torch.einsum("ipq,iq->ip", self.cell_basis, grid)
-        latent = (self.channel_basis @ cells).reshape(self.mean.shape) + self.mean
+        block, grid = _block(self.basis, self.mean), (self.mean.shape[1], self.mean.shape[2])
+        rows = torch.from_numpy(components).unflatten(0, (self.basis.shape[1], -1)).T @ self.basis.T
+        latent = from_blocks(rows[None], block, grid)[0] + self.mean
         return (latent / self.weight[:, None, None]).float()
 
-    def _compress(self, levels: NDArray[np.int32], index: int, *, near: int) -> Bits:
+    def _compress(self, levels: NDArray[np.int32], index: int, energy: int, *, near: int) -> Bits:
         coder = _constriction()
         encoder = coder.stream.queue.RangeEncoder()
-        zeros, spread = np.zeros_like(self._spread(index)), self._spread(index)
+        spread = self._spread(index, energy)
+        zeros = np.zeros_like(spread)
         encoder.encode(levels, self._family(), zeros, spread)
         words = encoder.get_compressed().astype(">u4")
         whole = np.unpackbits(words.view(np.uint8)).astype(bool)
 
         def same(bits: Bits) -> bool:
-            decoded = self._decompress(bits, index)
+            decoded = self._decompress(bits, index, energy)
             return decoded is not None and np.array_equal(decoded, levels)
 
         return _shortest(whole, same, near=near)
 
-    def _decompress(self, bits: Bits, index: int) -> NDArray[np.int32] | None:
+    def _decompress(self, bits: Bits, index: int, energy: int) -> NDArray[np.int32] | None:
         # two words more than there are: the decoder reads ahead
         padded = np.concatenate([bits, np.zeros(64 + -len(bits) % 32, dtype=bool)])
         words = np.packbits(padded).view(">u4").astype(np.uint32)
-        spread = self._spread(index)
+        spread = self._spread(index, energy)
         decoder = _constriction().stream.queue.RangeDecoder(words)
         try:
             levels: NDArray[np.int32] = decoder.decode(self._family(), np.zeros_like(spread), spread)
@@ -192,15 +240,12 @@ def fit(latents: Latent, importance: Float[Tensor, " weights"] | None = None) ->
     weight = torch.ones(latents.shape[1]) if importance is None else importance
     if weight.shape != latents.shape[1:2] or not bool((weight > 0).all()):
         raise InputError(f"importance must be {latents.shape[1]} positive numbers, one for each channel")
-    weight = weight.double().sqrt()
-    weighted = latents.double() * weight[:, None, None]
-    centred = weighted - weighted.mean(0)
     for_scales = torch.arange(len(latents)) % SCALE_ROWS == 0
-    learned = centred[~for_scales]
-    channel_basis = torch.linalg.eigh(torch.einsum("nchw,ndhw->cd", learned, learned)).eigenvectors
-    grid = torch.einsum("cd,nchw->dnhw", channel_basis, learned).flatten(2)
-    cell_basis = torch.linalg.eigh(grid.transpose(1, 2) @ grid).eigenvectors
-    components = _klt(centred[for_scales], channel_basis, cell_basis).numpy()
+    klt = fit_klt(latents[~for_scales], weight, block=usual_block(*latents.shape[1:]))
+    root, basis = weight.double().sqrt(), klt.basis.double()
+    mean = (latents.double() * root[:, None, None]).mean(0)
+    held = latents[for_scales].double() * root[:, None, None] - mean
+    components = _components(held, basis).numpy()
     scales = {
         law: np.maximum(scale, SMALLEST_SCALE)
         for law, scale in (
@@ -209,29 +254,51 @@ def fit(latents: Latent, importance: Float[Tensor, " weights"] | None = None) ->
         )
     }
     best = max(scales, key=lambda law: float(law.logpdf(components, scale=scales[law]).sum()))
-    return LatentSource(
-        weight=weight,
-        mean=weighted.mean(0),
-        channel_basis=channel_basis,
-        cell_basis=cell_basis,
+    source = LatentSource(
+        weight=root,
+        mean=mean,
+        basis=basis,
         scale=torch.from_numpy(scales[best]),
         laplacian=torch.tensor(best is stats.laplace),
+        quality=Quality(budgets=(0,), decibels=(0.0,), lost=0.0),
     )
+    return replace(source, quality=_quality(source, components[:MEASURED]))
+
+
+def _quality(source: LatentSource, components: Numbers) -> Quality:
+    """Weighted error in decibels below the mean energy of the latents, by the ideal lengths of the code."""
+    size, energy = source.mean.numel(), float(np.square(components).sum(1).mean())
+    fits = {budget: [] for budget in BUDGETS}  # type: dict[int, list[float]]
+    for row in components:
+        _, sizes, errors = source._quantised(row, source._energy(row))
+        whole = float(np.square(row).sum())
+        for budget in BUDGETS:
+            fitting = errors[HEADER_BITS + sizes <= budget]
+            fits[budget].append(float(fitting.min()) if len(fitting) else whole)
+    floor = size * 1e-9
+
+    def decibels(errors: Iterable[float]) -> float:
+        return float(-10 * np.log10((np.array(list(errors)) + floor) / energy).mean())
+
+    lost = decibels(np.square(components).sum(1))
+    return Quality.measured(BUDGETS, lambda budget: decibels(fits[budget]), lost)
 
 
 def save_source(source: LatentSource, path: Path) -> None:
-    """Write a source as safetensors, the bases in single precision."""
-    tensors = {field.name: getattr(source, field.name) for field in fields(source)}
-    floats = {n: t.float().contiguous() for n, t in tensors.items() if n != "laplacian"}
-    save_file({**floats, "laplacian": source.laplacian}, path)
+    """Write a source as safetensors, in single precision."""
+    tensors = {name: getattr(source, name) for name in ("weight", "mean", "basis", "scale")}
+    floats = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+    save_file({**floats, "laplacian": source.laplacian, **source.quality.tensors()}, path)
 
 
 def load_source(path: Path) -> LatentSource:
     """Read a source. Raises InputError if the file holds none."""
     try:
         tensors = load_file(path)
-        return LatentSource(**{n: t.double() if t.is_floating_point() else t for n, t in tensors.items()})
-    except (OSError, SafetensorError, TypeError) as error:
+        quality = Quality.of_tensors(tensors)
+        doubles = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
+        return LatentSource(**doubles, quality=quality)
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path} holds no source as `save_source` writes it: {error}") from error
 
 
@@ -265,9 +332,15 @@ def _quantise(components: Numbers, step: Numbers) -> NDArray[np.int32]:
     return np.clip(np.round(components / step), -LIMIT, LIMIT).astype(np.int32)
 
 
-def _klt(centred: Latent, channel_basis: Tensor, cell_basis: Tensor) -> Float[Tensor, "batch coefficients"]:
-    grid = torch.einsum("cd,nchw->ndhw", channel_basis, centred).flatten(2)
-    return torch.einsum("nip,ipq->niq", grid, cell_basis).flatten(1)
+def _block(basis: Tensor, like: Tensor) -> int:
+    """Side of the squares that a basis transforms."""
+    return math.isqrt(basis.shape[0] // like.shape[0])
+
+
+def _components(centred: Latent, basis: Tensor) -> Float[Tensor, "batch coefficients"]:
+    """Components of all squares, then the next ones."""
+    rows = to_blocks(centred, _block(basis, centred[0]))
+    return (rows @ basis).transpose(1, 2).flatten(1)
 
 
 def _shortest(whole: Bits, decodes: Callable[[Bits], bool], *, near: int) -> Bits:

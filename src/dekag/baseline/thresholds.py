@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from dekag.baseline.code import ITERATIONS
-from dekag.baseline.mcs import BY_NAME, Mcs
+from dekag.baseline.mcs import Mcs
 from dekag.types import Condition, InputError
 from dekag.wire.files import write_bytes
 
@@ -33,7 +33,7 @@ class Measurement:
         return self.errors <= TARGET * self.blocks
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Thresholds:
     """Measurements by scheme, for each kind of transmission as `kind` names it.
 
@@ -59,23 +59,6 @@ class Thresholds:
         low, high = (math.log(max(point.errors, 0.5) / point.blocks) for point in (below, above))
         share = (low - math.log(TARGET)) / (low - high)
         return below.snr_db + share * (above.snr_db - below.snr_db)
-
-    def best(self, condition: Condition) -> Mcs | None:
-        """The scheme of most bits that holds under the condition of one image; None if none does.
-
-        Raises InputError if transmissions of this kind have not been measured.
-        """
-        name = kind(condition)
-        if name not in self.measured:
-            raise InputError(
-                f"no block error rates were measured for {name!r}; python -m dekag.baseline measures them"
-            )
-        snr_db = float(condition.snr_db)
-        holds = [mcs for mcs in self._schemes(name) if self.threshold_db(name, mcs) <= snr_db]
-        return max(holds, key=lambda mcs: mcs.efficiency, default=None)
-
-    def _schemes(self, name: str) -> Iterator[Mcs]:
-        return (BY_NAME[scheme] for scheme in self.measured[name])
 
 
 def kind(condition: Condition) -> str:

@@ -19,7 +19,8 @@ from dekag.bundle.digest import canonical_json, digest_json
 from dekag.bundle.quantise import Bits
 from dekag.types import InputError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""Of version 1 were updates of codecs that did not send the image's scale."""
 Kind = Literal["generation", "transmission"]
 Quantisation = Literal["fp16", "fp32", "int8", "int4"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -93,7 +94,7 @@ class Manifest:
     settings: what the receiver should use (steps, guidance) and what the update is (rank).
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     id: Digest = "0" * 64
     kind: Kind
     base_digest: Digest
@@ -161,7 +162,7 @@ def parse_manifest(where: str, raw: bytes) -> Manifest:
         if version != SCHEMA_VERSION:
             raise InputError(
                 f"{where}: {MANIFEST} has schema version {plain_text(version)}, this dekag reads {SCHEMA_VERSION};"
-                " use the dekag that wrote it, or a later one"
+                " use the dekag that wrote it, or have it made again"
             )
         # each error would hold all values, and a hostile manifest has many of both
         if wrong := sorted(values.keys() ^ {field.name for field in fields(Manifest)}):

@@ -17,13 +17,18 @@ from torch import Tensor
 
 from dekag.types import Condition, InputError, Symbols
 
+MOST_DEVIATIONS = 6.0
+"""By which the mean power of an image's symbols may differ from 1, if they are drawn independently."""
+
 ComplexRows = Complex[Tensor, "batch width"]
 
 
 def fit(condition: Condition, symbols: Symbols) -> Condition:
     """The condition with one row for each image of `symbols`, on their device.
 
-    Raises InputError if the batch sizes differ or the symbols are fewer than a payload.
+    Raises InputError if the batch sizes differ, the symbols are fewer than a payload, or the mean power of an image's
+    symbols is not 1: an SNR means nothing then. Independent points and Gaussian symbols of power 1 pass, whose mean
+    over n uses differs from 1 by 1 / sqrt(n) in standard deviation at most, and silence does.
     """
     batch, width = symbols.shape
     fitted = condition.expand(batch).to(symbols.device)
@@ -32,7 +37,20 @@ def fit(condition: Condition, symbols: Symbols) -> Condition:
         raise InputError(
             f"the condition has a payload of {payload} uses, but there are {width} symbols an image"
         )
+    _check_power(symbols, fitted)
     return fitted
+
+
+def _check_power(symbols: Symbols, condition: Condition) -> None:
+    sent = symbols.detach() * used(condition, symbols.shape[1])
+    power = (sent.real.square() + sent.imag.square()).sum(1) / condition.payload
+    off = (power - 1).abs() > MOST_DEVIATIONS * condition.payload**-0.5
+    # what is NaN is none of this check's business
+    if bool((off & (power > 0)).any()):
+        row = int((off & (power > 0)).nonzero()[0])
+        raise InputError(
+            f"symbols of an image must have mean power 1 (codec.normalise_power), got {power[row].item():.3g}"
+        )
 
 
 def complex_normal(

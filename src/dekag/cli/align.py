@@ -223,7 +223,8 @@ def align_transmission(
         str,
         typer.Option(
             callback=checks.one_of(TRANSMISSION_METHODS),
-            help="cala, shared_lora, hard_gate, snr_groups, snr_attention or full (writes a codec).",
+            help="cala, shared_lora, hard_gate, snr_groups, snr_attention, scaling, appended, content_gate"
+            " or full (writes a codec).",
         ),
     ] = "cala",
     quantisation: Form = "int8",

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -179,3 +179,12 @@ def needing(extra: str) -> Iterator[None]:
         if (error.name or "").startswith("dekag"):
             raise
         raise InputError(f'{error.name} is needed for this: pip install "dekag[{extra}]"') from error
+
+
+def uses_text(ledger: Mapping[str, Any]) -> str:
+    """Channel uses and what they were for."""
+    parts = {name: ledger[f"{name}_uses"] for name in ("payload", "side", "pilot")}
+    return (
+        f"{sum(parts.values())} channel uses, {parts['payload']} payload, {parts['side']} side information and"
+        f" {parts['pilot']} pilots"
+    )

@@ -88,9 +88,9 @@ class SweepOptions:
     uses: Annotated[str | None, Doc("Instead of the grid's: channel uses, as 64,128.")] = None
     snrs: Annotated[str | None, Doc("Instead of the grid's: SNRs in dB, as 0,8.7.")] = None
     channels: Annotated[str | None, Doc("Instead of the grid's: awgn, rayleigh-1, tdl-c, ...")] = None
-    constellations: Annotated[str | None, Doc("For every codec: qpsk, 16qam, 64qam, 256qam, analogue.")] = (
-        None
-    )
+    constellations: Annotated[
+        str | None, Doc("For every codec: qpsk, 16qam, 64qam, 256qam, 1024qam, analogue.")
+    ] = None
     images: Annotated[int, Ge(2), Doc("Held-out pictures of each split.")] = 48
     draws: Annotated[int, Ge(0), Doc("Latents for the bound and the digital methods; 0: no bound.")] = 4096
     lpips: Annotated[bool, Doc("Measure LPIPS as well.")] = False

@@ -10,7 +10,7 @@ from typing_extensions import Doc
 
 from dekag.choices import require_package
 from dekag.cli import checks
-from dekag.cli.console import print_json, working
+from dekag.cli.console import print_json, uses_text, working
 from dekag.cli.generated import with_options
 from dekag.cli.options import (
     ChannelOptions,
@@ -101,8 +101,7 @@ def send(
         return
     print_papr(report["papr"])
     print(
-        f"air {report['payload_uses'] + report['pilot_uses']} channel uses, {report['payload_uses']} payload and"
-        f" {report['pilot_uses']} pilots; {report['samples']} samples of payload"
+        f"air {uses_text(report)}; {report['samples']} samples of all but the pilots"
         f"{', the pilots are left to the radio' if report['pilot_uses'] else ''}"
     )
     print(f"wrote {' and '.join(report['files'])}")

@@ -10,7 +10,7 @@ from annotated_types import Ge, Le
 from typing_extensions import Doc
 
 from dekag.cli import checks
-from dekag.cli.console import needing, print_json, working
+from dekag.cli.console import needing, print_json, uses_text, working
 from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
     AsEdge,
@@ -169,10 +169,7 @@ def deliver(
         erased = f"  ({row['erased_uses']} uses erased)" if row["erased_uses"] else ""
         print(f"{row['psnr_db']:6.2f} dB  {row['prompt']}{erased}")
     ledger = report["ledger"]
-    uses_text = f"{ledger['payload_uses']} payload and {ledger['pilot_uses']} pilots"
-    print(
-        f"core link {ledger['core_link_bytes']} bytes, air {ledger['channel_uses']} channel uses, {uses_text}"
-    )
+    print(f"core link {ledger['core_link_bytes']} bytes, air {uses_text(ledger)}")
     print(f"as PNG files {ledger['image_bytes']} bytes; wrote {out}")
 
 

@@ -16,8 +16,9 @@ from dekag.codec.contract import (
     require_trainable,
 )
 from dekag.codec.files import CODECS, load_codec, save_codec
-from dekag.codec.jscc import Gain, JsccCodec, JsccConfig
+from dekag.codec.jscc import JsccCodec, JsccConfig
 from dekag.codec.klt import Klt, fit_klt
+from dekag.codec.networks import Gain
 from dekag.codec.power import normalise_power, truncate
 from dekag.codec.recognition import EnergyProfile, energy_profile_of
 from dekag.codec.trained import TrainedRange

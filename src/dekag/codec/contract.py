@@ -11,8 +11,10 @@ QamCodec         other constellations                                       the 
 Attributes that a codec may leave out:
 
 importance         float [channels], how much an error in each latent channel shows, mean 1; all alike
+condition_modules  names of linear layers that are told the condition; there are none
 gated_modules      names of the modules that CALA may gate; all of a kind that can be gated
 attention_modules  name -> channels of the modules whose outputs SNR attention weighs; there are none
+side_uses          symbols of an image that tell how the others are to be read, as its scale; none
 energy_profile     where the energy of what is sent lies (`codec.recognition`); noise is then not told from pictures
 """
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 Rows = Complex[Tensor, "batch width"]
 Payload = Int64[Tensor, " batch"]
+Pairs = Float[Tensor, "batch uses 2"]
 
 
 def spread(components: Rows, payload: Payload) -> Rows:
@@ -29,22 +30,54 @@ def despread(symbols: Rows, payload: Payload) -> Rows:
     return _by_payload(symbols * signs, payload, torch.fft.ifft)
 
 
-def despread_pairs(
-    symbols: Float[Tensor, "batch uses 2"], signs: Float[Tensor, " width"]
-) -> Float[Tensor, "batch uses 2"]:
-    """`despread` in real numbers, of rows whose whole width is payload; `signs` are `rudin_shapiro` of any length.
+class Spreading:
+    """`spread` and `despread` of pairs, for images of some payloads."""
 
-    y_k = n^(-1/2) sum_j s_j x_j exp(2 pi i j k / n), as a product of matrices of whatever size n asks for.
+    def __init__(self, payload: Payload) -> None:
+        self.payload = payload
+
+    def spread(self, pairs: Pairs) -> Pairs:
+        """As `spread`."""
+        return torch.view_as_real(spread(torch.view_as_complex(pairs.contiguous()), self.payload))
+
+    def despread(self, pairs: Pairs) -> Pairs:
+        """As `despread`."""
+        return torch.view_as_real(despread(torch.view_as_complex(pairs.contiguous()), self.payload))
+
+
+class PairSpreading:
+    """The same in real numbers, for images whose whole width is payload, as products of matrices of that size.
+
+    y_k = n^(-1/2) s_k sum_j x_j exp(-2 pi i j k / n), and the inverse.
     """
-    index = torch.arange(symbols.shape[1], device=symbols.device)
-    # a tensor, as the exporter of ONNX knows no remainder of a size
-    uses = index.new_full((), symbols.shape[1])
-    # the product modulo n is exact; its multiples of 2 pi would not be
-    angle = 2 * torch.pi * (index[:, None] * index % uses).to(symbols.dtype) / uses
-    real, imaginary = (symbols * signs[: symbols.shape[1], None]).unbind(2)
-    cosine, sine = angle.cos(), angle.sin()
-    turned = torch.stack([real @ cosine - imaginary @ sine, real @ sine + imaginary @ cosine], dim=2)
-    return turned * uses.to(symbols.dtype).rsqrt()
+
+    def __init__(self, like: Pairs, signs: Float[Tensor, " width"]) -> None:
+        index = torch.arange(like.shape[1], device=like.device)
+        # a tensor, as the exporter of ONNX knows no remainder of a size
+        uses = index.new_full((), like.shape[1])
+        # the product modulo n is exact; its multiples of 2 pi would not be
+        angle = 2 * torch.pi * (index[:, None] * index % uses).to(like.dtype) / uses
+        root = uses.to(like.dtype).rsqrt()
+        self.cosine, self.sine = angle.cos() * root, angle.sin() * root
+        self.signs = signs[: like.shape[1], None]
+
+    def spread(self, pairs: Pairs) -> Pairs:
+        """As `spread`."""
+        real, imaginary = pairs.unbind(2)
+        turned = [
+            real @ self.cosine + imaginary @ self.sine,
+            imaginary @ self.cosine - real @ self.sine,
+        ]
+        return torch.stack(turned, dim=2) * self.signs
+
+    def despread(self, pairs: Pairs) -> Pairs:
+        """As `despread`."""
+        real, imaginary = (pairs * self.signs).unbind(2)
+        turned = [
+            real @ self.cosine - imaginary @ self.sine,
+            real @ self.sine + imaginary @ self.cosine,
+        ]
+        return torch.stack(turned, dim=2)
 
 
 @lru_cache(maxsize=8)

@@ -23,15 +23,15 @@ class CodecConfig:
         Ge(1),
         Doc("Payload symbols at the highest rate; default: a quarter of the latent's numbers."),
     ] = None
-    constellation: Annotated[str, Doc("analogue, qpsk, 16qam, 64qam or 256qam.")] = "256qam"
+    constellation: Annotated[str, Doc("analogue, qpsk, 16qam, 64qam, 256qam or 1024qam.")] = "256qam"
     patch: Annotated[
         int | None,
         Ge(1),
         Doc("Side of the squares of latent cells seen as one; default: for 256 squares at most."),
     ] = None
-    width: Annotated[int, Ge(1), Doc("Width of the layers; a multiple of 4.")] = 160
+    width: Annotated[int, Ge(1), Doc("Width of the layers; a multiple of 4.")] = 128
     encoder_depth: Annotated[int, Ge(0), Doc("Blocks of the encoder.")] = 1
-    decoder_depth: Annotated[int, Ge(0), Doc("Blocks of the decoder.")] = 2
+    decoder_depth: Annotated[int, Ge(0), Doc("Blocks of the decoder.")] = 3
     precision: Annotated[Literal["no", "bf16"], Doc("Of the computation; no is fp32.")] = "no"
     seed: Annotated[int, Ge(0), Doc("Seed of everything random.")] = 0
 

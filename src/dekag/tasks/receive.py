@@ -14,7 +14,7 @@ from dekag.codec import TrainableCodec
 from dekag.tasks.arrived import Arrived, measure, require_arrived, warn_of_doubt, warn_of_fading
 from dekag.tasks.send import channel_json, image_names
 from dekag.training.run import OnStage
-from dekag.types import ChannelState, Condition, FieldError, InputError, Received, Symbols
+from dekag.types import ChannelState, Codec, Condition, FieldError, InputError, Received, Symbols
 from dekag.units import snr_db_to_noise_power
 from dekag.wire.files import staged, write_images, write_json
 from dekag.wire.frame import MAX_FRAME_BYTES, SUFFIX, read_frame
@@ -120,12 +120,19 @@ def receive_files(
     return index
 
 
-def _images_json(names: list[str], condition: Condition, erased: torch.Tensor) -> list[dict[str, Any]]:
-    columns = (condition.uses, condition.payload, condition.snr_db, erased)
-    rows = zip(names, *(column.tolist() for column in columns), strict=True)
+def _images_json(
+    names: list[str], codec: Codec, condition: Condition, erased: torch.Tensor
+) -> list[dict[str, Any]]:
+    rows = zip(names, condition.uses.tolist(), condition.snr_db.tolist(), erased.tolist(), strict=True)
     return [
-        {"file": name, "uses": uses, "payload_uses": payload, "snr_db": round(snr, 3), "erased_uses": lost}
-        for name, uses, payload, snr, lost in rows
+        {
+            "file": name,
+            "uses": uses,
+            **link.uses_of(codec, condition[row : row + 1]),
+            "snr_db": round(snr, 3),
+            "erased_uses": lost,
+        }
+        for row, (name, uses, snr, lost) in enumerate(rows)
     ]
 
 
@@ -210,7 +217,7 @@ def _decode(
         rows = slice(start, start + batch)
         arrived = link.receive(receiver.link, _rows(incoming.received, rows), condition[rows])
         write_images(folder, names[rows], arrived.image)
-        images += _images_json(names[rows], condition[rows], arrived.erased_uses)
+        images += _images_json(names[rows], receiver.link.codec, condition[rows], arrived.erased_uses)
     return {
         "world": receiver.world,
         "bundles": dict(receiver.link.bundles),

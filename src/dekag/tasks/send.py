@@ -11,7 +11,7 @@ from dekag.channel import ChannelSettings
 from dekag.codec.papr import OFDM, SINGLE_CARRIER, Waveform, clip_waveform, papr_report
 from dekag.tasks.papr import papr_json
 from dekag.training.run import OnStage
-from dekag.types import Condition, InputError
+from dekag.types import Codec, Condition, InputError
 from dekag.wire.files import staged, write_images, write_json
 from dekag.wire.sigmf import Recording, recording_files, require_free, write_recording
 from dekag.world import World
@@ -83,7 +83,7 @@ def send(world: World, task: SendTask, out: Path, *, on_stage: OnStage) -> dict[
     return {
         "files": [str(file) for file in recording_files(out)],
         "world": world.name,
-        **_sent_json(recording),
+        **_sent_json(recording, system.link.codec),
     }
 
 
@@ -97,14 +97,13 @@ def channel_json(channel: ChannelSettings | None) -> dict[str, Any]:
     return {"name": "rayleigh or awgn as the condition says"} if channel is None else channel.given()
 
 
-def _sent_json(recording: Recording) -> dict[str, Any]:
+def _sent_json(recording: Recording, codec: Codec) -> dict[str, Any]:
     condition = recording.condition
     payload = condition.payload
     return {
         "images": len(condition),
         "samples": int(recording.waveform.samples(payload).sum()),
-        "payload_uses": int(payload.sum()),
-        "pilot_uses": int((condition.uses - payload).sum()),
+        **link.uses_of(codec, condition),
         "waveform": asdict(recording.waveform),
         "clip_db": recording.clip_db,
         "bundles": recording.bundles,

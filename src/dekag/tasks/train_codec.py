@@ -7,9 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dekag.alignment.transmission.train import ConditionRange, TransmissionData, channel_importance, fit
+from dekag.alignment.transmission.train import (
+    ConditionRange,
+    TransmissionData,
+    channel_importance,
+    fit,
+    held_out_quality,
+)
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, save_codec
-from dekag.codec.jscc import to_patches
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.tasks.config import CodecConfig
 from dekag.tasks.keys import model_key
@@ -31,33 +36,52 @@ FEWEST_PROBES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedCodec:
-    """A codec and where it was written."""
+    """A codec and where it was written.
+
+    scores: step and mean latent SNR in dB of every validation at the nominal condition.
+    """
 
     codec: JsccCodec
     folder: Path
+    scores: tuple[tuple[int, float], ...] = ()
 
 
 def train_codec(
-    world: World, latents: Latent, config: CodecConfig, out: Path, run: Run = ALONE
+    world: World,
+    latents: Latent,
+    config: CodecConfig,
+    out: Path,
+    run: Run = ALONE,
+    *,
+    held: Latent | None = None,
+    start: JsccCodec | None = None,
 ) -> TrainedCodec:
     """Train a codec on what the world's edge draws, at the world's nominal SNR and the codec's highest rate; write it.
 
-    latents: [images, channels, rows, cols], unit scale, at least two. With `run.resume` an interrupted run goes on.
+    What it is told of the condition stays untrained, as a single one teaches nothing of it: that is an update's.
+    latents: [images, channels, rows, cols], unit scale, at least two. held: others, to validate with.
+    start: a codec of the config's sizes to go on from, with its transform; it is changed.
+    With `run.resume` an interrupted run goes on.
     Raises InputError for sizes that do not fit the latents, before anything is trained.
     """
     sizes = codec_sizes(tuple(latents.shape[1:]), config)
     run.on_stage("measure the importance of the latent channels")
     importance = from_main(partial(measured_importance, world.edge(device=run.device), latents, config.seed))
+    if start is not None and start.config != sizes:
+        raise InputError("the codec to go on from has other sizes than the config")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        codec = JsccCodec(sizes)
-    patched = to_patches(latents.float(), sizes.patch)
-    codec.start_from(fit_klt(patched, importance.repeat_interleave(sizes.patch**2)))
+        codec = start or JsccCodec(sizes)
+    if start is None:
+        codec.start_from(fit_klt(latents, importance, block=sizes.block), latents)
     kept = run.state_file("codec")
     nominal = ConditionRange(uses=(sizes.max_uses,), snrs_db=(float(world.nominal.snr_db),), blocks=(0,))
-    fit(
+    data = TransmissionData(latents=latents, conditions=nominal, batch=config.batch, importance=importance)
+    for name in codec.condition_modules:
+        codec.get_submodule(name).requires_grad_(False)
+    trained = fit(
         codec,
-        TransmissionData(latents=latents, conditions=nominal, batch=config.batch, importance=importance),
+        data,
         TrainConfig(
             steps=config.steps,
             learning_rate=config.learning_rate,
@@ -69,6 +93,7 @@ def train_codec(
         ),
         checkpoint=None if kept is None else kept.depending_on(sizes=sizes, edge=model_key(world.edge_model)),
         on_step=partial(run.on_step, "codec"),
+        validation=None if held is None else held_out_quality(codec, data, held, seed=config.seed),
     )
 
     def write() -> None:
@@ -76,7 +101,7 @@ def train_codec(
             save_codec(codec.eval(), folder)
 
     from_main(write)
-    return TrainedCodec(codec=codec, folder=out)
+    return TrainedCodec(codec=codec.requires_grad_(True), folder=out, scores=trained.scores)
 
 
 def check_training(world: World, config: CodecConfig) -> None:

@@ -3,7 +3,7 @@
 ```
 offset  bytes   little-endian
 0       8       89 44 4B 47 0D 0A 1A 0A   (magic; a transfer as text breaks it)
-8       4       version, 1
+8       4       version, 2
 12      4       length n of the header, a multiple of 4
 16      n       header: canonical JSON in ASCII, spaces at its end
 16+n    8bc     symbols, b images of c columns, real and imaginary part as float32
@@ -31,7 +31,8 @@ from dekag.types import Condition, InputError, Symbols
 from dekag.wire.condition import ConditionModel
 
 MAGIC = b"\x89DKG\r\n\x1a\n"
-VERSION = 1
+VERSION = 2
+"""Of version 1 were symbols of codecs that did not send the image's scale."""
 MEDIA_TYPE = "application/vnd.dekag.wire.frame"
 SUFFIX = ".frame"
 MAX_FRAME_BYTES = 2**24

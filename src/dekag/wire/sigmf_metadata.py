@@ -18,8 +18,9 @@ from dekag.version import __version__
 from dekag.wire.condition import ConditionModel
 
 NAMESPACE = "dekag"
-VERSION = "1.0.0"
-"""Of the namespace; a reader takes any version of the same first number."""
+VERSION = "2.0.0"
+"""Of the namespace; a reader takes any version of the same first number. Of 1 were symbols of codecs that did not send
+the image's scale."""
 MAX_SYMBOLS = 2**28
 """Largest batch, padding included, that is made for a recording."""
 IMAGE = re.compile(r"image (\d{1,9})")

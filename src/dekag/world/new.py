@@ -113,7 +113,7 @@ def new_world(out: Path, made_of: NewWorld) -> World:
 
 def usual_uses(latents: tuple[int, int, int]) -> int:
     """Channel uses of an image at the highest rate: a quarter of the latent's numbers, as in the world that ships."""
-    return max(1, min(MOST_USES, math.prod(latents) // 4))
+    return max(2, min(MOST_USES, math.prod(latents) // 4))
 
 
 def split_prompts(prompts: Sequence[str]) -> dict[str, list[str]]:

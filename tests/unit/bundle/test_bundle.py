@@ -417,10 +417,11 @@ def test_folder_larger_than_allowed(tmp_path: Path) -> None:
 
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "later schema": (
-        lambda f: f.update(schema_version=2, colour="red"),
-        "schema version 2, this dekag reads 1",
+        lambda f: f.update(schema_version=3, colour="red"),
+        "schema version 3, this dekag reads 2",
     ),
-    "true for one": (lambda f: f.update(schema_version=True), "refused|damaged"),
+    "earlier schema": (lambda f: f.update(schema_version=1), "schema version 1, this dekag reads 2"),
+    "true for two": (lambda f: f.update(schema_version=True), "schema version True"),
     "no schema": (lambda f: f.pop("schema_version"), "schema version None"),
     "unknown field": (lambda f: f.update(code="import os"), "code: Unexpected"),
     "hidden name": (lambda f: f.update({"a\x1b[2J\nb": 1}), "Unexpected"),
@@ -486,7 +487,7 @@ def test_manifest_in_another_spelling(tmp_path: Path, respell: Callable[[bytes],
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"schema_version":1', b"NaN", b"1" * 5000]
+    "raw", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"schema_version":2', b"NaN", b"1" * 5000]
 )
 def test_manifest_that_is_no_object(tmp_path: Path, raw: bytes) -> None:
     save(tmp_path / "b")
@@ -718,8 +719,8 @@ def test_digests_are_sha256(tmp_path: Path) -> None:
             digest_json(value)
 
 
-def test_bundles_of_earlier_versions_keep_their_id(tmp_path: Path) -> None:
-    """Golden: the id that version 0.1 gave these contents; every field and file name counts in it."""
+def test_the_id_of_given_contents_stays(tmp_path: Path) -> None:
+    """Golden: the id that schema version 2 gives these contents; every field and file name counts in it."""
     steps = torch.arange(12.0).reshape(3, 4) / 8
     bundle = save_bundle(
         tmp_path / "b",
@@ -736,7 +737,7 @@ def test_bundles_of_earlier_versions_keep_their_id(tmp_path: Path) -> None:
             settings={"rank": 3},
         ),
     )
-    assert bundle.id == "356a843c4a8b2f38e3496da1969ba1a1f0552652fc2c3f38db5c5889ad3ad068"
+    assert bundle.id == "98bc15b17a162317531e199a97bac2375f3982d44fd274d5291da1377b9dc58e"
 
 
 @pytest.mark.parametrize("name", ["emoji/makd", "emoji/cala"])

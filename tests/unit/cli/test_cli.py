@@ -158,10 +158,6 @@ BAD = {
     "missing device": (("generate", "--prompts-file", "PROMPTS", "--device", "cuda:99"), "no device cuda:99"),
     "unknown grid": (("evaluate", "transmission", "--grid", "tiny"), "known are held-out, full, small"),
     "unknown engine": (("evaluate", "transmission", "--engine", "cloud"), "known are inline, processes"),
-    "uses without thresholds": (
-        ("evaluate", "transmission", "--methods", "no_ka,digital", "--uses", 65, "--channels", "awgn"),
-        "no block error rates were measured for 'awgn 65 uses'",
-    ),
     "a patch that divides nothing": (
         ("train", "codec", "--patch", 7),
         "the patch must divide rows and columns",

@@ -82,7 +82,7 @@ def test_the_shipped_codec_has_no_kind(tmp_path: Path) -> None:
             '{"kind": "conv", "latent_shape": [8, 4, 4], "max_uses": 32, "width": 16}',
             "does not fit its config",
         ),
-        ('{"kind": "jscc", "channels": 8}', "it must have exactly the keys channels, cols"),
+        ('{"kind": "jscc", "channels": 8}', "it must have exactly the keys block, channels, cols"),
     ],
 )
 def test_a_folder_that_holds_no_codec_is_one_line(config: str, says: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def draw(batch: int, width: int) -> torch.Tensor:
 
 def test_the_named_constellations() -> None:
     sizes = {name: len(c.points) for name, c in CONSTELLATIONS.items()}
-    assert sizes == {"analogue": 0, "qpsk": 4, "16qam": 16, "64qam": 64, "256qam": 256}
+    assert sizes == {"analogue": 0, "qpsk": 4, "16qam": 16, "64qam": 64, "256qam": 256, "1024qam": 1024}
     assert all(name == c.name for name, c in CONSTELLATIONS.items())
 
 

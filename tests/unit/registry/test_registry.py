@@ -19,6 +19,7 @@ from dekag.registry.keys import ROLES, Role
 from dekag.registry.source import open_source
 from dekag.registry.storage import FolderStorage
 from dekag.types import InputError
+from dekag.world import shipped
 
 
 @pytest.fixture
@@ -404,6 +405,8 @@ def test_the_commands_together(
     monkeypatch.setenv("DEKAG_REGISTRY", str(tmp_path / "registry"))
     monkeypatch.setenv("DEKAG_KEYS", str(tmp_path / "keys"))
     root = tmp_path / "keys" / "root.json"
+    full = load_bundle(shipped("emoji/cala")).id
+    short = full[:6]
     (tmp_path / "canary.json").write_bytes(CANARY.to_json())
     for words, text in (
         (("init", "--timestamp-days", 3), "edges need"),
@@ -411,15 +414,15 @@ def test_the_commands_together(
             ("publish", "emoji/cala", "--name", "cala", "--canary", tmp_path / "canary.json"),
             "published bundle",
         ),
-        (("promote", "0d48d3"), "channel stable lists bundle 0d48d3"),
-        (("list",), "channel stable, version 1\n  0d48d3a5fe1a  transmission  cala"),
+        (("promote", short), f"channel stable lists bundle {short}"),
+        (("list",), f"channel stable, version 1\n  {full[:12]}  transmission  cala"),
         (("refresh",), "timestamp  version"),
         (("refresh", "--all"), "root       version 2"),
         (("rotate-keys", "root"), "root has new keys"),
         (("export", "--root", root, "--out", tmp_path / "a.tar"), "2 listings"),
         (("import", tmp_path / "air", "--from", tmp_path / "a.tar", "--root", root), "imported 2 listings"),
-        (("withdraw", "0d48d3", "--channel", "canary"), "no more"),
-        (("pull", tmp_path / "edge", "--registry", tmp_path / "air", "--root", root), "0d48d3a5fe1a"),
+        (("withdraw", short, "--channel", "canary"), "no more"),
+        (("pull", tmp_path / "edge", "--registry", tmp_path / "air", "--root", root), full[:12]),
     ):
         done = dekag(capsys, "registry", *words)
         assert (done.code, text in done.out + done.err) == (0, True), done

@@ -384,8 +384,8 @@ def test_a_bomb(setup: RegistrySetup, bomb: Callable[[], bytes], reason: str) ->
 
 MANIFEST_BOMBS = {
     "a list": b"[%s]",
-    "a field": b'{"schema_version":1,"x":[%s]}',
-    "a shape": b'{"schema_version":1,%s"files":{"cala.safetensors":{"tensors":{"a":{"shape":[%%s]}}}}}',
+    "a field": b'{"schema_version":2,"x":[%s]}',
+    "a shape": b'{"schema_version":2,%s"files":{"cala.safetensors":{"tensors":{"a":{"shape":[%%s]}}}}}',
 }
 
 

@@ -109,12 +109,12 @@ def test_the_shipped_decoders_equal_pytorch(system: Link, decoders: Path) -> Non
     [
         "plain",
         pytest.param("attention", marks=pytest.mark.slow),
-        pytest.param("not spread", marks=pytest.mark.slow),
+        pytest.param("blocks", marks=pytest.mark.slow),
         pytest.param("patches", marks=pytest.mark.slow),
     ],
 )
 def test_other_codecs_equal_pytorch(kind: str, system: Link, decoders: Path) -> None:
-    """A codec without an update, one with the update of a rival, one without spreading, one of patches."""
+    """A codec without an update, one with the update of a rival, one of several transforms, one of patches."""
     assert isinstance(system.codec, CalaCodec)
     base = dekag.load(align=False).link.codec
     assert isinstance(base, JsccCodec)
@@ -122,11 +122,11 @@ def test_other_codecs_equal_pytorch(kind: str, system: Link, decoders: Path) -> 
     made = {
         "plain": lambda: base,
         "attention": lambda: SnrAttentionCodec(base, 8),
-        "not spread": lambda: JsccCodec(JsccConfig(spread=False, width=32)),
+        "blocks": lambda: JsccCodec(JsccConfig(block=4, width=32)),
         "patches": lambda: JsccCodec(JsccConfig(patch=2, width=32)),
     }[kind]()
     for parameter in made.parameters():
-        if not parameter.any():  # an update starts as none
+        if kind != "plain" and not parameter.any():  # an update starts as none
             parameter.data.normal_(std=0.1)
     chosen, graph = replace(system, codec=made.eval()), codec_graph(made)
     export_graph(decoders / graph.file, graph)
@@ -155,7 +155,7 @@ def test_files_are_made_once_and_named_by_what_they_hold(system: Link, decoders:
     written = {path: path.stat().st_mtime_ns for path in decoders.iterdir()}
     assert export_decoders(decoders, system) == first
     assert {path: path.stat().st_mtime_ns for path in decoders.iterdir()} == written
-    assert first.codec.bytes == first.codec.path.stat().st_size < 4e6
+    assert first.codec.bytes == first.codec.path.stat().st_size < 13e6
     assert first.image.bytes < 4e6
     other = export_decoders(decoders, replace(system, codec=dekag.load(align=False).link.codec))
     assert (other.image, other.codec.path != first.codec.path) == (first.image, True)

@@ -165,7 +165,7 @@ def test_one_dead_image_of_three_is_named(case: str, edge: Edge) -> None:
 def test_a_refusal_says_what_would_be_right(aligned: Edge) -> None:
     said = refusal(10 * received(aligned, TEN_DB, 1), TEN_DB, aligned.codec)
     assert said == (
-        "trip: nothing was received: its mean symbol power is 110, and 0.486 to 2.47 would be right at 10 dB (image 0)"
+        "trip: nothing was received: its mean symbol power is 109, and 0.486 to 2.47 would be right at 10 dB (image 0)"
     )
 
 
@@ -367,8 +367,8 @@ def test_equalised_fading_passes(name: str, aligned: Edge) -> None:
 
 @pytest.mark.parametrize(
     ("gain", "words", "warns"),
-    [(1, (), False), (0.7j, (), True), (0.7j, ("--channel-seed", 1), False)],
-    ids=["as sent", "faded", "faded and simulated"],
+    [(1, (), False), (0.7j, (), True), (1j, ("--channel-seed", 1), False)],
+    ids=["as sent", "faded", "turned and simulated"],
 )
 def test_fading_that_nothing_equalises_is_said(
     gain: complex, words: tuple[object, ...], warns: bool, aligned: Edge, tmp_path: Path, say: Say
@@ -392,7 +392,7 @@ def test_pilots_that_no_file_holds_are_said(tmp_path: Path, say: Say) -> None:
     words = ("--channel", "rayleigh", "--blocks", 4, "--pilots", 2, "--uses", 256, "--out", tmp_path / "trip")
     done = say("radio", "send", PROMPTS[0], *words)
     assert done.code == 0
-    assert "8 pilots; 248 samples of payload, the pilots are left to the radio" in done.out
+    assert "8 pilots; 248 samples of all but the pilots, the pilots are left to the radio" in done.out
     assert read_recording(tmp_path / "trip").symbols.shape == (1, 248)
 
 

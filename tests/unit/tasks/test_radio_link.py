@@ -61,6 +61,7 @@ def test_recorded_and_received_is_delivered(channel: str, tmp_path: Path, say: S
     assert json.loads(sent)["pilot_uses"] == ledger["pilot_uses"]
     assert (ledger["pilot_uses"] > 0) == (channel != "awgn")
     assert sum(row["payload_uses"] for row in index["images"]) == ledger["payload_uses"]
+    assert sum(row["side_uses"] for row in index["images"]) == ledger["side_uses"] == len(PROMPTS)
     assert sum(row["uses"] for row in index["images"]) == ledger["channel_uses"]
     got, direct = (sorted((tmp_path / name).glob("*.png")) for name in ("got", "direct"))
     assert [file.read_bytes() for file in got] == [file.read_bytes() for file in direct]

@@ -16,7 +16,6 @@ from tiny_worlds import miniature
 
 from dekag.channel import BlockFading
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, load_codec
-from dekag.codec.jscc import from_patches, to_patches
 from dekag.config import described_fields
 from dekag.evaluation.transmission import transmit
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
@@ -40,14 +39,12 @@ QUICK = CodecConfig(steps=4, batch=4, width=16)
         ((4, 64, 64), 4, 4096),
         ((16, 128, 128), 8, 4096),
         ((4, 96, 64), 8, 4096),
-        ((1, 1, 3), 1, 1),
+        ((1, 1, 3), 1, 2),
     ],
 )
 def test_sizes_follow_the_latents(shape: tuple[int, int, int], patch: int, uses: int) -> None:
     sizes = codec_sizes(shape, CodecConfig())
     assert (sizes.patch, sizes.max_uses) == (patch, uses)
-    channels, rows, cols = sizes.grid
-    assert channels * rows * cols == shape[0] * shape[1] * shape[2]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +52,7 @@ def test_sizes_follow_the_latents(shape: tuple[int, int, int], patch: int, uses:
     [
         ((4, 67, 67), {}, "67 x 67 cells have no usual patch"),
         ((4, 64, 64), {"patch": 3}, "the patch must divide rows and columns, got 3 for 64 x 64"),
-        ((4, 8, 8), {"max_uses": 129}, "latents of 256 numbers fill 128 uses, got 129"),
+        ((4, 8, 8), {"max_uses": 130}, "latents of 256 numbers fill 129 uses, got 130"),
         ((4, 8, 8), {"constellation": "8psk"}, "8psk"),
     ],
 )
@@ -66,14 +63,8 @@ def test_sizes_that_do_not_fit_are_one_line(
         JsccCodec(codec_sizes(shape, CodecConfig(**options)))  # type: ignore[arg-type]
 
 
-def test_patches_are_undone() -> None:
-    latents = torch.randn(2, 3, 8, 4)
-    for patch in (1, 2, 4):
-        assert torch.equal(from_patches(to_patches(latents, patch), patch), latents)
-
-
-def test_a_linear_codec_of_patches_is_as_good_as_one_of_cells() -> None:
-    """At the start, without noise to speak of, both give back what they were given, but for the start of the stacks."""
+def test_what_the_corrections_see_as_one_changes_nothing_at_the_start() -> None:
+    """Without noise to speak of, codecs of cells and of patches give back what they were given."""
     latents = torch.randn(300, 4, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(3) / 3
     losses = []
     for patch in (1, 2):
@@ -83,7 +74,7 @@ def test_a_linear_codec_of_patches_is_as_good_as_one_of_cells() -> None:
                 channels=4, rows=8, cols=8, patch=patch, width=16, max_uses=128, constellation="analogue"
             )
         )
-        codec.start_from(fit_klt(to_patches(latents, patch), torch.ones(4 * patch**2)))
+        codec.start_from(fit_klt(latents, torch.ones(4)), latents)
         rng = torch.Generator().manual_seed(0)
         back = transmit(codec, BlockFading(), latents[:50], Condition(uses=128, snr_db=40.0), rng=rng)
         losses.append(float((back - latents[:50]).square().mean() / latents[:50].var()))

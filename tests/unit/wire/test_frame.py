@@ -119,7 +119,7 @@ def test_the_layout_is_what_the_page_reads() -> None:
     """Read with struct and numpy alone, at the offsets that the module states."""
     raw, frame = write_frame(received()), received()
     magic, version, length = struct.unpack_from("<8sII", raw)
-    assert (magic, version, length % 4) == (b"\x89DKG\r\n\x1a\n", 1, 0)
+    assert (magic, version, length % 4) == (b"\x89DKG\r\n\x1a\n", 2, 0)
     header = json.loads(raw[16 : 16 + length])
     assert (header["columns"], header["received"], header["condition"]["uses"]) == (14, True, [5, 8, 12])
     numbers = np.frombuffer(raw[16 + length : -4], dtype="<f4")

@@ -77,7 +77,7 @@ def test_the_files_are_plain_sigmf(tmp_path: Path) -> None:
     assert facts["core:datatype"] == "cf32_le"
     assert facts["core:sha512"] == hashlib.sha512(data.read_bytes()).hexdigest()
     assert facts["core:sample_rate"] == 1.92e6
-    assert facts["core:extensions"] == [{"name": "dekag", "version": "1.0.0", "optional": True}]
+    assert facts["core:extensions"] == [{"name": "dekag", "version": "2.0.0", "optional": True}]
     assert facts["dekag:blocks"] == [1, 2, 3]
 
 
@@ -272,7 +272,8 @@ def extension(version: str) -> Callable[[Metadata], object]:
         (changed("core:trailing_bytes", 8), "core:trailing_bytes is set"),
         (lambda m: m["captures"][0].update({"core:header_bytes": 8}), "core:header_bytes is set"),
         (without("core:extensions"), "no extension 'dekag', so the recording is not a delivery of dekag"),
-        (extension("2.0.0"), "extension 'dekag' has version 2.0.0, this dekag reads 1.0.0"),
+        (extension("1.0.0"), "extension 'dekag' has version 1.0.0, this dekag reads 2.0.0"),
+        (extension("3.0.0"), "extension 'dekag' has version 3.0.0, this dekag reads 2.0.0"),
         (without("dekag:seed"), "dekag:seed is wrong: Field required"),
         (changed("dekag:power", 3), "dekag:power is wrong: Extra inputs are not permitted"),
         (changed("dekag:seed", "7"), "dekag:seed is wrong: Input should be a valid integer"),

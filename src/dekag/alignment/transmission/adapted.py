@@ -53,6 +53,11 @@ class AdaptedCodec(nn.Module, ABC):
         return self.codec.max_uses
 
     @property
+    def side_uses(self) -> int:
+        """Symbols of an image that tell how the others are to be read."""
+        return int(getattr(self.codec, "side_uses", 0))
+
+    @property
     def importance(self) -> Float[Tensor, " channels"]:
         """Importance of the latent channels to the codec."""
         return importance_of(self.codec)

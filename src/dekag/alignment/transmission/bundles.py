@@ -66,7 +66,7 @@ def apply_transmission(codec: AdaptableCodec, path: Path | str) -> tuple[Adapted
     hidden = bundle.manifest.settings.get("attention")
     with torch.random.fork_rng():
         adapted: AdaptedCodec = (
-            SnrAttentionCodec(codec, hidden)
+            SnrAttentionCodec(codec, hidden, content=bool(bundle.manifest.settings.get("content", 1)))
             if isinstance(hidden, int)
             else CalaCodec(codec, _cala_config(bundle))
         )

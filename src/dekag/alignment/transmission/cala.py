@@ -28,7 +28,13 @@ LOWEST_SNR_DB, HIGHEST_SNR_DB = -5.0, 20.0
 
 def ranks_of(config: CalaConfig) -> Ranks:
     """The rank of each kind of module, as the configuration gives it."""
-    return Ranks(weights=config.rank, norms=config.norm_rank, gains=config.gain_rank, biases=config.biases)
+    return Ranks(
+        weights=config.rank,
+        norms=config.norm_rank,
+        gains=config.gain_rank,
+        biases=config.biases,
+        content=config.gate == "content",
+    )
 
 
 class CalaCodec(AdaptedCodec):
@@ -40,7 +46,7 @@ class CalaCodec(AdaptedCodec):
     def __init__(self, codec: AdaptableCodec, config: CalaConfig) -> None:
         super().__init__(codec)
         self.cala = config
-        for name, module in _places(self.codec, ranks_of(config)):
+        for name, module in _places(self.codec, config):
             self.codec.set_submodule(name, module)
         self.gate = _gate(config, [_rank(module) for module in self._gated()])
 
@@ -76,16 +82,23 @@ class CalaCodec(AdaptedCodec):
 
     def _gate_values(self, condition: Condition, device: torch.device) -> list[Tensor]:
         ranks = [_rank(module) for module in self._gated()]
-        return list(self.gate(condition.features().to(device)).split(ranks, dim=1))
+        return list(
+            self.gate(condition.features(most_snr_db=self.cala.most_snr_db).to(device)).split(ranks, dim=1)
+        )
 
     def _gated(self) -> list[Gated]:
         return [module for _, module in _named_gated(self.codec)]
 
 
-def _places(codec: AdaptableCodec, ranks: Ranks) -> list[tuple[str, Gated]]:
+def _places(codec: AdaptableCodec, config: CalaConfig) -> list[tuple[str, Gated]]:
     """The modules of a codec that may be gated, by name, each with an update that is none yet."""
     modules, name = dict(codec.named_modules()), type(codec).__name__
     gated_names = getattr(codec, "gated_modules", None)
+    if config.where == "condition":
+        gated_names = getattr(codec, "condition_modules", ())
+        if not gated_names:
+            raise InputError(f"{name} names no condition_modules, which an update could move alone")
+    ranks = ranks_of(config)
     for wanted in gated_names or ():
         if wanted not in modules or not gateable(modules[wanted]):
             raise InputError(f"gated_modules of {name} has {wanted!r}, which is none of {KINDS}")

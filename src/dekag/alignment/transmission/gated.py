@@ -16,14 +16,18 @@ from dekag.types import InputError
 
 
 class GatedLinear(nn.Module):
-    """W x + b + B diag(g) (A x + a): a gated update of the weights, and of the bias within its range."""
+    """W x + b + B diag(g) (A x + a): a gated update of the weights, and of the bias within its range.
 
-    def __init__(self, base: nn.Linear, rank: int, *, bias: bool = True) -> None:
+    content: whether the opening depends on the image as well, by the mean of A x + a over the image.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, *, bias: bool = True, content: bool = False) -> None:
         super().__init__()
         self.base = base
         self.lora_A = nn.Linear(base.in_features, rank, bias=bias and base.bias is not None)
         self.lora_B = _closed(rank, base.out_features)
         nn.init.normal_(self.lora_A.weight, std=base.in_features**-0.5)
+        self.content = _closed(rank, rank) if content else None
         self.gate_values: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,13 +35,19 @@ class GatedLinear(nn.Module):
         out: Tensor = self.base(x)
         if self.gate_values is None:
             return out
-        low = (self.lora_A(x) * _last(self.gate_values, x)).flatten(0, -2).to(out.dtype)
+        low, gate_values = self.lora_A(x), self.gate_values
+        if self.content is not None:
+            seen = low.reshape(len(low), -1, low.shape[-1]).mean(1)
+            gate_values = (gate_values.logit(eps=1e-6) + self.content(seen)).sigmoid()
+        low = (low * _last(gate_values, x)).flatten(0, -2).to(out.dtype)
         # added in place, within the product: a pass over the outputs costs as much as the product itself
         out.view(-1, out.shape[-1]).addmm_(low, self.lora_B.weight.T.to(out.dtype))
         return out
 
     def merged(self, gate_values: Tensor) -> nn.Linear:
-        """The linear layer for those values of the gate."""
+        """The linear layer for those values of the gate. Raises InputError if they depend on the image."""
+        if self.content is not None:
+            raise InputError("a gate that sees the image does not merge for a condition")
         layer = copy.deepcopy(self.base)
         layer.weight.add_(self.lora_B.weight * gate_values @ self.lora_A.weight)
         if self.lora_A.bias is not None:
@@ -189,12 +199,16 @@ Gated = GatedLinear | GatedConv | GatedConvTranspose | GatedNorm | GatedGain
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Rank channels of the weights, norms and gains of an update, 0 for none; biases: whether they are moved too."""
+    """Rank channels of the weights, norms and gains of an update, 0 for none.
+
+    biases: whether they are moved too. content: whether the openings of linear layers depend on the image.
+    """
 
     weights: int
     norms: int
     gains: int
     biases: bool
+    content: bool = False
 
 
 def gateable(module: nn.Module) -> bool:
@@ -212,7 +226,7 @@ def gateable(module: nn.Module) -> bool:
 def gated(module: nn.Module, ranks: Ranks) -> Gated | None:
     """A gateable module with an update that is none yet; None if modules of its kind are to have none."""
     if isinstance(module, nn.Linear):
-        return GatedLinear(module, ranks.weights, bias=ranks.biases)
+        return GatedLinear(module, ranks.weights, bias=ranks.biases, content=ranks.content)
     if isinstance(module, nn.Conv2d):
         return GatedConv(module, ranks.weights, bias=ranks.biases)
     if isinstance(module, nn.ConvTranspose2d):

@@ -68,7 +68,8 @@ class HardGate(nn.Module):
         """One for the chosen expert's channels, zero for the others."""
         soft = self.layers(features).softmax(-1)
         hard = nn.functional.one_hot(soft.argmax(-1), soft.shape[1]).to(soft.dtype)
-        openings: Tensor = (hard + soft - soft.detach())[:, self.index]
+        # soft less itself is exactly 0
+        openings: Tensor = (hard + (soft - soft.detach()))[:, self.index]
         return openings
 
 

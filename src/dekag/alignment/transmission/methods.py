@@ -56,11 +56,39 @@ def snr_groups(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
 
 def snr_attention(codec: AdaptableCodec, size: CalaConfig) -> AdaptedCodec:
     """Attention to channels by condition and content, after ADJSCC, as wide as CALA's numbers allow."""
+    return _attention(codec, size, content=True)
+
+
+def scaling(codec: AdaptableCodec, size: CalaConfig) -> AdaptedCodec:
+    """Scaling of channels by the condition and nothing else, after Hyper-AJSCC, as wide as CALA's numbers allow."""
+    return _attention(codec, size, content=False)
+
+
+def appended(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
+    """The condition appended to what the codec is told, as MambaJSCC has it: the layers that read it, and no others."""
+    told = replace(size, where="condition", gate="open", group=1, norm_rank=0, gain_rank=0, biases=False)
+    names = getattr(codec, "condition_modules", ())
+    readers = [m for n, m in codec.named_modules() if n in names and isinstance(m, nn.Linear)]
+    # of a rank that leaves nothing out
+    return CalaCodec(codec, replace(told, rank=max((min(m.weight.shape) for m in readers), default=1)))
+
+
+def content_gate(codec: AdaptableCodec, size: CalaConfig) -> CalaCodec:
+    """CALA with a gate that sees the image as well, of as many ranks as CALA's numbers allow."""
     limit = update_size(CalaCodec(codec, size))
-    widths = [hidden for hidden in range(1, 257) if update_size(SnrAttentionCodec(codec, hidden)) <= limit]
-    if not widths:
+    sizes = [replace(size, gate="content", group=1, rank=rank) for rank in range(size.rank, 0, -1)]
+    fitting = [one for one in sizes if update_size(CalaCodec(codec, one)) <= limit]
+    return CalaCodec(codec, (fitting or sizes[-1:])[0])
+
+
+def _attention(codec: AdaptableCodec, size: CalaConfig, *, content: bool) -> SnrAttentionCodec:
+    limit = update_size(CalaCodec(codec, size))
+    made = [SnrAttentionCodec(codec, hidden, content=content) for hidden in (1, 2)]
+    first, second = map(update_size, made)
+    hidden = 1 + (limit - first) // (second - first)
+    if hidden < 1:
         raise InputError("the update is too small for SNR attention: take a larger rank")
-    return SnrAttentionCodec(codec, widths[-1])
+    return SnrAttentionCodec(codec, hidden, content=content)
 
 
 def full(codec: AdaptableCodec, size: CalaConfig) -> AdaptableCodec:
@@ -74,6 +102,9 @@ METHODS: dict[str, Method] = {
     "hard_gate": hard_gate,
     "snr_groups": snr_groups,
     "snr_attention": snr_attention,
+    "scaling": scaling,
+    "appended": appended,
+    "content_gate": content_gate,
     "full": full,
 }
 

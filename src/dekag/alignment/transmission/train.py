@@ -1,5 +1,6 @@
 """The loss of a JSCC codec through the channel, and the conditions it is drawn over."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 
 from dekag.channel import BlockFading, recover
 from dekag.codec import TrainableCodec, importance_of, require_trainable
-from dekag.training.loop import Progress, TrainConfig, train
+from dekag.training.loop import Progress, TrainConfig, Trained, Validation, train
 from dekag.training.state import StateFile, state_file
 from dekag.types import Channel, Condition, Image, InputError, Latent, PerImage
 
 COMMITMENT = 0.25
+VALIDATE_EVERY = 250
 FAST = -1
 """In place of a number of blocks: one block for each use."""
 SMALLEST_ERROR = 1e-6
@@ -83,6 +85,7 @@ def transmission_loss(
     importance: Float[Tensor, " channels"],
     *,
     rng: torch.Generator,
+    commitment: float = COMMITMENT,
 ) -> Tensor:
     """Mean logarithm of each image's weighted latent error, plus the commitment loss; scalar.
 
@@ -92,7 +95,7 @@ def transmission_loss(
     encoded = codec.transmit(latents, condition)
     received = channel(encoded.symbols, condition, rng=rng)
     error = weighted_error(recover(codec, received, condition).latent - latents, importance)
-    return error.clamp(min=SMALLEST_ERROR).log().mean() + COMMITMENT * encoded.commitment.mean()
+    return error.clamp(min=SMALLEST_ERROR).log().mean() + commitment * encoded.commitment.mean()
 
 
 def weighted_error(difference: Latent, importance: Float[Tensor, " channels"]) -> PerImage:
@@ -107,10 +110,11 @@ def fit(
     *,
     checkpoint: Path | StateFile | None = None,
     on_step: Callable[[Progress], None] | None = None,
-) -> None:
+    validation: Validation | None = None,
+) -> Trained:
     """Train what requires a gradient of a codec, in place, over a channel and a range of conditions.
 
-    With `checkpoint`, an interrupted run goes on where it was.
+    With `checkpoint`, an interrupted run goes on where it was. validation: as `held_out_quality` makes one.
     Raises InputError, before the first step, if `codec` is no TrainableCodec or does not fit the data.
     """
     trained = require_trainable(codec)
@@ -134,7 +138,29 @@ def fit(
             batch=data.batch,
             channel=data.channel,
         )
-    train(codec, loss, training, checkpoint=kept, on_step=on_step)
+    return train(codec, loss, training, checkpoint=kept, on_step=on_step, validation=validation)
+
+
+def held_out_quality(codec: TrainableCodec, data: TransmissionData, held: Latent, *, seed: int) -> Validation:
+    """The mean latent SNR in dB of other latents under conditions of the same range, once every VALIDATE_EVERY steps.
+
+    Every time the same conditions and noise.
+    """
+    importance = importance_of(codec) if data.importance is None else data.importance
+    held = held.float()
+
+    def score(step: int) -> float:
+        rng = torch.Generator().manual_seed(seed)
+        condition = data.conditions.draw(len(held), rng)
+        return (
+            -10
+            / math.log(10)
+            * float(
+                transmission_loss(codec, data.channel, held, condition, importance, rng=rng, commitment=0.0)
+            )
+        )
+
+    return Validation(score=score, every=VALIDATE_EVERY)
 
 
 def check_data(codec: TrainableCodec, data: TransmissionData) -> None:

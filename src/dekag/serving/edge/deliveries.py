@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from dekag.evaluation.metrics import psnr_db
-from dekag.link import BUNDLE_ID_BYTES, SEED_BYTES, Link, receive
+from dekag.link import BUNDLE_ID_BYTES, SEED_BYTES, Link, receive, uses_of
 from dekag.serving.edge.bundles import Coder
 from dekag.serving.edge.recipes import Recipe
 from dekag.serving.images.engine import Drawn, Model
@@ -171,7 +171,6 @@ def see(delivery: Delivery, channel_seed: int) -> Seen:
         "channel": channel_ms,
         **arrived.milliseconds,
     }
-    payload = int(delivery.condition.payload.sum())
     return Seen(
         image=image,
         psnr_db=float(psnr_db(drawn, image)[0]),
@@ -180,9 +179,7 @@ def see(delivery: Delivery, channel_seed: int) -> Seen:
             prompt_bytes=len(delivery.prompt.encode()),
             seed_bytes=SEED_BYTES,
             id_bytes=BUNDLE_ID_BYTES * len(delivery.bundles),
-            payload_uses=payload,
-            pilot_uses=int(delivery.condition.uses.sum()) - payload,
-            side_uses=0,
+            **uses_of(link.codec, delivery.condition),
             image_bytes=len(delivery.picture.png),
             milliseconds={stage: round(value, 2) for stage, value in clock.items()},
         ),

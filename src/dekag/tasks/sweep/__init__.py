@@ -3,7 +3,7 @@
 from dekag.tasks.sweep.engines import Engine, Inline, Processes, RayCluster, Slurm, engine_named
 from dekag.tasks.sweep.report import write
 from dekag.tasks.sweep.results import Outcome
-from dekag.tasks.sweep.run import SweepConfig, sweep
+from dekag.tasks.sweep.run import SweepConfig, drawer, sweep
 from dekag.tasks.sweep.summary import Summary, summarise
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Slurm",
     "Summary",
     "SweepConfig",
+    "drawer",
     "engine_named",
     "summarise",
     "sweep",

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dekag.baseline import fit, save_source
+from dekag.baseline import fit, fit_pictures, save_pictures, save_source
 from dekag.bundle.digest import canonical_safetensors, digest_json
 from dekag.evaluation.bounds import Spectrum, held_out_spectrum, measured_spectrum
 from dekag.generation.diffusers import DiffusersGenerator
@@ -23,7 +23,7 @@ CHUNK = 256
 LEARNT_SHARE = 0.75
 """Share of the latents that gives the basis of the held-out spectrum."""
 SHOWN = 256
-"""Pictures whose mean stands for one that is lost."""
+"""Pictures whose mean stands for one that is lost, and on some of which it is measured what a format is worth."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,11 +70,13 @@ class Drawer:
 class Spectra:
     """Of weighted latents: `measured` gives a bound that is too low with few draws, `held_out` one too high.
 
-    draws: latents behind them.
+    halves: `held_out` of one half of the latents that are not in the basis, and of the other. draws: latents behind
+    them.
     """
 
     measured: Spectrum
     held_out: Spectrum
+    halves: tuple[Spectrum, Spectrum]
     draws: int
 
 
@@ -82,9 +84,11 @@ def spectra(latents: Latent, weight: Float[Tensor, " channels"]) -> Spectra:
     """Spectra of latents whose channels are weighted by the square root of their importance."""
     weighted = latents * weight.sqrt()[:, None, None]
     learnt = max(2, round(LEARNT_SHARE * len(weighted)))
+    basis, other = weighted[:learnt], weighted[learnt:]
     return Spectra(
         measured=measured_spectrum(weighted),
-        held_out=held_out_spectrum(weighted[:learnt], weighted[learnt:]),
+        held_out=held_out_spectrum(basis, other),
+        halves=(held_out_spectrum(basis, other[::2]), held_out_spectrum(basis, other[1::2])),
         draws=len(latents),
     )
 
@@ -99,11 +103,13 @@ def fitted_source(latents: Latent, weight: Float[Tensor, " channels"], folder: P
     return path
 
 
-def mean_picture(latents: Latent, decode: Callable[[Latent], Image], folder: Path) -> Path:
-    """File of the mean picture of such latents, which is shown in place of a lost one."""
-    path = folder / f"{_content(latents=latents[:SHOWN])}.picture.safetensors"
+def fitted_pictures(form: str, latents: Latent, decode: Callable[[Latent], Image], folder: Path) -> Path:
+    """File of a picture format's source, fitted to what such latents decode to."""
+    path = folder / f"{_content(latents=latents[:SHOWN])}.{form}.safetensors"
     if not path.exists():
-        write_tensors(path, {"concealment": decode(latents[:SHOWN]).float().cpu().mean(0).clamp(0, 1)})
+        source = fit_pictures(form, decode(latents[:SHOWN]).float().cpu().clamp(0, 1))
+        with replacing(path) as part:
+            save_pictures(source, part)
     return path
 
 

@@ -1,4 +1,4 @@
-"""A sweep as curves against SNR: PSNR, and the weighted latent SNR below its bound."""
+"""A sweep as curves against SNR: PSNR, and the weighted latent SNR beside what Gaussian latents could have."""
 
 from pathlib import Path
 
@@ -10,6 +10,13 @@ from dekag.tasks.sweep.results import WEIGHTED, BoundRow, Outcome, mean_of
 from dekag.tasks.sweep.summary import is_silent
 
 Place = tuple[str, str]
+LINES = {
+    "reference": "held_out_db",
+    "reference, measured spectrum": "informed_db",
+    "reference, short blocks": "dispersed_db",
+    "reference, constellation": "finite_db",
+}
+"""Curves beside the methods, as they are labelled."""
 
 
 def write_figures(outcome: Outcome, folder: Path) -> list[Path]:
@@ -24,7 +31,7 @@ def write_figures(outcome: Outcome, folder: Path) -> list[Path]:
 
 
 def panels(outcome: Outcome, metric: str) -> dict[Place, dict[str, Curve]]:
-    """Curves of a metric by channel and uses; with that of the weighted latent SNR come the bounds."""
+    """Curves of a metric by channel and uses; with that of the weighted latent SNR come the Gaussian lines."""
     found: dict[Place, dict[str, list[Result]]] = {}
     for result in outcome.results:
         if metric in result.values:
@@ -37,7 +44,8 @@ def panels(outcome: Outcome, metric: str) -> dict[Place, dict[str, Curve]]:
     if metric == WEIGHTED:
         for place, rows in _bounds(outcome.bounds).items():
             if place in curves:
-                curves[place]["bound"] = _limit(rows)
+                for label, field in LINES.items():
+                    curves[place][label] = _limit(rows, field)
     return curves
 
 
@@ -50,9 +58,9 @@ def _curve(results: list[Result], metric: str) -> Curve:
     )
 
 
-def _limit(rows: list[BoundRow]) -> Curve:
+def _limit(rows: list[BoundRow], field: str) -> Curve:
     ordered = sorted(rows, key=lambda row: row.point.snr_db)
-    levels = [row.informed_db for row in ordered]
+    levels = [getattr(row, field) for row in ordered]
     means = [Mean(mean=level, low=level, high=level, n=ordered[0].draws) for level in levels]
     return Curve(snr_db=[row.point.snr_db for row in ordered], means=means, limit=True)
 

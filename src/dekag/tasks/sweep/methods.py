@@ -7,14 +7,23 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dekag.alignment.transmission.bundles import apply_transmission
-from dekag.baseline import DigitalLink, PictureSource, Source, Thresholds, load_source, send
-from dekag.baseline.thresholds import Measurement, kind
+from dekag.baseline import (
+    DigitalLink,
+    Source,
+    Thresholds,
+    best_scheme,
+    load_pictures,
+    load_source,
+    send,
+)
+from dekag.baseline.choice import Quality
+from dekag.baseline.mcs import BY_NAME
 from dekag.bundle.digest import digest_file, digest_folder, digest_json
 from dekag.codec import AdaptableCodec, CodecClass, QamCodec, load_codec
+from dekag.codec.constellation import Constellation
 from dekag.evaluation.grid import Point
 from dekag.evaluation.transmission import transmit
 from dekag.tasks.sweep.bench import Bench
@@ -80,6 +89,12 @@ class CodecMethod:
         """Digest of the files of codec and bundle."""
         return _codec_digest(self.codec, self.bundle)
 
+    @property
+    def constellation(self) -> Constellation | None:
+        """The codec's own; None if it has none to choose from."""
+        codec = _plain_codec(self)
+        return codec.constellation if isinstance(codec, QamCodec) else None
+
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
         """The constellations wanted if the codec has several, else its own one."""
         codec = _plain_codec(self)
@@ -105,8 +120,8 @@ class LatentDigital:
         return digest_json(["latent", digest_file(self.source)])
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
-        """The best scheme that holds."""
-        return (best_scheme(thresholds, point),)
+        """The scheme of the best expected quality."""
+        return (_best(_latent_source(self.source), thresholds, point),)
 
     def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival:
         """Through the digital link; the mean latent stands for one that is lost."""
@@ -118,24 +133,24 @@ class LatentDigital:
 class PictureDigital:
     """The decoded image as a JPEG, WebP or AVIF file, then 5G LDPC and QAM.
 
-    concealment: file with the picture shown in place of a lost one, under the name `concealment`.
+    source: file of the format's source, as `baseline.save_pictures` writes it.
     """
 
     name: str
-    concealment: Path
+    source: Path
 
     @property
     def digest(self) -> str:
-        """Digest of format and concealment; the scheme is chosen outside."""
-        return digest_json([self.name, digest_file(self.concealment)])
+        """Digest of the source; the scheme is chosen outside."""
+        return digest_json([self.name, digest_file(self.source)])
 
     def schemes(self, point: Point, wanted: tuple[str, ...], thresholds: Thresholds) -> tuple[str, ...]:
-        """The best scheme that holds."""
-        return (best_scheme(thresholds, point),)
+        """The scheme of the best expected quality."""
+        return (_best(_picture_source(self.name, self.source), thresholds, point),)
 
     def send(self, bench: Bench, point: Point, scheme: str, *, rng: torch.Generator) -> Arrival:
         """Through the digital link, without a latent."""
-        source = _picture_source(self.name, self.concealment)
+        source = _picture_source(self.name, self.source)
         images, further = _deliver(source, bench.images, point, scheme, rng=rng)
         return Arrival(images=images, further=further)
 
@@ -156,6 +171,11 @@ class RememberedSource:
     def concealment(self) -> Tensor:
         """What the source shows in place of an item that is lost."""
         return self.source.concealment
+
+    @property
+    def quality(self) -> Quality:
+        """What the source is worth at a number of bits."""
+        return self.source.quality
 
     def encode(self, item: Tensor, budget: int) -> np.ndarray | None:
         """As the source encodes it."""
@@ -192,12 +212,9 @@ def further_codec(text: str, base: Path) -> CodecMethod:
     raise InputError(f"{folder} holds neither a codec (config.json) nor a bundle (bundle.json)")
 
 
-def best_scheme(thresholds: Thresholds, point: Point) -> str:
-    """Name of the scheme that carries most at a point; InputError if its kind of channel was not measured."""
-    try:
-        best = thresholds.best(point.condition)
-    except InputError as error:
-        raise InputError(f"{error}; or leave the digital methods out") from error
+def _best(source: Source, thresholds: Thresholds, point: Point) -> str:
+    """Name of the scheme of the best expected quality at a point."""
+    best = best_scheme(thresholds, source.quality, point.condition)
     return NOTHING if best is None else best.name
 
 
@@ -214,11 +231,8 @@ def _deliver(
     source: Source, items: Tensor, point: Point, scheme: str, *, rng: torch.Generator
 ) -> tuple[Tensor, dict[str, PerImage]]:
     """Items through the digital link with that scheme, and which of them were sent and arrived."""
-    # a table of this one scheme, so that the process that sends needs no measurements
-    holds = () if scheme == NOTHING else (scheme,)
-    below = Measurement(snr_db=point.condition.snr_db.item(), blocks=1, errors=0)
-    table = Thresholds(measured={kind(point.condition): dict.fromkeys(holds, (below,))})
-    link = DigitalLink(source=source, thresholds=table, channel=point.medium)
+    mcs = None if scheme == NOTHING else BY_NAME[scheme]
+    link = DigitalLink(source=source, scheme=mcs, channel=point.medium)
     delivery = send(link, items, point.condition, rng=rng)
     ledger = delivery.ledger
     further = {"sent": (ledger.payload_uses > 0).float(), "arrived": ledger.arrived.float()}
@@ -258,4 +272,4 @@ def _latent_source(path: Path) -> Source:
 
 @lru_cache(maxsize=4)
 def _picture_source(form: str, path: Path) -> Source:
-    return RememberedSource(source=PictureSource(format=form, concealment=load_file(path)["concealment"]))
+    return load_pictures(form, path)

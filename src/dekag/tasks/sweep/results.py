@@ -23,16 +23,22 @@ WEIGHTED = "weighted_snr_db"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoundRow:
-    """The least error of Gaussian latents at a point, as weighted latent SNR in dB: no method is above it.
+    """The least error of Gaussian latents at a point, as weighted latent SNR in dB.
 
+    What is drawn is not Gaussian: the lines are a reference, and a method above one would break no theorem.
     informed_db: of each image in its own blocks, from the measured spectrum; it errs upwards with few draws.
     held_out_db: the same from variances of other latents; it errs downwards. The truth is between the two.
+    held_out_error_db: half the difference between that of one half of those other latents and of the other.
+    dispersed_db: from the held-out spectrum, what blocks of so few uses cost. finite_db: with the constellation.
     ergodic_db, outage_db: as in `evaluation.bounds`, from the measured spectrum.
     """
 
     point: Point
     informed_db: float
     held_out_db: float
+    held_out_error_db: float
+    dispersed_db: float
+    finite_db: float
     ergodic_db: float
     outage_db: float
     draws: int
@@ -54,7 +60,17 @@ class Outcome:
     computed: int
 
 
-def bound_row(point: Point, measured: Bounds, held_out: Bounds, *, power: float, draws: int) -> BoundRow:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PointBounds:
+    """Bounds at a point: of the measured spectrum, of the held-out one, of its halves, and with a constellation."""
+
+    measured: Bounds
+    held_out: Bounds
+    halves: tuple[Bounds, Bounds]
+    finite: Bounds
+
+
+def bound_row(point: Point, found: PointBounds, *, power: float, draws: int) -> BoundRow:
     """Bounds on the error of weighted latents of that power as levels in dB, at most CAP_DB.
 
     Few latents have no power beyond as many components, and then no error either.
@@ -63,12 +79,16 @@ def bound_row(point: Point, measured: Bounds, held_out: Bounds, *, power: float,
     def level(mse: torch.Tensor) -> float:
         return float(linear_to_db(power / mse)[0].clamp(max=CAP_DB))
 
+    first, second = (level(half.informed) for half in found.halves)
     return BoundRow(
         point=point,
-        informed_db=level(measured.informed),
-        held_out_db=level(held_out.informed),
-        ergodic_db=level(measured.ergodic),
-        outage_db=level(measured.outage),
+        informed_db=level(found.measured.informed),
+        held_out_db=level(found.held_out.informed),
+        held_out_error_db=abs(first - second) / 2,
+        dispersed_db=level(found.held_out.dispersed),
+        finite_db=level(found.finite.informed),
+        ergodic_db=level(found.measured.ergodic),
+        outage_db=level(found.measured.outage),
         draws=draws,
     )
 
@@ -109,7 +129,8 @@ def cell_row(result: Result) -> dict[str, Any]:
 
 
 def _bound_json(row: BoundRow) -> dict[str, Any]:
-    levels = {name: getattr(row, f"{name}_db") for name in ("informed", "held_out", "ergodic", "outage")}
+    names = ("informed", "held_out", "held_out_error", "dispersed", "finite", "ergodic", "outage")
+    levels = {name: getattr(row, f"{name}_db") for name in names}
     return {"method": "bound", **_where(row.point), "n": row.draws, WEIGHTED: levels}
 
 

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from dekag.alignment.generation.bundles import apply_generation, pipeline_digest
 from dekag.baseline import Thresholds, read_thresholds, shipped_thresholds
+from dekag.baseline.choice import waterfalls_at
 from dekag.baseline.pictures import FORMATS
 from dekag.channel import BlockFading
 from dekag.choices import SENDING_METHODS
-from dekag.evaluation.bounds import bound
+from dekag.codec.constellation import Constellation
+from dekag.evaluation.bounds import Bounds, Spectrum, bound
 from dekag.evaluation.generation import EDGE_SEED
 from dekag.evaluation.grid import Grid, Point
 from dekag.generation.diffusers import DiffusersGenerator
@@ -33,19 +35,18 @@ from dekag.tasks.sweep.bench import (
     weighted_power,
 )
 from dekag.tasks.sweep.cells import Cell, Result, channel_seed, path_of, read_result, write_result
-from dekag.tasks.sweep.draws import Drawer, Spectra, fitted_source, keep_latents, mean_picture, spectra
+from dekag.tasks.sweep.draws import Drawer, Spectra, fitted_pictures, fitted_source, keep_latents, spectra
 from dekag.tasks.sweep.engines import Engine
 from dekag.tasks.sweep.methods import (
     CodecMethod,
     LatentDigital,
     Method,
     PictureDigital,
-    best_scheme,
     check_codec,
     codec_method,
     further_codec,
 )
-from dekag.tasks.sweep.results import BoundRow, Outcome, bound_row
+from dekag.tasks.sweep.results import BoundRow, Outcome, PointBounds, bound_row
 from dekag.training.run import OnStage
 from dekag.types import InputError, Latent
 from dekag.world import World, locate
@@ -168,7 +169,7 @@ def _plan(
     weight = importance(world)
     codecs = _codecs(config)
     on_stage("load")
-    edge, draw = _drawer(config, out / "latents")
+    edge, draw = drawer(config.world, out / "latents", device=config.device)
     folder = draw.folder
     # before anything is drawn
     noise = torch.randn(1, *edge.latent_shape, generator=torch.Generator().manual_seed(config.seed))
@@ -189,17 +190,23 @@ def _plan(
         on_stage(f"bound from {len(distilled)} latents")
         power = float(weighted_power(sent, weight))
         with _one_thread():
-            bounds = _bounds(points, spectra(distilled, weight), power, config.seed)
+            known = spectra(distilled, weight)
+            constellation = codecs[0].constellation if codecs else None
+            bounds = [
+                _bound_row(point, known, power, config.seed, constellation)
+                for point in points
+                if isinstance(point.medium, BlockFading)  # whose bound it is
+            ]
     work = Work(spec=spec, methods=tuple(methods), folder=out / "cells")
     return _Plan(cells=cells, work=work, prompts=prompts, bounds=bounds)
 
 
-def _drawer(config: SweepConfig, folder: Path) -> tuple[DiffusersGenerator, Drawer]:
-    """The edge that draws, with the world's update where there is one, and what keeps its latents."""
-    plain = edge = config.world.edge(device=config.device)
+def drawer(world: World, folder: Path, *, device: str = "cpu") -> tuple[DiffusersGenerator, Drawer]:
+    """The edge that draws, with the world's update where there is one, and what keeps its latents in a folder."""
+    plain = edge = world.edge(device=device)
     bundle_id = ""
-    if "generation" in config.world.updates:
-        edge, bundle = apply_generation(plain, config.world.update("generation"))
+    if "generation" in world.updates:
+        edge, bundle = apply_generation(plain, world.update("generation"))
         bundle_id = bundle.id
     return edge, Drawer(edge=edge, model=pipeline_digest(plain), bundle=bundle_id, folder=folder)
 
@@ -219,7 +226,9 @@ def _methods(
         if name == "digital":
             made[name] = LatentDigital(name=name, source=fitted_source(distilled, weight, folder))
         else:
-            made[name] = PictureDigital(name=name, concealment=mean_picture(distilled, edge.decode, folder))
+            made[name] = PictureDigital(
+                name=name, source=fitted_pictures(name, distilled, edge.decode, folder)
+            )
     return [made[name] for name in config.names]
 
 
@@ -256,8 +265,10 @@ def _thresholds(config: SweepConfig, points: list[Point]) -> Thresholds:
     """Measured block error rates; InputError if a digital method needs some that were not measured."""
     table = shipped_thresholds() if config.thresholds is None else read_thresholds(config.thresholds)
     if config.digital:
-        for point in points:
-            best_scheme(table, point)
+        try:
+            waterfalls_at(table, min(int(point.condition.payload) for point in points))
+        except InputError as error:
+            raise InputError(f"{error}; or leave the digital methods out") from error
     return table
 
 
@@ -291,18 +302,20 @@ def _cells(
     ]
 
 
-def _bounds(points: list[Point], known: Spectra, power: float, seed: int) -> list[BoundRow]:
-    rows = []
-    for point in points:
-        # the bound is that of block fading
-        if not isinstance(point.medium, BlockFading):
-            continue
-        pair = [
-            bound(spectrum, point.condition, rng=torch.Generator().manual_seed(seed))
-            for spectrum in (known.measured, known.held_out)
-        ]
-        rows.append(bound_row(point, *pair, power=power, draws=known.draws))
-    return rows
+def _bound_row(
+    point: Point, known: Spectra, power: float, seed: int, constellation: Constellation | None
+) -> BoundRow:
+    def of(spectrum: Spectrum, points: Constellation | None = None) -> Bounds:
+        rng = torch.Generator().manual_seed(seed)
+        return bound(spectrum, point.condition, rng=rng, constellation=points)
+
+    found = PointBounds(
+        measured=of(known.measured),
+        held_out=of(known.held_out),
+        halves=(of(known.halves[0]), of(known.halves[1])),
+        finite=of(known.held_out, constellation),
+    )
+    return bound_row(point, found, power=power, draws=known.draws)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 // Frames as dekag.frame writes them: what a delivery sends, as one binary file.
 
 const MAGIC = [0x89, 0x44, 0x4b, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
-const VERSION = 1;
+const VERSION = 2;
 const PREFIX = 16;
 const FIELDS = ["uses", "snr_db", "rayleigh", "blocks", "correlation", "phase", "pilots"];
 

@@ -7,7 +7,8 @@ is of 95 % over pictures; differences are paired by picture. Nothing in it is ty
 import argparse
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -239,8 +240,9 @@ def duels(found: Sweep) -> str:
     return f"{table}\n\nCALA ahead in {sum(wins)} of {len(cells)} cells; digital silent in {silent}."
 
 
-def contents(found: Sweep) -> str:
+def contents(run: Path) -> str:
     """What judges see: cosines of received and drawn pictures."""
+    found = Sweep(folder=run / "table-content")
     judges = {name: label for name, label in JUDGES.items() if (SHIPPED, name) in found.values}
     methods = [name for name in (*NAMES, *DIGITAL) if name in found.methods()]
     lines = [
@@ -324,6 +326,15 @@ def trainings(run: Path) -> str:
     return rows(lines)
 
 
+FURTHER: tuple[tuple[tuple[str, ...], Callable[[Path], str]], ...] = (
+    (("table-grid",), wide),
+    (("table-content",), contents),
+    (("table-knowledge",), knowledge),
+    (("table-source", "table-food"), sources),
+)
+"""Tables of sweeps of their own, and the sweeps that each needs."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -339,9 +350,13 @@ def main() -> None:
         leads(found),
         verdict(found),
     ]
-    further = [wide(options.run), gate(found), distances(found), duels(found), silences(found)]
-    further += [contents(Sweep(folder=options.run / "table-content")), knowledge(options.run)]
-    further += [sources(options.run), trainings(options.run), times(options.run)]
+    further = [gate(found), distances(found), duels(found), silences(found)]
+    for needed, table in FURTHER:
+        if all((options.run / name / "results.parquet").exists() for name in needed):
+            further.append(table(options.run))
+        else:
+            print(f"left out, not measured yet: {', '.join(needed)}", file=sys.stderr)
+    further += [trainings(options.run), times(options.run)]
     whole = "\n\n".join([*first, *further])
     print(whole)
     if options.write:

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from dekag.choices import NAMED_JUDGES
 from dekag.errors import InputError
 
 Kind = Literal["pipeline", "bundle", "judge", "codec"]
@@ -58,7 +59,7 @@ def card(name: str) -> Path:
 
 
 def locate(source: str | Path, kind: Kind) -> str | Path:
-    """A shipped model's folder, an existing folder or file, or the source itself as a hub id.
+    """A shipped model's folder, an existing folder or file, or the source itself: a hub id, or a judge that pip brings.
 
     Raises InputError if what ships under that name is of another kind, or the source can be none of the three.
     """
@@ -69,6 +70,8 @@ def locate(source: str | Path, kind: Kind) -> str | Path:
         return WEIGHTS / name
     if Path(source).exists():
         return Path(source)
+    if kind == "judge" and name in NAMED_JUDGES:
+        return name
     if kind not in ("pipeline", "judge") or not is_hub_id(name):
         known = ", ".join(name for name, its_kind in shipped_parts().items() if its_kind == kind)
         raise InputError(f"unknown {kind} {name!r}; give a folder or one of: {known}")

@@ -23,7 +23,7 @@ from dekag.data.bought import EndpointCloud
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.pictures import PictureSet
 from dekag.errors import SafetyWarning
-from dekag.evaluation.judges import NAMED_JUDGES, Judge, load_judge
+from dekag.evaluation.judges import Judge, load_judge
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.loading import PipelineSource
 from dekag.link import Link, deliver
@@ -322,4 +322,4 @@ class World:
 def _judge(source: Source | Judge, device: Device) -> Judge:
     if isinstance(source, Judge):
         return source
-    return load_judge(source if source in NAMED_JUDGES else locate(source, "judge"), device=device)
+    return load_judge(locate(source, "judge"), device=device)

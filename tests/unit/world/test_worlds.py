@@ -19,9 +19,11 @@ from dekag.data.endpoint import ImageEndpoint
 from dekag.generation.diffusers import Sampling
 from dekag.serving.edge.settings import EdgeSettings
 from dekag.serving.http.settings import load_settings
+from dekag.tasks.keys import judges_key
+from dekag.tasks.sweep.bench import BenchSpec, bench_digest
 from dekag.types import Condition, InputError
 from dekag.wire.png import png_bytes, read_image
-from dekag.world import Model, World, load_world, shipped_worlds
+from dekag.world import Model, World, load_world, locate, shipped_worlds
 from dekag.world.new import NewWorld, describe_world, new_world, split_prompts
 from dekag.world.shipped import WEIGHTS
 
@@ -381,3 +383,18 @@ def test_a_world_draws_in_the_precision_that_is_asked_for(
         shown[precision] = read_image(tmp_path / precision / "0000_seed0.png")
     assert not torch.equal(*shown.values())
     assert float((shown["fp32"] - shown["bf16"]).abs().mean()) < 0.1
+
+
+def test_a_judge_that_pip_brings_can_be_asked_by_sweeps_and_trainings() -> None:
+    """It has no folder whose content could be digested, and its name stands for it."""
+    assert locate("efficientnet-lite0", "judge") == "efficientnet-lite0"
+    world = replace(load_world("emoji"), judge_models={"imagenet": "efficientnet-lite0"})
+    spec = BenchSpec(world=world, latents=Path("none"))
+    digests = {
+        bench_digest(spec, torch.nn.Identity()),
+        bench_digest(replace(spec, world=load_world("emoji")), torch.nn.Identity()),
+    }
+    assert len(digests) == 2
+    assert judges_key(world, torch.zeros(1, 3, 8, 8)).keys() == {"imagenet"}
+    with pytest.raises(InputError, match="unknown judge 'efficientnet-lite9'"):
+        locate("efficientnet-lite9", "judge")

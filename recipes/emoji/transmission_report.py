@@ -309,7 +309,7 @@ def times(run: Path) -> str:
     tables = sum(minutes for name, minutes in spent.items() if name.startswith("table"))
     heading = ["minutes of one core", "latents drawn", "trainings", "tables", "all"]
     both = [drawn, sum(spent.values()) - drawn - tables, tables, sum(spent.values())]
-    return rows([heading, ["", *(f"{minutes:.0f}" for minutes in both)]])
+    return rows([heading, ["", *(f"{minutes:.0f}" if minutes > 1 else "not timed" for minutes in both)]])
 
 
 def trainings(run: Path) -> str:

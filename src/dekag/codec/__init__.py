@@ -16,7 +16,8 @@ from dekag.codec.contract import (
     require_trainable,
 )
 from dekag.codec.files import CODECS, load_codec, save_codec
-from dekag.codec.jscc import JsccCodec, JsccConfig
+from dekag.codec.jscc import JsccCodec
+from dekag.codec.jscc_config import JsccConfig
 from dekag.codec.klt import Klt, fit_klt
 from dekag.codec.networks import Gain
 from dekag.codec.power import normalise_power, truncate

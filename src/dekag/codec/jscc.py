@@ -28,7 +28,8 @@ from dekag.codec import message
 from dekag.codec.allocation import allocate
 from dekag.codec.constellation import commitment_loss, constellation_named, quantise
 from dekag.codec.contract import Encoded, Pairs, check_latent, check_payload
-from dekag.codec.klt import Klt, from_blocks, to_blocks, usual_block
+from dekag.codec.jscc_config import SIDE_USES, JsccConfig
+from dekag.codec.klt import Klt, from_blocks, to_blocks
 from dekag.codec.lmmse import MOST_STEPS, TOLERANCE, lmmse
 from dekag.codec.networks import Block, Correction
 from dekag.codec.power import normalise_power, truncate
@@ -37,8 +38,6 @@ from dekag.codec.spreading import PairSpreading, Spreading, despread, rudin_shap
 from dekag.types import Condition, InputError, Latent, PerImage, Received, Symbols
 from dekag.units import snr_db_to_noise_power
 
-SIDE_USES = 1
-"""Channel uses of an image's scale."""
 KNOWN_OF_RECEPTION = 2
 TRAINING_TOLERANCE = 1e-4
 """Of the estimate in training: the loss changes by 3e-6 of itself."""
@@ -50,64 +49,6 @@ MOST_QUALITY = 2 * 10 ** (MOST_SNR_DB / 10)
 MOST_CALIBRATED = 1024
 CALIBRATION = ((64, 0.0), (256, 8.0), (512, 15.0))
 """Uses and SNRs at which the spread of the scale is measured; shares of the highest rate in place of 512."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JsccConfig:
-    """Sizes of the codec.
-
-    Raises InputError if the latent has fewer numbers than the highest rate has amplitudes.
-    """
-
-    channels: int = 32
-    rows: int = 8
-    cols: int = 8
-    width: int = 128
-    encoder_depth: int = 1
-    decoder_depth: int = 3
-    heads: int = 4
-    patch: int = 1
-    """Side of the squares of cells that the corrections see as one, their numbers being its channels; more is faster
-    on large grids. Attention is over (rows / patch) (cols / patch) cells."""
-    block: int = 0
-    """Side of the squares of cells that one transform decorrelates, all squares alike; its matrix has
-    channels block^2 rows. 0 is the usual one (`codec.klt.usual_block`)."""
-    max_uses: int = 512
-    """Symbols at the highest rate, that of the scale included."""
-    constellation: str = "256qam"
-
-    def __post_init__(self) -> None:
-        if not self.block:
-            object.__setattr__(self, "block", usual_block(self.channels, self.rows, self.cols))
-        numbers = self.channels * self.rows * self.cols
-        if self.amplitudes > numbers:
-            uses = numbers // 2 + SIDE_USES
-            raise InputError(f"latents of {numbers} numbers fill {uses} uses, got {self.max_uses}")
-        if self.max_uses <= SIDE_USES:
-            raise InputError(
-                f"one use is for the image's scale, so max_uses is at least 2, got {self.max_uses}"
-            )
-        for name in ("patch", "block"):
-            side = getattr(self, name)
-            if side < 1 or self.rows % side or self.cols % side:
-                raise InputError(
-                    f"the {name} must divide rows and columns, got {side} for {self.rows} x {self.cols}"
-                )
-
-    @property
-    def amplitudes(self) -> int:
-        """Numbers of the transform that the highest rate carries."""
-        return 2 * (self.max_uses - SIDE_USES)
-
-    @property
-    def blocks(self) -> int:
-        """Squares that are transformed."""
-        return self.rows * self.cols // self.block**2
-
-    @property
-    def components(self) -> int:
-        """Components of each square that are kept."""
-        return -(-self.amplitudes // self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,6 +1,6 @@
 """T-KA from end to end: what the aligned edge draws, and CALA or a rival of it on the world's codec."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -41,20 +41,14 @@ LEARNING_RATE = 3e-3
 
 
 def edge_latents(
-    world: World,
-    run: Run,
-    *,
-    draws: int = 2,
-    seed: int = 0,
-    codec: TrainableCodec | None = None,
-    splits: Sequence[str] = ("distill",),
+    world: World, run: Run, *, draws: int = 2, seed: int = 0, codec: TrainableCodec | None = None
 ) -> Latent:
-    """What the edge draws for the prompts of some splits, each `draws` times: a codec's training data.
+    """What the edge draws for the distillation prompts, each `draws` times: a codec's training data.
 
     The edge carries the world's update where there is one, as the latents that are really sent are its.
     Raises InputError, before anything is drawn, if `codec` takes other latents.
     """
-    prompts = [prompt for split in splits for prompt in world.prompts(split)]
+    prompts = world.prompts("distill")
     seeds = [DISTIL_SEEDS + 10_000 * (seed + draw) + i for draw in range(draws) for i in range(len(prompts))]
 
     def inputs() -> dict[str, object]:

@@ -28,7 +28,8 @@ def main() -> None:
     adapted, _ = apply_transmission(codec, args.bundle or chosen.update("transmission"))
     assert isinstance(adapted, CalaCodec)
     one = Condition(uses=256, snr_db=5.0)
-    merged = adapted.merge(one)
+    fading = Condition(uses=256, snr_db=5.0, rayleigh=True, blocks=4)
+    merged, merged_fading = adapted.merge(one), adapted.merge(fading)
     rng = torch.Generator().manual_seed(0)
     latents = torch.randn(args.batch, *codec.latent_shape, generator=rng)
     mixed = Condition(
@@ -45,6 +46,7 @@ def main() -> None:
             "base_mixed": _coding(codec, latents, mixed, args.repeats),
             "cala_mixed": _coding(adapted, latents, mixed, args.repeats),
             "one_image": _whole(merged, latents[:1], one, args.repeats),
+            "one_image_fading": _whole(merged_fading, latents[:1], fading, args.repeats),
             "one_image_gated": _whole(adapted, latents[:1], one, args.repeats),
         }
         if number:  # the first warms up

@@ -6,6 +6,7 @@ Everything is frozen and keyword-only; randomness and device are arguments, neve
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -114,16 +115,20 @@ class Condition:
 
     def expand(self, batch: int) -> "Condition":
         """The same condition for `batch` images; a condition of one image fits any number."""
-        if len(self) not in (1, batch):
+        if len(self) == batch:
+            return self
+        if len(self) != 1:
             raise InputError(f"the condition describes {len(self)} images, but there are {batch}")
         return Condition(**{f.name: getattr(self, f.name).expand(batch) for f in fields(self)})
 
     def to(self, device: torch.device) -> "Condition":
-        """The same condition on another device."""
+        """The same condition on a device."""
+        if self.uses.device == device:
+            return self
         return Condition(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
-    @property
-    def payload(self) -> Tensor:
+    @cached_property
+    def payload(self) -> Int64[Tensor, " batch"]:
         """Channel uses left for symbols once the pilots are paid for, int64 [batch]."""
         return self.uses - torch.where(self.rayleigh, self.blocks * self.pilots, 0)
 

@@ -34,7 +34,7 @@ from dekag.codec.lmmse import MOST_STEPS, TOLERANCE, lmmse
 from dekag.codec.networks import Block, Correction
 from dekag.codec.power import normalise_power, truncate
 from dekag.codec.recognition import EnergyProfile
-from dekag.codec.spreading import PairSpreading, Spreading, despread, rudin_shapiro, spread
+from dekag.codec.spreading import PairSpreading, Spreading, rudin_shapiro
 from dekag.types import Condition, InputError, Latent, PerImage, Received, Symbols
 from dekag.units import snr_db_to_noise_power
 
@@ -203,7 +203,7 @@ class JsccCodec(nn.Module):
         correction = self.encoder(self._cells(weighted), condition.features(most_snr_db=MOST_SNR_DB))
         with _exact(latent.device):
             amplitudes = self._analyse(weighted + self._grid(correction))
-            analogue = spread(self._components(amplitudes, condition), payload)
+            analogue = Spreading(payload).spread_rows(self._components(amplitudes, condition))
             sent = self.constellation.load * analogue
             points = truncate(quantise(sent, self.constellation), payload)
         # the grid as a whole has unit energy, an image's own points have not
@@ -237,7 +237,7 @@ class JsccCodec(nn.Module):
     def energy_profile(self, symbols: Symbols, condition: Condition) -> EnergyProfile:
         """Energy of the components of received symbols, and what it is on average in what is sent."""
         payload, uses = condition.payload.to(symbols.device), int(condition.payload.max())
-        components = despread(truncate(symbols[:, :uses], payload), payload)
+        components = Spreading(payload).despread_rows(truncate(symbols[:, :uses], payload))
         share = self._plan(condition.to(symbols.device), payload).pairs.sum(2)[:, :uses]
         return EnergyProfile(
             energy=components.real.square() + components.imag.square(), share=share, alike=True

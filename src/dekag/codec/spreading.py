@@ -18,31 +18,38 @@ Payload = Int64[Tensor, " batch"]
 Pairs = Float[Tensor, "batch uses 2"]
 
 
-def spread(components: Rows, payload: Payload) -> Rows:
-    """Row i's first `payload[i]` numbers to their transform, zeros beyond them; keeps the energy."""
-    spectrum = _by_payload(components, payload, torch.fft.fft)
-    return spectrum * rudin_shapiro(spectrum.shape[1]).to(spectrum.device)
-
-
-def despread(symbols: Rows, payload: Payload) -> Rows:
-    """The inverse of `spread`."""
-    signs = rudin_shapiro(symbols.shape[1]).to(symbols.device)
-    return _by_payload(symbols * signs, payload, torch.fft.ifft)
-
-
 class Spreading:
-    """`spread` and `despread` of pairs, for images of some payloads."""
+    """The transform and its inverse, for images of some payloads."""
 
     def __init__(self, payload: Payload) -> None:
-        self.payload = payload
+        self.lengths: list[int] = payload.unique().tolist()
+        self.members = [(payload == length).nonzero() for length in self.lengths]
 
     def spread(self, pairs: Pairs) -> Pairs:
-        """As `spread`."""
-        return torch.view_as_real(spread(torch.view_as_complex(pairs.contiguous()), self.payload))
+        """Row i's first `payload[i]` numbers to their transform, zeros beyond them; keeps the energy."""
+        return torch.view_as_real(self.spread_rows(torch.view_as_complex(pairs.contiguous())))
 
     def despread(self, pairs: Pairs) -> Pairs:
+        """The inverse of `spread`."""
+        return torch.view_as_real(self.despread_rows(torch.view_as_complex(pairs.contiguous())))
+
+    def spread_rows(self, components: Rows) -> Rows:
+        """As `spread`."""
+        return self._of_each(components, torch.fft.fft) * _signs_like(components)
+
+    def despread_rows(self, symbols: Rows) -> Rows:
         """As `despread`."""
-        return torch.view_as_real(despread(torch.view_as_complex(pairs.contiguous()), self.payload))
+        return self._of_each(symbols * _signs_like(symbols), torch.fft.ifft)
+
+    def _of_each(self, rows: Rows, transform: Callable[..., Tensor]) -> Rows:
+        """Rows of equal payload are transformed together."""
+        if self.lengths == [rows.shape[1]]:
+            return transform(rows, norm="ortho")
+        out = torch.zeros_like(rows)
+        for length, members in zip(self.lengths, self.members, strict=True):
+            part = transform(rows[members[:, 0], :length], norm="ortho")
+            out = out.index_put((members, torch.arange(length, device=rows.device)), part)
+        return out
 
 
 class PairSpreading:
@@ -89,11 +96,5 @@ def rudin_shapiro(length: int) -> Float[Tensor, " length"]:
     return torch.tensor([1.0 - 2.0 * ((k & (k >> 1)).bit_count() % 2) for k in range(length)])
 
 
-def _by_payload(rows: Rows, payload: Payload, transform: Callable[..., Tensor]) -> Rows:
-    """Rows of equal payload are transformed together."""
-    out = torch.zeros_like(rows)
-    for length in payload.unique().tolist():
-        members = (payload == length).nonzero().flatten()
-        part = transform(rows[members, :length], norm="ortho")
-        out = out.index_put((members[:, None], torch.arange(length, device=rows.device)), part)
-    return out
+def _signs_like(rows: Rows) -> Float[Tensor, " width"]:
+    return rudin_shapiro(rows.shape[1]).to(rows.device)

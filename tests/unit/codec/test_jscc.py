@@ -11,7 +11,7 @@ from tiny_codecs import SMALL
 from dekag.channel import BlockFading, mmse_equalise
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, load_codec, save_codec
 from dekag.codec.klt import from_blocks, to_blocks
-from dekag.codec.spreading import despread, rudin_shapiro, spread
+from dekag.codec.spreading import Spreading, rudin_shapiro
 from dekag.types import ChannelState, Condition, InputError, Received
 
 
@@ -60,7 +60,7 @@ def test_fewer_uses_carry_the_first_components_of_more() -> None:
     found = []
     for uses in (64, 24):
         condition = Condition(uses=uses, snr_db=30.0).expand(3)
-        components = torch.view_as_real(despread(codec.encode(decaying(3, 5), condition), condition.payload))
+        components = torch.view_as_real(Spreading(condition.payload).despread_rows(codec.encode(decaying(3, 5), condition)))
         energy = codec._plan(condition, condition.payload).pairs[:, :uses]
         found.append((components / energy.sqrt())[:, 1:24])
     ratio = found[1] / found[0]
@@ -273,8 +273,9 @@ def test_spreading_is_unitary_and_its_own_rows_only() -> None:
     numpy's transform of it alone is."""
     payload = torch.tensor([64, 17, 40, 17])
     rows = torch.randn(4, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
-    sent = spread(rows, payload)
-    back = despread(sent, payload)
+    turns = Spreading(payload)
+    sent = turns.spread_rows(rows)
+    back = turns.despread_rows(sent)
     for row, out, again, length in zip(rows, sent, back, payload.tolist(), strict=True):
         expected = np.fft.fft(row[:length].numpy()) / length**0.5 * rudin_shapiro(length).numpy()
         np.testing.assert_allclose(out[:length].numpy(), expected, rtol=1e-4, atol=1e-5)
@@ -292,7 +293,7 @@ def test_spread_symbols_have_equal_power() -> None:
     rng = torch.Generator().manual_seed(1)
     power = torch.arange(1, 65).float().reciprocal()
     rows = torch.randn(20000, 64, dtype=torch.complex64, generator=rng) * power.sqrt()
-    found = spread(rows, torch.full((20000,), 64)).abs().square().mean(0)
+    found = Spreading(torch.full((20000,), 64)).spread_rows(rows).abs().square().mean(0)
     torch.testing.assert_close(found, power.mean().expand(64), rtol=5 * 20000**-0.5, atol=0)
 
 
@@ -302,6 +303,6 @@ def test_signs_flatten_a_tone() -> None:
     for length in (64, 128, 256, 512):
         tone = torch.zeros(1, length, dtype=torch.complex64)
         tone[0, 5] = 1.0
-        waveform = torch.fft.ifft(spread(tone, torch.tensor([length])), n=8 * length, norm="ortho")
+        waveform = torch.fft.ifft(Spreading(torch.tensor([length])).spread_rows(tone), n=8 * length, norm="ortho")
         energy = waveform.abs().square()
         assert (energy.max() / energy.mean()).item() <= 2.0 + 1e-4

@@ -60,7 +60,9 @@ def test_fewer_uses_carry_the_first_components_of_more() -> None:
     found = []
     for uses in (64, 24):
         condition = Condition(uses=uses, snr_db=30.0).expand(3)
-        components = torch.view_as_real(Spreading(condition.payload).despread_rows(codec.encode(decaying(3, 5), condition)))
+        components = torch.view_as_real(
+            Spreading(condition.payload).despread_rows(codec.encode(decaying(3, 5), condition))
+        )
         energy = codec._plan(condition, condition.payload).pairs[:, :uses]
         found.append((components / energy.sqrt())[:, 1:24])
     ratio = found[1] / found[0]
@@ -303,6 +305,8 @@ def test_signs_flatten_a_tone() -> None:
     for length in (64, 128, 256, 512):
         tone = torch.zeros(1, length, dtype=torch.complex64)
         tone[0, 5] = 1.0
-        waveform = torch.fft.ifft(Spreading(torch.tensor([length])).spread_rows(tone), n=8 * length, norm="ortho")
+        waveform = torch.fft.ifft(
+            Spreading(torch.tensor([length])).spread_rows(tone), n=8 * length, norm="ortho"
+        )
         energy = waveform.abs().square()
         assert (energy.max() / energy.mean()).item() <= 2.0 + 1e-4

@@ -128,7 +128,7 @@ class Condition:
         return Condition(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     @cached_property
-    def payload(self) -> Int64[Tensor, " batch"]:
+    def payload(self) -> Tensor:
         """Channel uses left for symbols once the pilots are paid for, int64 [batch]."""
         return self.uses - torch.where(self.rayleigh, self.blocks * self.pilots, 0)
 

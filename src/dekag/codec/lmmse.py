@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._higher_order_ops import while_loop
 
 Pairs = Float[Tensor, "batch uses 2"]
 Turn = Callable[[Pairs], Pairs]
@@ -39,7 +40,7 @@ def lmmse(
     """Estimates of the components, as real and imaginary parts; all is zero beyond each image's payload.
 
     matched: b above. quality: G above. prior: energies, of the first of `spread`'s dimensions. spread, despread: F
-    and F*. tolerance: 0 makes all `steps` for every image, as a graph of fixed length asks for.
+    and F*. tolerance: 0 makes all `steps` for every image, which a graph of ONNX holds as a loop.
     Differentiable in `matched` alone.
     """
     root = prior.sqrt()
@@ -51,6 +52,8 @@ def lmmse(
         return u + root * despread(quality[..., None] * spread(root * u))
 
     def solve(b: Pairs, tolerance: float = tolerance) -> Pairs:
+        if not tolerance:
+            return fixed_gradients(normal, b, scale, steps=steps)
         return conjugate_gradients(normal, b, scale, tolerance=tolerance, steps=steps)
 
     b = root * despread(matched)
@@ -61,7 +64,7 @@ def lmmse(
 def conjugate_gradients(normal: Turn, b: Pairs, scale: Pairs, *, tolerance: float, steps: int) -> Pairs:
     """The solution x of normal(x) = b, image by image: what one of them needs changes nothing in another.
 
-    normal: linear, symmetric, positive definite. scale: diagonal of the preconditioner.
+    normal: linear, symmetric, positive definite. scale: diagonal of the preconditioner. tolerance: above 0.
     """
     x = torch.zeros_like(b)
     residual, step = b, scale * b
@@ -70,7 +73,7 @@ def conjugate_gradients(normal: Turn, b: Pairs, scale: Pairs, *, tolerance: floa
     floor = tolerance**2 * product
     for _ in range(steps):
         open_ = product > floor
-        if tolerance and not bool(open_.any()):
+        if not bool(open_.any()):
             break
         image = normal(step)
         curvature = _dot(step, image)
@@ -82,6 +85,26 @@ def conjugate_gradients(normal: Turn, b: Pairs, scale: Pairs, *, tolerance: floa
         step = torch.where(open_, scaled + further / product.clamp(min=1e-30) * step, step)
         product = torch.where(open_, further, product)
     return x
+
+
+def fixed_gradients(normal: Turn, b: Pairs, scale: Pairs, *, steps: int) -> Pairs:
+    """As `conjugate_gradients`, but all steps: numbers alone flow from one to the next, no decision."""
+
+    def further(done: Tensor, x: Pairs, residual: Pairs, step: Pairs) -> tuple[Tensor, Pairs, Pairs, Pairs]:
+        product, image = _dot(residual, scale * residual), normal(step)
+        length = product / _dot(step, image).clamp(min=1e-30)
+        left = residual - length * image
+        scaled = scale * left
+        turned = scaled + _dot(left, scaled) / product.clamp(min=1e-30) * step
+        return done + 1, x + length * step, left, turned
+
+    state = (torch.zeros((), dtype=torch.int64, device=b.device), torch.zeros_like(b), b.clone(), scale * b)
+    if torch.compiler.is_exporting():
+        state = while_loop(lambda done, *_: done < steps, further, state)
+    else:
+        for _ in range(steps):
+            state = further(*state)
+    return state[1]
 
 
 def _dot(a: Pairs, b: Pairs) -> Float[Tensor, "batch 1 1"]:

@@ -262,8 +262,10 @@ def measured_spectrum(latents: Latent) -> Float[Tensor, " components"]:
     return torch.cat([variances, variances.new_zeros(numbers - len(variances))])
 
 
-def held_out_spectrum(latents: Latent, held_out: Float[Tensor, "_ _ _ _"]) -> Float[Tensor, " components"]:
-    """Variances of other latents, of any number, along the eigenvectors of these latents' covariance.
+def held_out_spectrum(
+    latents: Latent, *held_out: Float[Tensor, "_ _ _ _"]
+) -> tuple[Float[Tensor, " components"], ...]:
+    """Variances of each of other sets of latents, of any number, along the eigenvectors of these latents' covariance.
 
     A code that decorrelates with a basis learnt from `latents` meets these variances. The right basis would do
     better (the diagonal of a covariance is majorised by its eigenvalues), so D of these is above the Gaussian
@@ -271,14 +273,20 @@ def held_out_spectrum(latents: Latent, held_out: Float[Tensor, "_ _ _ _"]) -> Fl
 
     Raises InputError for fewer than two latents, other shapes, or values that are not finite.
     """
-    if latents.shape[1:] != held_out.shape[1:]:
-        raise InputError(
-            f"latents must have one shape, got {list(latents.shape[1:])} and {list(held_out.shape[1:])}"
-        )
-    centred, other = _centred(latents), _centred(held_out)
-    _, basis = torch.linalg.eigh(centred.T @ centred)
-    variances: Tensor = (other @ basis).square().sum(dim=0) / (len(other) - 1)
-    return variances
+    for other in held_out:
+        if latents.shape[1:] != other.shape[1:]:
+            raise InputError(
+                f"latents must have one shape, got {list(latents.shape[1:])} and {list(other.shape[1:])}"
+            )
+    centred, others = _centred(latents), [_centred(other) for other in held_out]
+    # of fewer latents than numbers this is far less work than the covariance
+    basis = torch.linalg.svd(centred.T).U if len(centred) < len(centred.T) else _eigenvectors(centred)
+    return tuple((other @ basis).square().sum(dim=0) / (len(other) - 1) for other in others)
+
+
+def _eigenvectors(centred: Float[Tensor, "samples numbers"]) -> Float[Tensor, "numbers numbers"]:
+    """Of the covariance, by falling variance."""
+    return torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)
 
 
 def _centred(latents: Latent) -> Float[Tensor, "samples numbers"]:

@@ -85,10 +85,11 @@ def spectra(latents: Latent, weight: Float[Tensor, " channels"]) -> Spectra:
     weighted = latents * weight.sqrt()[:, None, None]
     learnt = max(2, round(LEARNT_SHARE * len(weighted)))
     basis, other = weighted[:learnt], weighted[learnt:]
+    whole, *halves = held_out_spectrum(basis, other, other[::2], other[1::2])
     return Spectra(
         measured=measured_spectrum(weighted),
-        held_out=held_out_spectrum(basis, other),
-        halves=(held_out_spectrum(basis, other[::2]), held_out_spectrum(basis, other[1::2])),
+        held_out=whole,
+        halves=(halves[0], halves[1]),
         draws=len(latents),
     )
 

@@ -286,7 +286,8 @@ def held_out_spectrum(
 
 def _eigenvectors(centred: Float[Tensor, "samples numbers"]) -> Float[Tensor, "numbers numbers"]:
     """Of the covariance, by falling variance."""
-    return torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)
+    vectors: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors
+    return vectors.flip(1)
 
 
 def _centred(latents: Latent) -> Float[Tensor, "samples numbers"]:

@@ -6,9 +6,10 @@ package.
 
 ```
 RUN/aligned, unaligned, FOOD   latents of the edge: with the world's update, without, with a domain's
+RUN/prior                      with the world's update, of prompts that it was not distilled on
 RUN/codec     C  physics complete, trained at one condition        RUN/linear  the same, nothing trained
 RUN/source    B  the same of what the unaligned edge draws         RUN/blind   A  a learned pair that is told nothing
-RUN/cala@long, full@long                    CALA of C that ships, and all weights, trained for as long
+RUN/cala@long, full@long                    CALA of C that ships, and all weights, of more latents, for as long
 RUN/cala-0, cala-1, ..., RUN/METHOD-SEED    updates of C at equal steps; full-SEED is a whole codec
 RUN/cala@source, full@source                updates of B for what the aligned edge draws
 RUN/table                                   `dekag evaluate transmission` over all of them
@@ -61,8 +62,11 @@ from dekag.world import World, load_world, shipped
 CODECS["blind"] = BlindCodec
 
 DRAWS = 10
-"""Latents of each distillation prompt; those of `prior`, in place of half of them, were 0.1 dB worse in validation."""
+"""Latents of each prompt."""
+EQUAL_RANGE = replace(CALA_RANGE, snrs_db=tuple(snr_db for snr_db in CALA_RANGE.snrs_db if snr_db <= 20))
+"""Conditions of everything that is trained for as many steps as others; what ships is trained for more."""
 DOMAIN = "food"
+KINDS = ("aligned", "unaligned", "prior", DOMAIN)
 SEEDS = {"cala": 3, "shared_lora": 3, "full": 3}
 """Trainings of a method; of every other, one."""
 OTHERS = ("hard_gate", "snr_groups", "snr_attention", "scaling", "appended", "content_gate")
@@ -181,18 +185,29 @@ def updates() -> list[Update]:
 
 
 def world_drawing(kind: str) -> World:
-    """The world, whose edge has its own update, none, or that of a domain."""
+    """The world, whose edge has its own update, none, or that of a domain; `prior`: of other prompts."""
     world = load_world("emoji")
     if kind == "aligned":
         return world
+    if kind == "prior":
+        return replace(world, prompt_splits={**splits_of(world), "distill": world.prompts("prior")})
     if kind == "unaligned":
         return replace(world, updates={k: v for k, v in world.updates.items() if k != "generation"})
-    splits = {split: world.prompts(f"{split}:{kind}") for split in ("distill", "validation", *world.reported)}
-    return replace(world.with_bundles([shipped(f"emoji/{kind}")], ["generation"]), prompt_splits=splits)
+    domain = world.with_bundles([shipped(f"emoji/{kind}")], ["generation"])
+    return replace(domain, prompt_splits=splits_of(world, f":{kind}"))
 
 
-def latents_of(recipe: Recipe, kind: str) -> Latent:
-    """What an edge draws of the distillation prompts, drawn once."""
+def splits_of(world: World, domain: str = "") -> dict[str, list[str]]:
+    """The prompts that are needed here, of all or of a domain."""
+    return {split: world.prompts(f"{split}{domain}") for split in ("distill", "validation", *world.reported)}
+
+
+def latents_of(recipe: Recipe, *kinds: str) -> Latent:
+    """What edges draw of their distillation prompts, drawn once each."""
+    return torch.cat([_drawn(recipe, kind) for kind in kinds])
+
+
+def _drawn(recipe: Recipe, kind: str) -> Latent:
     return edge_latents(world_drawing(kind), Run(resume=recipe.run / kind, on_stage=print), draws=DRAWS)
 
 
@@ -296,16 +311,18 @@ def update(recipe: Recipe, wanted: Update) -> None:
     torch.set_num_threads(1)
     steps = recipe.ceiling_steps if wanted.conditions else recipe.steps
     steps = recipe.long_steps if wanted.long else steps
+    conditions = CALA_RANGE if wanted.long else EQUAL_RANGE
     task = TransmissionTask(
         method=wanted.method,
         size=CalaConfig(),
-        conditions=CONDITIONS[wanted.conditions] if wanted.conditions else CALA_RANGE,
+        conditions=CONDITIONS[wanted.conditions] if wanted.conditions else conditions,
         training=transmission_training(wanted.method, steps, wanted.seed, precision=recipe.precision),
         batch=recipe.batch,
     )
     world = replace(world_drawing(wanted.latents), codec_model=recipe.run / wanted.codec)
+    latents = latents_of(recipe, wanted.latents, *(["prior"] if wanted.long else []))
     with timed(recipe.run / f"{wanted.name}.json"), told(wanted.name, recipe) as run:
-        align_transmission(world, latents_of(recipe, wanted.latents), task, out, run)
+        align_transmission(world, latents, task, out, run)
 
 
 def draw(recipe: Recipe, kind: str) -> None:
@@ -412,7 +429,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--codec-steps", type=int, default=6000)
     parser.add_argument(
-        "--long-steps", type=int, default=5000, help="of the CALA that ships and of one whole codec"
+        "--long-steps", type=int, default=8000, help="of the CALA that ships and of one whole codec"
     )
     parser.add_argument("--steps", type=int, default=800, help="of everything that is compared")
     parser.add_argument("--ceiling-steps", type=int, default=400)
@@ -428,7 +445,7 @@ def main() -> None:
         ceiling_steps=options.ceiling_steps,
     )
     only = options.only.split(",") if options.only else None
-    in_lanes(options.lanes, [partial(draw, recipe, kind) for kind in ("aligned", "unaligned", DOMAIN)])
+    in_lanes(options.lanes, [partial(draw, recipe, kind) for kind in KINDS])
     bases = [name for name in ("codec", "source", "blind", "linear") if only is None or name in only]
     in_lanes(options.lanes, [partial(base, recipe, name) for name in bases])
     chosen = [each for each in updates() if only is None or each.name in only]

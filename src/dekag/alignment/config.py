@@ -171,9 +171,7 @@ class CalaConfig:
     where: Annotated[
         Literal["all", "condition"], Doc("Modules with an update: all, or those that are told the condition.")
     ] = "all"
-    most_snr_db: Annotated[
-        float, Doc("SNR above which the gate stays as it is there: the highest of training.")
-    ] = 20.0
+    most_snr_db: Annotated[float, Doc("SNR above which the gate stays as it is there.")] = 20.0
 
     def __post_init__(self) -> None:
         check_bounds(self)

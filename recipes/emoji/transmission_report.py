@@ -47,7 +47,7 @@ OTHERS = {
 LEAST_DB = 0.1
 """A lead that is smaller pays for nothing."""
 DIGITAL = ("digital", "jpeg", "webp", "avif")
-DRAWN = ("aligned", "unaligned", "food")
+DRAWN = ("aligned", "unaligned", "prior", "food")
 JUDGES = {"dino": "mini-dino", "clip": "mini-clip", "imagenet": "EfficientNet"}
 
 

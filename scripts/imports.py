@@ -15,7 +15,7 @@ PACKAGE = "dekag"
 NOUNS = frozenset({"errors", "types", "units", "config", "choices"})
 STAGES = NOUNS | {"channel", "codec", "generation"}
 LINKED = STAGES | {"wire", "link"}
-PARTS = LINKED | {"baseline", "bundle", "training", "alignment", "evaluation", "data", "registry"}
+PARTS = LINKED | {"baseline", "bundle", "engine", "training", "alignment", "evaluation", "data", "registry"}
 TASKS = PARTS | {"world", "tasks"}
 EVERYWHERE = frozenset({"version", "lazy"})
 LAYERS = {
@@ -33,6 +33,7 @@ LAYERS = {
     "link": STAGES | {"wire"},
     "baseline": LINKED,
     "bundle": NOUNS | {"wire"},
+    "engine": STAGES | {"wire", "bundle"},
     "training": LINKED,
     "alignment": LINKED | {"bundle", "training"},
     "evaluation": LINKED,

@@ -110,3 +110,21 @@ def require_package(*modules: str, reason: str, extra: str) -> None:
     """Raise InputError, which says what to install, unless the modules of an extra are there; nothing is imported."""
     if any(sys.modules.get(name, ...) is None or find_spec(name) is None for name in modules):
         raise InputError(f'{reason}: pip install "dekag[{extra}]"')
+
+
+DRAWING_ENGINES = Choice(noun="engine", usual=("auto", "torch", "onnxruntime"))
+PROVIDERS = {
+    "": "CPUExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+}
+"""Short names of ONNX Runtime's execution providers."""
+
+
+def engine_parts(name: str) -> tuple[str, str]:
+    """An engine and its execution provider, of `engine` or `engine:provider`. Raises InputError if it is unknown."""
+    engine, _, provider = name.partition(":")
+    DRAWING_ENGINES.require(engine)
+    if provider and engine != "onnxruntime":
+        raise InputError(f"only onnxruntime has execution providers, got {name!r}")
+    return engine, PROVIDERS.get(provider, provider)

@@ -178,8 +178,8 @@ def test_who_leaves_frees_the_place_within_one_step(plain: DiffusersGenerator) -
 
     async def test() -> None:
         calls: list[float] = []
+        model = Model(generator=plain, sizes=(4,))
         hook = plain.denoiser.register_forward_hook(lambda *_: calls.append(time.perf_counter()))
-        model = Model(generator=plain)
         async with running(queue=10) as engine:
             drawing = asyncio.create_task(engine.draw(order(model, seeds=tuple(range(10)), steps=50)))
             while len(calls) < 3:

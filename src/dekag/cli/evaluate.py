@@ -22,24 +22,40 @@ from dekag.cli import checks
 from dekag.cli.checks import check_further, check_there
 from dekag.cli.console import print_json, working
 from dekag.cli.generated import Options, with_options
-from dekag.cli.options import AsEdge, BuyingWorldOptions, Count, Device, Json, Seed, WorldOptions, spending
+from dekag.cli.options import (
+    AsEdge,
+    BuyingWorldOptions,
+    Device,
+    EngineOption,
+    Json,
+    Seed,
+    WorldOptions,
+    spending,
+)
 
 if TYPE_CHECKING:
     from dekag.evaluation.grid import Grid
-    from dekag.tasks.sweep import Engine
+    from dekag.tasks.sweep import Engine as SweepEngine
 
 app = typer.Typer(no_args_is_help=True, help="Measure consistency, accuracy or PSNR on held-out prompts.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions(EngineOption):
+    """What is compared."""
+
+    methods: Annotated[str, Doc("makd, rivals by name separated by commas, or all that the world has.")] = (
+        "makd"
+    )
+    prompts: Annotated[int, Ge(2), Doc("Held-out prompts of each split.")] = 100
+    seeds: Annotated[int, Ge(1), Doc("Drawings of each prompt.")] = 2
 
 
 @app.command("generation")
 @with_options
 def evaluate_generation(
     world: BuyingWorldOptions,
-    methods: Annotated[
-        str, typer.Option(help="makd, rivals by name separated by commas, or all that the world has.")
-    ] = "makd",
-    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts of each split.")] = 100,
-    seeds: Count = 2,
+    comparison: ComparisonOptions,
     device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,
@@ -49,7 +65,7 @@ def evaluate_generation(
     With several methods the edge draws twice: from noise of its own and from the cloud's noise; and the world's
     independent judges are asked as well.
     """
-    names = methods.split(",")
+    names = comparison.methods.split(",")
     if names != ["all"]:
         known = world.entry()[1].methods
         Choice(noun="method", usual=("all", "makd", *known)).require(*(n for n in names if n != "no_ka"))
@@ -60,13 +76,14 @@ def evaluate_generation(
     several = names != ["makd"]
     wanted = compare.GenerationEvaluation(
         methods=names,
-        prompts=prompts,
-        drawing=compare.Drawing(seeds=seeds, seed=seed),
+        prompts=comparison.prompts,
+        drawing=compare.Drawing(seeds=comparison.seeds, seed=seed),
         noises=("own", "shared") if several else ("own",),
         independent=several,
     )
     with working("evaluate generation") as stage, spending(world) as account:
-        report = compare.evaluate(world.buying(account), wanted, device=device_of(device), on_stage=stage)
+        loaded = comparison.put_on(world.buying(account))
+        report = compare.evaluate(loaded, wanted, device=device_of(device), on_stage=stage)
     if as_json:
         print_json(report.to_json())
         return
@@ -164,7 +181,7 @@ class EngineOptions:
         if package := {"ray": "ray", "slurm": "submitit"}.get(self.engine):
             require_package(package, reason=f"this engine needs {package}", extra="sweep")
 
-    def load(self, folder: Path) -> "Engine":
+    def load(self, folder: Path) -> "SweepEngine":
         """The engine, which keeps its own files in a folder."""
         from dekag.tasks import sweep
 

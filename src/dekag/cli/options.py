@@ -57,6 +57,29 @@ Resume = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineOption:
+    """What draws at the edge."""
+
+    engine: Annotated[
+        str,
+        Doc(
+            "What draws at the edge: torch, onnxruntime (exported when it is first needed), onnxruntime:PROVIDER,"
+            " or auto: ONNX Runtime on a CPU where the exports are there already."
+        ),
+    ] = "auto"
+
+    def check(self) -> None:
+        """Raise InputError for an engine that is unknown or not installed."""
+        checks.check_engine(self.engine)
+
+    def put_on(self, world: "World") -> "World":
+        """The world with this engine at its edge."""
+        from dekag.engine.drawing import EngineChoice
+
+        return replace(world, engine=EngineChoice(name=self.engine))
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldOptions:
     """A world and what takes the place of its parts."""
 

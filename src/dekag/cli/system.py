@@ -17,6 +17,7 @@ from dekag.cli.options import (
     BuyingWorldOptions,
     ChannelOptions,
     Device,
+    EngineOption,
     FromRadio,
     Json,
     Out,
@@ -38,7 +39,7 @@ app = typer.Typer()
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoOptions:
+class DemoOptions(EngineOption):
     """How much the demonstration measures."""
 
     prompts: Annotated[int, Ge(1), Doc("Prompts of each reported split.")] = 48
@@ -65,7 +66,7 @@ def demo(
         prompts=config.prompts, seeds=config.seeds, sent=min(24, config.prompts), seed=config.seed
     )
     with staged(out) as folder, working("demo") as stage, spending(world) as account:
-        loaded = world.buying(account)
+        loaded = config.put_on(world.buying(account))
         result = demonstration.run_demo(loaded, numbers, device=device_of(device), on_stage=stage)
         stage("write")
         write_json(folder / "report.json", result.to_json())
@@ -88,7 +89,7 @@ def demo(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingOptions:
+class DrawingOptions(EngineOption):
     """What is drawn."""
 
     prompts_file: Annotated[Path, Doc("One prompt a line.")]
@@ -96,6 +97,7 @@ class DrawingOptions:
 
     def check(self) -> None:
         """Raise InputError for prompts that are not there, or seeds that are none."""
+        super().check()
         read_prompts(self.prompts_file)
         parse_seeds(self.seeds)
 
@@ -122,6 +124,7 @@ def generate(
     from dekag.training.processes import device_of
 
     loaded = sampling.put_on(replace(world, edge=world.edge or model).load(("generation",)))
+    loaded = drawings.put_on(loaded)
     seeds = parse_seeds(drawings.seeds)
     task = GenerateTask(prompts_file=drawings.prompts_file, seeds=seeds, align=bool(world.bundle))
     with working("generate") as stage:
@@ -130,7 +133,7 @@ def generate(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeliveryOptions:
+class DeliveryOptions(EngineOption):
     """How the edge draws what it sends."""
 
     ka: Annotated[bool, Doc("With or without the world's updates.")] = True
@@ -138,7 +141,8 @@ class DeliveryOptions:
     seed: Annotated[int, Ge(0), Le(2**31 - 1), Doc("Seed of everything random.")] = 0
 
     def check(self) -> None:
-        """Raise InputError for a device that there cannot be."""
+        """Raise InputError for an engine or a device that there cannot be."""
+        super().check()
         check_device(self.device)
 
 
@@ -158,7 +162,7 @@ def deliver(
     from dekag.training.processes import device_of
 
     with working("deliver") as stage:
-        settings, loaded = link.load(), world.load()
+        settings, loaded = link.load(), drawing.put_on(world.load())
         transmission = settings.for_world(loaded)
         task = DeliverTask(prompts=prompts, transmission=transmission, align=drawing.ka, seed=drawing.seed)
         report = carry_out(loaded, task, out, device=device_of(drawing.device), on_stage=stage)

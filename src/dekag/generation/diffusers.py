@@ -57,6 +57,8 @@ class DiffusersGenerator:
     """Orthogonal map of the initial noise, for an edge that starts from its cloud's noise."""
     pixels: int | None = None
     """Side of the pictures; `None` leaves the pipeline's own."""
+    engine: str = "torch"
+    """What computes denoiser and image decoder, as `dekag.engine` has it."""
 
     def __post_init__(self) -> None:
         make_adaptable(self.pipeline)

@@ -30,7 +30,7 @@ def canary_of(
     """
     edge, codec = world.edge(device=device), None
     if load_bundle(bundle).manifest.kind == "generation":
-        edge, _ = apply_generation(edge, bundle)
+        edge, _ = apply_generation(edge, bundle, merge=True)
     else:
         codec, _ = apply_transmission(world.codec(device=device), bundle)
     seeds = [FIRST_SEED + number for number in range(len(prompts))]

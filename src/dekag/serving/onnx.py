@@ -9,36 +9,23 @@ decoder that it has for such pairs (`codec.PairDecoder`). Symbols that are NaN o
 as in `channel.erase_invalid`, and CALA's gates run inside the graph.
 """
 
-import copy
 import hashlib
-import logging
-import os
-import pickle
-import subprocess
-import sys
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from importlib.util import find_spec
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dekag.alignment.transmission.adapted import AdaptedCodec
-from dekag.bundle.digest import digest_json, digest_tensors
 from dekag.channel.erasure import MOST_POWER
 from dekag.codec import AdaptableCodec, PairDecoder, Pairs, TrainableCodec
+from dekag.engine.graphs import Graph, Varying, exported
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.link import Link
 from dekag.types import Codec, Condition, Image, InputError, Latent
-from dekag.version import __version__
-from dekag.wire.files import beside, put_in_place
 
-OPSET = 18
 GRAPHS = 4
 """Counted up when the modules below change, so that no older file is taken for theirs."""
 LARGEST = 3e38
@@ -94,36 +81,6 @@ class Decoders:
     image: OnnxFile
 
 
-@dataclass(frozen=True, kw_only=True)
-class Graph:
-    """What the exporter needs: a module, one example of each input by name, and the dimensions that vary."""
-
-    name: str
-    module: nn.Module
-    inputs: dict[str, Tensor]
-    output: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values that the module depends on beside its weights and layers."""
-    long: tuple[str, ...] = ()
-    """Inputs of which the second dimension varies, from 1 to `longest`."""
-    longest: int = 1
-
-    @property
-    def file(self) -> str:
-        """Name of the file, which says all that it depends on."""
-        shapes = {name: list(tensor.shape) for name, tensor in self.inputs.items()}
-        made_of = [
-            __version__,
-            torch.__version__,
-            OPSET,
-            GRAPHS,
-            repr(self.module),
-            shapes,
-            dict(self.settings),
-        ]
-        return f"{self.name}-{digest_json([*made_of, digest_tensors(self.module.state_dict())])[:16]}.onnx"
-
-
 def export_decoders(folder: Path, link: Link) -> Decoders:
     """The decoders of a link's user, in `folder` under names that say what they were made of.
 
@@ -134,13 +91,8 @@ def export_decoders(folder: Path, link: Link) -> Decoders:
     if not isinstance(link.generator, DiffusersGenerator):
         raise InputError("only the image decoder of a pipeline of diffusers leaves as ONNX")
     graphs = [codec_graph(link.codec), image_graph(link.generator, _sizes(link.codec).latent_shape)]
-    if missing := [graph for graph in graphs if not (folder / graph.file).exists()]:
-        with beside(folder / "any") as work:
-            _export_apart(work, missing)
-            for graph in missing:
-                put_in_place(work / graph.file, folder / graph.file)
-    made = [_described(folder / graph.file) for graph in graphs]
-    return Decoders(codec=made[0], image=made[1])
+    codec, image = map(_described, exported(folder, graphs))
+    return Decoders(codec=codec, image=image)
 
 
 def codec_graph(codec: Codec) -> Graph:
@@ -159,6 +111,7 @@ def codec_graph(codec: Codec) -> Graph:
     nominal = Condition(uses=uses, snr_db=10.0)
     return Graph(
         name="codec",
+        version=GRAPHS,
         module=CodecDecoder(codec),
         # a tensor each: the exporter takes two inputs that are one tensor for one input
         inputs={
@@ -169,58 +122,15 @@ def codec_graph(codec: Codec) -> Graph:
         },
         output="latent",
         settings=plain.settings() if isinstance(plain, AdaptableCodec) else {},
-        long=("symbols", "gain"),
-        longest=sizes.max_uses,
+        varying=Varying(name="uses", inputs=("symbols", "gain"), dimension=1, max_=sizes.max_uses),
     )
 
 
 def image_graph(generator: DiffusersGenerator, latent_shape: tuple[int, int, int]) -> Graph:
     """The image decoder of a generator, for one latent of channels, rows and columns."""
     latent = torch.zeros(1, *latent_shape)
-    return Graph(name="image", module=ImageDecoder(generator), inputs={"latent": latent}, output="image")
-
-
-def export_graph(path: Path, graph: Graph) -> None:
-    """Write one file. While it traces, no other thread may call a module: torch replaces the call itself."""
-    varies = {1: torch.export.Dim("uses", min=1, max=graph.longest)} if graph.long else None
-    # it warns of packages that it would know as well
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's about itself
-        torch.onnx.export(
-            copy.deepcopy(graph.module).cpu().eval().float(),
-            tuple(graph.inputs.values()),
-            path,
-            input_names=list(graph.inputs),
-            output_names=[graph.output],
-            opset_version=OPSET,
-            dynamic_shapes=tuple(varies if name in graph.long else None for name in graph.inputs),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-
-
-def _export_apart(folder: Path, graphs: list[Graph]) -> None:
-    """Write files in a process of its own, as this one may be drawing meanwhile."""
-    kinds = [type(module) for graph in graphs for module in graph.module.modules()]
-    if inside := [
-        kind.__name__ for kind in kinds if kind.__module__ == "__main__" or "<" in kind.__qualname__
-    ]:
-        raise InputError(f"{inside[0]} must be defined in a module that can be imported to leave as ONNX")
-    if find_spec("onnxscript") is None:
-        raise InputError('decoders as ONNX need the exporter: pip install "dekag[serve]"')
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, folder],
-        input=pickle.dumps(graphs),
-        capture_output=True,
-        # where this process finds classes of codecs of its own, that one does too
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
-    )
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RuntimeError(f"decoders could not be made: {lines[-1] if lines else done.returncode}")
+    module = ImageDecoder(generator)
+    return Graph(name="image", version=GRAPHS, module=module, inputs={"latent": latent}, output="image")
 
 
 def _sizes(codec: Codec) -> TrainableCodec:
@@ -261,13 +171,3 @@ def _equalise(
     turned = [h_real * real + h_imaginary * imaginary, h_real * imaginary - h_imaginary * real]
     level = energy + noise_power
     return torch.stack(turned, dim=2) / level[..., None], energy / level
-
-
-def main() -> None:
-    """Write the graphs that another process of ours put on standard input to a folder."""
-    for graph in pickle.loads(sys.stdin.buffer.read()):
-        export_graph(Path(sys.argv[1]) / graph.file, graph)
-
-
-if __name__ == "__main__":
-    main()

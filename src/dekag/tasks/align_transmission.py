@@ -15,6 +15,7 @@ from dekag.alignment.transmission.train import FAST, ConditionRange, Transmissio
 from dekag.bundle.bundle import Bundle
 from dekag.bundle.manifest import Quantisation, Setting
 from dekag.codec import TrainableCodec, TrainedRange, save_codec
+from dekag.engine.drawing import with_engine
 from dekag.tasks.keys import model_key, update_key
 from dekag.tasks.material import DISTIL_SEEDS
 from dekag.training.kept import kept_rows
@@ -59,7 +60,8 @@ def edge_latents(
         device = run.device
         edge = world.edge(device=device) if codec is None else world.fitting_edge(codec, device=device)
         if "generation" in world.updates:
-            edge, _ = apply_generation(edge, world.update("generation"))
+            edge, _ = apply_generation(edge, world.update("generation"), merge=True)
+        edge = with_engine(edge, world.engine)
         texts = prompts * draws
         for at in range(0, len(texts), edge.at_once):
             part = slice(at, at + edge.at_once)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dekag.alignment.generation.bundles import apply_generation, pipeline_digest, tokenizer_digest
-from dekag.alignment.generation.update import remove_update
 from dekag.bundle.bundle import load_bundle
 from dekag.data.bought import EndpointCloud
 from dekag.data.pictures import PictureSet
+from dekag.engine.drawing import TORCH, EngineChoice, with_engine
 from dekag.evaluation.generation import (
     CEILING_SEED,
     EDGE_SEED,
@@ -138,6 +138,7 @@ def compare(
     references: Mapping[str, Reference],
     drawing: Drawing,
     *,
+    engine: EngineChoice = TORCH,
     on_stage: OnStage = lambda _: None,
 ) -> dict[str, Compared]:
     """Draw every split's prompts with every method at the edge, beside what the cloud drew for them."""
@@ -146,13 +147,11 @@ def compare(
     for name, method in methods.items():
         for bundle in method.bundles or (None,):
             on_stage(f"edge draws, {name}")
-            generator = edge if bundle is None else _aligned(edge, bundle, method)
+            generator = with_engine(edge if bundle is None else _aligned(edge, bundle, method), engine)
             for split, prompts in texts.items():
                 drawn = _drawn(replace(generator, noise_map=drawing.noise_map), prompts, method, drawing)
                 latents[split].setdefault(name, drawn)
                 pictures[split].setdefault(name, []).append(generator.decode(drawn).cpu())
-            if bundle is not None:
-                remove_update(generator)
     return {
         split: Compared(
             drawn=Drawn(
@@ -313,7 +312,7 @@ def evaluate(
     for noise in wanted.noises:
         drawing = wanted.drawing if noise == "own" else replace(wanted.drawing, noise_map=shared)
         drawn_with = methods if noise == "own" else _first_seeds(methods)
-        found = compare(edge, drawn_with, texts, references, drawing, on_stage=on_stage)
+        found = compare(edge, drawn_with, texts, references, drawing, engine=world.engine, on_stage=on_stage)
         on_stage("judge")
         seed = wanted.drawing.seed
         scores[noise] = {s: score_generation(c.drawn, judges, seed=seed) for s, c in found.items()}
@@ -343,5 +342,5 @@ def _images(cloud: Cloud, prompts: Sequence[str], seeds: Sequence[int]) -> Image
 
 
 def _aligned(edge: DiffusersGenerator, bundle: str | Path, method: DrawingMethod) -> DiffusersGenerator:
-    generator, _ = apply_generation(edge, locate(bundle, "bundle"), few_steps=method.few_steps)
+    generator, _ = apply_generation(edge, locate(bundle, "bundle"), few_steps=method.few_steps, merge=True)
     return generator

@@ -117,7 +117,9 @@ def run_demo(
         methods = drawing_methods(world, ["makd"])
         on_stage("cloud draws")
         references = draw_references(parts.cloud, texts, drawing.at_cloud)
-        compared = compare(parts.edge, methods, texts, references, drawing, on_stage=on_stage)
+        compared = compare(
+            parts.edge, methods, texts, references, drawing, engine=world.engine, on_stage=on_stage
+        )
     drawn = {split: of.drawn for split, of in compared.items()}
     latents = {split: of.latents["makd"][:: config.seeds] for split, of in compared.items()}
     with _stage("judge", clock, on_stage):

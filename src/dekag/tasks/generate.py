@@ -36,12 +36,13 @@ def generate(
         generator, bundle = world.aligned_edge(device=device)
         bundle_id = bundle.id
     else:
-        generator = world.edge(device=device)
+        generator = world.drawing_edge(device=device)
     names = [f"{line:04d}_seed{seed}.png" for line in range(len(prompts)) for seed in seeds]
     index = {
         "world": world.name,
         "model": model_name(world),
         "bundle": bundle_id,
+        "engine": generator.engine,
         "sampling": {k: v for k, v in asdict(generator.sampling).items() if k != "batch"},
         "images": [
             {"file": name, "prompt": prompts[i // len(seeds)], "seed": seeds[i % len(seeds)]}

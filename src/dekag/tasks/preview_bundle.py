@@ -23,6 +23,6 @@ def preview_bundle(
     Raises InputError if it was made for another one.
     """
     texts = list(dict.fromkeys(prompts))
-    aligned, _ = apply_generation(base.load(device=device), bundle)
+    aligned, _ = apply_generation(base.load(device=device), bundle, merge=True)
     images = aligned.images(texts, seeds=[seed] * len(texts))
     return dict(zip(texts, png_bytes(images), strict=True))

@@ -22,6 +22,7 @@ from dekag.codec import AdaptableCodec, TrainableCodec, TrainedRange, load_codec
 from dekag.data.bought import EndpointCloud
 from dekag.data.endpoint import ImageEndpoint
 from dekag.data.pictures import PictureSet
+from dekag.engine.drawing import TORCH, EngineChoice, with_engine
 from dekag.errors import SafetyWarning
 from dekag.evaluation.judges import Judge, load_judge
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
@@ -152,6 +153,7 @@ class World:
     prompt_splits: prompts by split, or the JSON file with them. reported: the splits that are reported.
     methods: further ways to draw at the edge, to compare the world's update with.
     nominal: the condition that the codec was trained at. folder: where the world was read from.
+    engine: what draws at the edge; training is always torch's.
     """
 
     name: str
@@ -170,6 +172,7 @@ class World:
     nominal: Condition = field(default=NOMINAL, compare=False)
     licence: str = ""
     folder: Path | None = None
+    engine: EngineChoice = field(default=TORCH, compare=False)
 
     def __hash__(self) -> int:
         return hash((self.name, self.folder))
@@ -253,8 +256,16 @@ class World:
         return replace(self, updates={**self.updates, **found})
 
     def aligned_edge(self, *, device: Device = "cpu") -> tuple[DiffusersGenerator, Bundle]:
-        """The edge with the world's update, and the update."""
-        return apply_generation(self.edge(device=device), self.update("generation"))
+        """The edge as it draws with the world's update, which is merged into its weights, and the update."""
+        return self._aligned(self.edge(device=device))
+
+    def drawing_edge(self, *, device: Device = "cpu") -> DiffusersGenerator:
+        """The edge as it draws without an update, by the world's engine."""
+        return with_engine(self.edge(device=device), self.engine)
+
+    def _aligned(self, edge: DiffusersGenerator) -> tuple[DiffusersGenerator, Bundle]:
+        aligned, bundle = apply_generation(edge, self.update("generation"), merge=True)
+        return with_engine(aligned, self.engine), bundle
 
     def judges(self, *, independent: bool = False, device: Device = "cpu") -> dict[str, Judge]:
         """The judges by name; `independent` adds those that nobody here trained or chose anything with."""
@@ -293,13 +304,15 @@ class World:
         codec = self.codec(device=device)
         edge = self.fitting_edge(codec, device=device)
         if not align:
-            return System(link=Link(generator=edge, codec=codec))
+            return System(link=Link(generator=with_engine(edge, self.engine), codec=codec))
         bundles: dict[str, str] = {}
         trained: TrainedRange | None = None
         adapted: Codec = codec
         if "generation" in self.updates:
-            edge, bundle = apply_generation(edge, self.update("generation"))
+            edge, bundle = self._aligned(edge)
             bundles["generation"] = bundle.id
+        else:
+            edge = with_engine(edge, self.engine)
         if "transmission" in self.updates:
             adapted, bundle = apply_transmission(codec, self.update("transmission"))
             bundles["transmission"], trained = bundle.id, trained_range(bundle)

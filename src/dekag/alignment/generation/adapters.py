@@ -2,10 +2,10 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,9 @@ __all__ = [
     "fresh",
     "kind_of",
     "load",
+    "merged",
     "merged_forward",
+    "own_bytes",
     "plain_state",
     "remove",
     "scaled",
@@ -140,6 +142,46 @@ def remove(module: Any, name: str) -> None:
         delete = module.delete_adapters if hasattr(module, "delete_adapters") else module.delete_adapter
         delete(name)
     module.disable_adapters()
+
+
+def merged(module: Any, names: Sequence[str]) -> Any:
+    """A copy that computes with some adapters added to its weights, and holds none.
+
+    Only the weights that the adapters change are its own; it shares all others, which must stay as they are.
+    """
+    shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    own = copy.deepcopy(module, shared)
+    adapted = _adapted_paths(own)
+    for path in sorted(adapted, reverse=True):
+        layer: Any = own.get_submodule(path)
+        own.set_submodule(path, _added(layer, [name for name in names if _layer_has(layer, name)]))
+    if adapted:
+        del own.peft_config
+        own._hf_peft_config_loaded = False
+    return own
+
+
+def own_bytes(module: nn.Module, other: nn.Module) -> int:
+    """Bytes of the weights of a module that another one does not share."""
+    shared = {tensor.data_ptr() for tensor in other.parameters()}
+    own = {p.data_ptr(): p.nbytes for p in module.parameters() if p.data_ptr() not in shared}
+    return sum(own.values())
+
+
+def _layer_has(layer: Any, name: str) -> bool:
+    return any(name in getattr(layer, attribute, {}) for attribute in layer.adapter_layer_names)
+
+
+def _added(layer: Any, names: Sequence[str]) -> nn.Module:
+    """The plain layer under some adapters, with their sum in its weight, computed in fp32."""
+    plain: nn.Module = layer.get_base_layer()
+    if not names:
+        return plain
+    weight = cast(Tensor, plain.weight)
+    with torch.no_grad():
+        changed = weight.float() + sum(layer.get_delta_weight(name).float() for name in names)
+    plain.weight = nn.Parameter(changed.to(weight), requires_grad=False)
+    return plain
 
 
 def plain_state(module: nn.Module) -> dict[str, Tensor]:

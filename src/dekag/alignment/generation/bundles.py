@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dekag.alignment.generation.adapters import plain_state
-from dekag.alignment.generation.update import GenerationUpdate, apply_update
+from dekag.alignment.generation.update import GenerationUpdate, apply_update, merge_update, remove_update
 from dekag.bundle.bundle import Bundle, Contents, load_bundle, save_bundle
 from dekag.bundle.container import EMBEDDING, FEW_STEP, LORA, NOISE_MAP
 from dekag.bundle.digest import digest_json, digest_tensors
@@ -123,16 +123,22 @@ def apply_generation(
     *,
     few_steps: bool = False,
     shared_noise: bool = False,
+    merge: bool = False,
 ) -> tuple[DiffusersGenerator, Bundle]:
     """Load a bundle with every check and apply it; `remove_update` takes it out again.
 
-    Each bundle is loaded under its own id, so that several can be on one pipeline at a time.
+    Each bundle is loaded under its own id, so that several can be on one pipeline at a time. `merge` gives the
+    generator weights of its own instead, which are gone with it: faster, and the given one is left as it is.
     Raises InputError if the bundle is damaged, of another kind, or for another model or tokenizer.
     """
     bundle = load_bundle(path)
     update = read_generation(generator, bundle)
     name = bundle.id[:12]
     aligned = apply_update(generator, update, name=name, few_steps=few_steps, shared_noise=shared_noise)
+    if merge:
+        merged = merge_update(aligned)
+        remove_update(aligned)
+        return merged, bundle
     return aligned, bundle
 
 

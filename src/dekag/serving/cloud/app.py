@@ -131,6 +131,8 @@ class Cloud:
         runner.start()
         if self.images is not None:
             await self.images.engine.start()
+            async with self.images.models.using(None, None) as model:
+                await self.images.engine.prepare(model)
         try:
             yield
         finally:

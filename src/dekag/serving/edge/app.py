@@ -16,6 +16,7 @@ from dekag.alignment.transmission.bundles import codec_digest
 from dekag.bundle.bundle import load_bundle, pack
 from dekag.bundle.manifest import Kind
 from dekag.channel import BlockFading
+from dekag.engine.drawing import EngineChoice
 from dekag.registry import Shelf
 from dekag.registry.client import RegistryClient
 from dekag.registry.source import open_source
@@ -95,13 +96,20 @@ def _service(settings: EdgeSettings, world: World, metrics: HttpMetrics, air: Ch
         batch=settings.batch,
         queue=settings.queue,
         threads=settings.threads,
+        exact=settings.exact,
         metrics=EngineMetrics(metrics.registry),
     )
     shelf = Shelf(settings.folder / "bundles", keep=settings.keep)
     if settings.registry is None:
         _stock(shelf, world)
+    choice = EngineChoice(name=settings.engine, threads=settings.threads)
     bundles = Bundles(
-        generator=generator, codec=codec, shelf=shelf, engine=engine, max_loaded=settings.max_loaded
+        generator=generator,
+        codec=codec,
+        shelf=shelf,
+        engine=engine,
+        max_loaded=settings.max_loaded,
+        choice=choice,
     )
     alignments = Alignments(
         bundles=bundles,
@@ -152,7 +160,7 @@ def _client(settings: EdgeSettings) -> RegistryClient | None:
 
 def _puller(settings: EdgeSettings, client: RegistryClient, bundles: Bundles, metrics: HttpMetrics) -> Puller:
     bases: dict[Kind, str] = {
-        "generation": pipeline_digest(bundles.plain.generator),
+        "generation": pipeline_digest(bundles.generator),
         "transmission": codec_digest(bundles.codec),
     }
     return Puller(

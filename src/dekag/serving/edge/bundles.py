@@ -6,12 +6,16 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
+from dekag.alignment.generation.adapters import own_bytes
 from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.generation.update import remove_update
 from dekag.alignment.transmission.bundles import apply_transmission, trained_range
 from dekag.bundle.manifest import Kind
 from dekag.codec import AdaptableCodec, TrainedRange
+from dekag.engine.drawing import EngineChoice, engine_graphs, with_engine
+from dekag.engine.graphs import exported
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.registry import Shelf, Shelved
 from dekag.serving.edge.selftest import self_test
@@ -23,6 +27,8 @@ from dekag.types import Codec, InputError
 
 log = logging.getLogger("dekag.serving")
 KINDS: tuple[Kind, ...] = ("generation", "transmission")
+MOST_MERGED = 4
+"""Updates in memory up to which each has weights, and an engine, of its own; of more all share the base's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +44,8 @@ class Bundles:
     """Implements `images.api.Models` over a shelf.
 
     Updates are put into the pipeline and taken out between two batches, and one that an order waits for stays:
-    changes touch no running request.
+    changes touch no running request. generator: the edge without an update, of torch. choice: what draws, with
+    however few updates in memory; more than MOST_MERGED are drawn with by torch, and share the edge's weights.
     """
 
     def __init__(
@@ -49,13 +56,17 @@ class Bundles:
         shelf: Shelf,
         engine: Engine,
         max_loaded: int,
+        choice: EngineChoice,
     ) -> None:
         self.shelf = shelf
         self.codec = codec
+        self.generator = generator
         self.plain = Model(generator=generator)
         self.plain_coder = Coder(codec=codec)
         self._engine = engine
         self._max_loaded = max_loaded
+        self._merge = max_loaded <= MOST_MERGED
+        self._choice = choice if self._merge else EngineChoice(name="torch")
         self._changing = asyncio.Lock()
         self._models: OrderedDict[str, Model] = OrderedDict()
         self._coders: OrderedDict[str, Coder] = OrderedDict()
@@ -106,6 +117,7 @@ class Bundles:
 
     async def restore(self) -> None:
         """Take up where the last process ended: the active updates, or where one fails the one before it."""
+        self.plain = await self._prepared(self.generator, None)
         for kind in KINDS:
             while (wanted := self.shelf.active(kind)) is not None:
                 try:
@@ -200,12 +212,25 @@ class Bundles:
             return
         path = self.shelf.path(bundle_id)
         if self.find(bundle_id).kind == "generation":
-            generator, bundle = await self._engine.between(apply_generation, self.plain.generator, path)
-            self._models[bundle.id] = Model(generator=generator, bundle=bundle.id)
+            load = partial(apply_generation, self.generator, path, merge=self._merge)
+            generator, bundle = await self._engine.between(load)
+            self._models[bundle.id] = await self._prepared(generator, bundle.id)
         else:
             codec, bundle = await self._engine.between(apply_transmission, self.codec, path)
             self._coders[bundle.id] = Coder(codec=codec, bundle=bundle.id, trained=trained_range(bundle))
         await self._make_room(bundle_id)
+
+    async def _prepared(self, generator: DiffusersGenerator, bundle_id: str | None) -> Model:
+        """A model whose engine and sizes of batches are known; what has to be exported is, beside the drawing."""
+        graphs = await self._engine.between(engine_graphs, generator, self._choice)
+        await asyncio.to_thread(exported, self._choice.folder, graphs)
+        own = own_bytes(generator.denoiser, self.generator.denoiser)
+        generator = await self._engine.between(with_engine, generator, self._choice)
+        model = Model(generator=generator, bundle=bundle_id)
+        await self._engine.prepare(model)
+        told = {"engine": generator.engine, "own_bytes": own, "sizes": list(model.sizes)}
+        log.info("a model is loaded", extra=facts(bundle=bundle_id or "none", **told))
+        return model
 
     async def _make_room(self, newest: str) -> None:
         """Unload what was not used for longest, but nothing that is active or waited for."""

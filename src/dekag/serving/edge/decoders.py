@@ -44,7 +44,7 @@ class DecoderFiles:
     async def _make(self, coder: Coder) -> Decoders:
         async with self._alone:
             if coder.bundle not in self._made:
-                link = Link(generator=self._bundles.plain.generator, codec=coder.codec)
+                link = Link(generator=self._bundles.generator, codec=coder.codec)
                 made = await asyncio.to_thread(self._export, link)
                 self._made[coder.bundle] = made
                 self._files |= {file.sha256: file for file in (made.codec, made.image)}

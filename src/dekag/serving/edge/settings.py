@@ -38,7 +38,13 @@ class EdgeSettings(ServiceSettings):
     """Bundles of a kind that stay on the disk beside the pinned and active ones."""
     max_loaded: int = Field(default=4, ge=1)
     """Updates of a kind in memory."""
+    engine: str = "auto"
+    """torch, onnxruntime (exported when it is first needed) or onnxruntime:PROVIDER; auto: ONNX Runtime on a CPU where
+    the exports are there already. Of more than four updates in memory all are drawn with by torch."""
     batch: int = Field(default=4, ge=1, le=64)
+    """Most images that are drawn at a time."""
+    exact: bool = True
+    """Whether a picture's bytes are the same however many others are asked for: batches have sizes that agree."""
     queue: int = Field(default=32, ge=10)
     """Images that wait or are drawn; an order has up to ten."""
     threads: int | None = Field(default=None, ge=1)

@@ -1,9 +1,9 @@
 """The engine: a line of at most so many images, drawn in batches of one shape by one thread.
 
-On one machine the bytes of a picture depend on the shape of its batch, but neither on its mates nor on its place
-among them. So a batch has always the same shape, filled up with copies, and every picture is the same however
-many others are asked for. All that touches a model runs in the one thread: what happens between two batches, as
-the change of an update, touches none that is being drawn.
+On one machine the bytes of a picture can depend on the size of its batch, but neither on its mates nor on its place
+among them. So a batch has one of the sizes that were found to agree (`shapes`), filled up with copies, and every
+picture is the same however many others are asked for. All that touches a model runs in the one thread: what happens
+between two batches, as the change of an update, touches none that is being drawn.
 """
 
 import asyncio
@@ -21,9 +21,10 @@ import torch
 
 from dekag.errors import PromptTruncatedWarning
 from dekag.generation.diffusers import DiffusersGenerator
-from dekag.generation.families import FAMILIES
 from dekag.serving.http.errors import ApiError
+from dekag.serving.http.logs import facts
 from dekag.serving.images.metrics import EngineMetrics
+from dekag.serving.images.shapes import equal_sizes
 from dekag.types import Image, Latent
 
 log = logging.getLogger("dekag.serving")
@@ -37,11 +38,13 @@ class Model:
     """What draws: a generator with the update that it carries, if any.
 
     bundle: the update's id. users: orders that are under way; while there are any, the update stays loaded.
+    sizes: of batches that give the same bytes, once they were measured.
     """
 
     generator: DiffusersGenerator
     bundle: str | None = None
     users: int = 0
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +123,23 @@ class Engine:
     """Draws for its callers in turn, the orders of one first come, first served.
 
     Who was served longest ago is first; those of one model and as many steps share batches, an image of each caller
-    at a time. batch: images of every batch. queue: images that wait or are drawn at a time; more are refused, but for
-    a caller who has less than an equal share of them: for him there is as much room again.
+    at a time. batch: most images of a batch. exact: whether a picture's bytes are the same in any company. queue:
+    images that wait or are drawn at a time; more are refused, but for a caller who has less than an equal share of
+    them: for him there is as much room again.
     threads: of the model; the machine's choice if None.
     """
 
-    def __init__(self, *, batch: int, queue: int, metrics: EngineMetrics, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        batch: int,
+        queue: int,
+        metrics: EngineMetrics,
+        threads: int | None = None,
+        exact: bool = True,
+    ) -> None:
         self._batch = batch
+        self._exact = exact
         self._queue = queue
         self._metrics = metrics
         self._line: deque[_Ticket] = deque()
@@ -200,6 +213,22 @@ class Engine:
         """Do work in the model's thread, hence between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *args)
 
+    async def prepare(self, model: Model) -> None:
+        """Measure which sizes of batches a model draws alike in, before it is asked for anything."""
+        await self.between(self._sizes, model)
+
+    def _sizes(self, model: Model) -> tuple[int, ...]:
+        """Those of a model, in the model's thread."""
+        if not model.sizes:
+            most = min(self._batch, model.generator.at_once)
+            model.sizes = (
+                equal_sizes(model.generator, most, _drawn) if self._exact else tuple(range(1, most + 1))
+            )
+            log.info(
+                "batches that agree", extra=facts(bundle=model.bundle or "none", sizes=list(model.sizes))
+            )
+        return model.sizes
+
     def _busy(self, over: int) -> ApiError:
         """The error for a full queue: come back when as many places are free, and not all at once."""
         self._metrics.refused.inc()
@@ -271,8 +300,11 @@ class Engine:
         """Draw one batch, in the model's thread."""
         started = time.perf_counter()
         order = batch[0].order
-        generator = _with_steps(order.model.generator, order.steps, self._batch)
-        rows = [*batch, *[batch[0]] * (-len(batch) % generator.at_once)]
+        sizes = self._sizes(order.model)
+        generator = _with_steps(order.model.generator, order.steps, sizes[-1])
+        rest = len(batch) % sizes[-1]
+        size = next(size for size in sizes if size >= rest) if rest else 0
+        rows = [*batch, *[batch[0]] * (size - rest)]
         prompts, seeds = [row.order.prompt for row in rows], [row.seed for row in rows]
         with warnings.catch_warnings():
             # it would put the prompt into the log; the answer says it instead
@@ -335,9 +367,9 @@ def _with_steps(generator: DiffusersGenerator, steps: int | None, batch: int) ->
 
 
 def _drawn(
-    generator: DiffusersGenerator, prompts: list[str], seeds: list[int], watch: _Watch
+    generator: DiffusersGenerator, prompts: list[str], seeds: list[int], watch: _Watch | None = None
 ) -> tuple[Image, Latent | None]:
-    if type(generator.pipeline).__name__ not in FAMILIES:  # a cloud that is only asked for images
+    if not generator.has_family:  # a cloud that is only asked for images
         return generator.images(prompts, seeds=seeds), None
     latents = generator(prompts, seeds=seeds, on_step=watch)
     return generator.decode(latents), latents
@@ -345,7 +377,7 @@ def _drawn(
 
 def _tokens(generator: DiffusersGenerator, prompt: str) -> dict[str, int]:
     """How many tokens a prompt has, and how many of them are not read."""
-    if type(generator.pipeline).__name__ not in FAMILIES:
+    if not generator.has_family:
         return {"tokens": 0, "unread": 0}
     family = generator.family
     tokenizer = getattr(generator.pipeline, next(iter(family.encoders.values())))

@@ -21,6 +21,7 @@ from dekag.baseline.pictures import FORMATS
 from dekag.channel import BlockFading
 from dekag.choices import SENDING_METHODS
 from dekag.codec.constellation import Constellation
+from dekag.engine.drawing import with_engine
 from dekag.evaluation.bounds import Bounds, Spectrum, bound
 from dekag.evaluation.generation import EDGE_SEED
 from dekag.evaluation.grid import Grid, Point
@@ -202,13 +203,14 @@ def _plan(
 
 
 def drawer(world: World, folder: Path, *, device: str = "cpu") -> tuple[DiffusersGenerator, Drawer]:
-    """The edge that draws, with the world's update where there is one, and what keeps its latents in a folder."""
+    """The plain edge, and what draws with the world's update where there is one and keeps the latents in a folder."""
     plain = edge = world.edge(device=device)
     bundle_id = ""
     if "generation" in world.updates:
-        edge, bundle = apply_generation(plain, world.update("generation"))
+        edge, bundle = apply_generation(plain, world.update("generation"), merge=True)
         bundle_id = bundle.id
-    return edge, Drawer(edge=edge, model=pipeline_digest(plain), bundle=bundle_id, folder=folder)
+    edge = with_engine(edge, world.engine)
+    return plain, Drawer(edge=edge, model=pipeline_digest(plain), bundle=bundle_id, folder=folder)
 
 
 def _methods(

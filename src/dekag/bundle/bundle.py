@@ -19,16 +19,12 @@ checked there, and the tensors are made of the bytes that were checked.
 """
 
 import gzip
-import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor
 
@@ -39,10 +35,8 @@ from dekag.bundle.container import (
     LORA,
     MANIFEST,
     MAX_BYTES,
-    MAX_HEADER_BYTES,
     NOISE_MAP,
     QUANTISED,
-    damaged,
     is_bundle,
     plain_text,
     read_files,
@@ -51,29 +45,22 @@ from dekag.bundle.digest import canonical_safetensors
 from dekag.bundle.manifest import (
     BITS,
     CLIPS,
-    CODED,
     FORMS,
     LICENCE,
-    PLAIN,
-    FileSpec,
     Kind,
     Manifest,
     Metaword,
     Metrics,
     Quantisation,
     Setting,
-    TensorSpec,
-    check_rules,
     form_of,
-    parse_manifest,
     seal,
     short,
 )
-from dekag.bundle.quantise import check_quantised, dequantise, quantise, to_fp16
+from dekag.bundle.quantise import dequantise, quantise, to_fp16
+from dekag.bundle.sound import size_bytes, sound_files, spec_of
 from dekag.types import InputError
 from dekag.wire.files import write_bytes, write_folder
-
-_DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +82,7 @@ class Bundle:
     @property
     def size_bytes(self) -> int:
         """Bytes of the tensor files and of the manifest."""
-        return len(self.manifest.to_json()) + sum(spec.bytes for spec in self.manifest.files.values())
+        return size_bytes(self.manifest)
 
     def drawn_bytes(self, *, few_steps: bool = False) -> int:
         """Compressed bytes of what draws, low-rank matrices and metaword, without the manifest or what is not used."""
@@ -186,7 +173,7 @@ def save_bundle(folder: Path | str, contents: Contents) -> Bundle:
     where = f"bundle {folder}"
     _check_choice(contents.tensors.keys(), contents.quantisation)
     blobs = _blobs(contents)
-    specs = {name: _file_spec(raw, _views(where, name, raw)) for name, raw in blobs.items()}
+    specs = {name: spec_of(where, name, raw) for name, raw in blobs.items()}
     draft = Manifest(
         kind=contents.kind,
         base_digest=contents.base_digest,
@@ -213,13 +200,6 @@ def load_bundle(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Bundle:
     """
     where = f"bundle {path}"
     return _open(where, read_files(where, Path(path), max_bytes))
-
-
-def describe(path: Path | str) -> dict[str, object]:
-    """The manifest of a sound bundle as JSON values, with its size in bytes. Raises InputError as `load_bundle`."""
-    bundle = load_bundle(path)
-    manifest: dict[str, object] = json.loads(bundle.manifest.to_json())
-    return {**manifest, "size_bytes": bundle.size_bytes}
 
 
 def pack(bundle: Path | str, tar: Path | str) -> None:
@@ -286,73 +266,11 @@ def _blobs(contents: Contents) -> dict[str, bytes]:
     return {name: canonical_safetensors(tensors.get(name, {}), texts.get(name, {})) for name in names}
 
 
-def _views(where: str, name: str, raw: bytes) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and data of each tensor, once safetensors' own reader has accepted the header."""
-    if MAX_HEADER_BYTES < (length := int.from_bytes(raw[:8], "little")) <= len(raw):
-        raise InputError(
-            f"{where}: {name} has a header of {length} bytes, but at most {MAX_HEADER_BYTES} may be read"
-        )
-    try:
-        views = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
-    except safetensors.SafetensorError as err:
-        raise damaged(where, name, f"it is no safetensors file ({plain_text(err)})") from err
-    allowed = CODED if name in QUANTISED.values() else PLAIN
-    for tensor, view in views.items():
-        if view["dtype"] not in allowed:
-            raise InputError(
-                f"{where}: {name}: '{plain_text(tensor)}' must be {' or '.join(allowed)}, got {view['dtype']}"
-            )
-    return views
-
-
-def _file_spec(raw: bytes, views: Mapping[str, Mapping[str, Any]]) -> FileSpec:
-    tensors = {n: TensorSpec(dtype=view["dtype"], shape=tuple(view["shape"])) for n, view in views.items()}
-    return FileSpec(sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw), tensors=tensors)
-
-
 def _open(where: str, files: Mapping[str, bytes]) -> Bundle:
     """Make a bundle of the bytes of its files, by name, or raise InputError."""
-    if MANIFEST not in files:
-        raise InputError(f"{where}: there is no {MANIFEST}; a bundle is a folder or a tar that holds one")
-    manifest = parse_manifest(where, files[MANIFEST])
-    check_rules(where, manifest)
-    found = files.keys() - {MANIFEST}
-    if missing := sorted(manifest.files.keys() - found):
-        raise InputError(f"{where}: {missing[0]} is missing; fetch the bundle again")
-    if strays := sorted(found - manifest.files.keys()):
-        raise InputError(f"{where}: {strays[0]} is not listed in {MANIFEST}; fetch the bundle again")
-    tensors = {name: _tensors(where, name, files[name], spec) for name, spec in manifest.files.items()}
-    metadata = {name: _metadata(files[name]) for name in manifest.files}
-    return Bundle(manifest=manifest, tensors=tensors, metadata=metadata)
-
-
-def _tensors(where: str, name: str, raw: bytes, spec: FileSpec) -> dict[str, Tensor]:
-    """The tensors of one file, once its bytes are those of the manifest and their values are finite."""
-    if len(raw) != spec.bytes:
-        raise damaged(where, name, f"it has {len(raw)} bytes, {MANIFEST} says {spec.bytes}")
-    digest = hashlib.sha256(raw).hexdigest()
-    if digest != spec.sha256:
-        raise damaged(where, name, f"sha256 is {short(digest)}, {MANIFEST} says {short(spec.sha256)}")
-    views = _views(where, name, raw)
-    if _file_spec(raw, views) != spec:
-        raise damaged(where, name, f"its tensors have other names, shapes or dtypes than {MANIFEST} says")
+    sound = sound_files(where, files)
     tensors = {
-        tensor: torch.frombuffer(view["data"], dtype=_DTYPES[view["dtype"]]).reshape(view["shape"])
-        for tensor, view in views.items()
+        file: {name: torch.from_numpy(array) for name, array in arrays.items()}
+        for file, arrays in sound.arrays.items()
     }
-    for tensor, values in tensors.items():
-        if not bool(values.isfinite().all()):
-            raise InputError(
-                f"{where}: {name}: '{plain_text(tensor)}' must be finite, but holds NaN or infinite values"
-            )
-    if name in QUANTISED.values():
-        try:
-            check_quantised(tensors)
-        except InputError as err:
-            raise InputError(f"{where}: {name}: {err}") from err
-    return tensors
-
-
-def _metadata(raw: bytes) -> dict[str, str]:
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    return dict(header.get("__metadata__", {}))
+    return Bundle(manifest=sound.manifest, tensors=tensors, metadata=sound.metadata)

@@ -6,28 +6,17 @@ Every digest is a sha256 in 64 lower-case hexadecimal digits.
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from dekag.bundle.canonical import canonical_json as canonical_json
+from dekag.bundle.canonical import digest_file as digest_file
+from dekag.bundle.canonical import digest_folder as digest_folder
+from dekag.bundle.canonical import digest_json as digest_json
 from dekag.types import InputError
-
-
-def canonical_json(obj: object) -> bytes:
-    """The one spelling of a JSON value: sorted keys, no spaces, ASCII, numbers as Python writes them.
-
-    Raises InputError if `obj` is not JSON, or holds NaN or an infinite number, which JSON does not have.
-    """
-    try:
-        text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    except (TypeError, ValueError) as err:
-        raise InputError(
-            f"a digest needs a JSON value of finite numbers, strings, lists and dicts: {err}"
-        ) from err
-    return text.encode("ascii")
 
 
 def canonical_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -48,30 +37,6 @@ def canonical_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + raw[8 + length :]
-
-
-def digest_json(obj: object) -> str:
-    """Digest of a JSON value, whatever the order of its keys.
-
-    Raises InputError as `canonical_json`.
-    """
-    return hashlib.sha256(canonical_json(obj)).hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """Digest of a file's bytes.
-
-    Raises OSError if the file cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_folder(source: Path) -> str:
-    """Digest of the names and contents of the files of a directory, or of one file."""
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-    names = [file.relative_to(source).as_posix() for file in files]
-    return digest_json([[name, digest_file(file)] for name, file in zip(names, files, strict=True)])
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

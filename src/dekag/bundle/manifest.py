@@ -6,6 +6,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError, with_config
 
+from dekag.bundle.canonical import canonical_json, digest_json
+from dekag.bundle.coded import Bits
 from dekag.bundle.container import (
     EMBEDDING,
     FILES,
@@ -15,9 +17,7 @@ from dekag.bundle.container import (
     damaged,
     plain_text,
 )
-from dekag.bundle.digest import canonical_json, digest_json
-from dekag.bundle.quantise import Bits
-from dekag.types import InputError
+from dekag.errors import InputError
 
 SCHEMA_VERSION: Final = 2
 """Of version 1 were updates of codecs that did not send the image's scale."""

@@ -13,25 +13,19 @@ Tensors of fewer than two dimensions stay fp16.
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from dekag.bundle.coded import GROUP, PAD, SCALE, Bits, check_coded, numbers, vector_dim
 from dekag.bundle.container import plain_text
 from dekag.types import InputError
-
-Bits = Literal[8, 4]
-SCALE: Final = ".scale"
 
 _LIMIT = {8: 127, 4: 7}
 _CLIPS = {8: (1.0,), 4: (1.0, 0.95, 0.9, 0.85, 0.8)}
 """Shares of the largest magnitude that may become the largest number; in 8 bits clipping gains nothing."""
-_GROUP = 64
-_MAX_DIMS = 5
-_PAD = -8
 
 
 def quantise(tensors: Mapping[str, Tensor], *, bits: Bits = 8) -> dict[str, Tensor]:
@@ -73,16 +67,7 @@ def dequantise(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def check_quantised(tensors: Mapping[str, Tensor]) -> None:
     """Raise InputError unless each matrix has its scale of the right shape and nothing is left over."""
-    used = set()
-    for name, tensor in tensors.items():
-        if _is_coded(tensor):
-            _check_scale(name, tensor, tensors.get(name + SCALE))
-            used.add(name + SCALE)
-    for name, tensor in tensors.items():
-        if not _is_coded(tensor) and name not in used and (tensor.dtype != torch.float16 or tensor.dim() > 1):
-            raise InputError(
-                f"'{plain_text(name)}' is neither a quantised matrix, nor the scale of one, nor an fp16 vector"
-            )
+    check_coded({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
 
 
 def to_fp16(name: str, tensor: Tensor) -> Tensor:
@@ -97,30 +82,25 @@ def _is_coded(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.int8, torch.uint8)
 
 
-def _vector_dim(name: str) -> int:
-    """The dimension that counts the vectors; the first one inside a vector is the other of 0 and 1."""
-    return 1 if name.endswith(".lora_B.weight") else 0
-
-
 def _vectors(name: str, matrix: Tensor) -> Shaped[Tensor, "vectors length"]:
-    return matrix.movedim(_vector_dim(name), 0).flatten(1)
+    return matrix.movedim(vector_dim(name), 0).flatten(1)
 
 
 def _matrix(name: str, vectors: Shaped[Tensor, "vectors length"], like: Tensor) -> Tensor:
     """The inverse of `_vectors`, in the shape of `like`."""
-    shape = like.movedim(_vector_dim(name), 0).shape
-    return vectors.reshape(shape).movedim(0, _vector_dim(name)).contiguous()
+    shape = like.movedim(vector_dim(name), 0).shape
+    return vectors.reshape(shape).movedim(0, vector_dim(name)).contiguous()
 
 
 def _encode(name: str, matrix: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     vectors = _vectors(name, matrix)
     limit, length = _LIMIT[bits], vectors.shape[1]
-    size = length if bits == 8 else _GROUP
+    size = length if bits == 8 else GROUP
     groups = F.pad(vectors, (0, -length % size)).unflatten(1, (-1, size))
     scale = _best_scale(name, groups, limit, _CLIPS[bits])
     numbers = _rounded(groups, scale, limit).flatten(1)[:, :length].to(torch.int8)
     coded = _matrix(name, numbers, matrix)
-    return coded if bits == 8 else _pack(coded, 1 - _vector_dim(name)), scale
+    return coded if bits == 8 else _pack(coded, 1 - vector_dim(name)), scale
 
 
 def _best_scale(
@@ -155,45 +135,18 @@ def _decode(name: str, tensor: Tensor, scale: Tensor) -> Tensor:
     numbers = _numbers(name, tensor)
     vectors = _vectors(name, numbers)
     length = vectors.shape[1]
-    size = length if tensor.dtype == torch.int8 else _GROUP
+    size = length if tensor.dtype == torch.int8 else GROUP
     return _matrix(name, vectors * scale.float().repeat_interleave(size, dim=1)[:, :length], numbers)
-
-
-def _check_scale(name: str, tensor: Tensor, scale: Tensor | None) -> None:
-    shown = f"'{plain_text(name)}'"
-    if not 2 <= tensor.dim() <= _MAX_DIMS or not tensor.numel():
-        raise InputError(f"{shown} must have 2 to {_MAX_DIMS} dimensions to be a quantised matrix")
-    if scale is None:
-        raise InputError(f"{shown} is quantised and must have a scale, by its own name and '{SCALE}'")
-    count, length = _vectors(name, _numbers(name, tensor)).shape
-    shape = (count, 1 if tensor.dtype == torch.int8 else -(-length // _GROUP))
-    if scale.dtype != torch.float16 or scale.shape != shape:
-        kind = plain_text(f"{str(scale.dtype).removeprefix('torch.')} {list(scale.shape)}")
-        raise InputError(f"the scale of {shown} must be float16 {list(shape)}, got {kind}")
-    if not bool((scale.isfinite() & (scale >= 0)).all()):
-        raise InputError(f"the scale of {shown} must be finite and at least 0")
 
 
 def _numbers(name: str, tensor: Tensor) -> Tensor:
     """The whole numbers of a coded matrix in its own shape, int8."""
-    return tensor if tensor.dtype == torch.int8 else _unpack(name, tensor)
+    return torch.from_numpy(numbers(name, tensor.cpu().numpy())).to(tensor.device)
 
 
 def _pack(numbers: Tensor, dim: int) -> Tensor:
     if numbers.shape[dim] % 2:
-        numbers = torch.cat((numbers, torch.full_like(numbers.narrow(dim, 0, 1), _PAD)), dim)
+        numbers = torch.cat((numbers, torch.full_like(numbers.narrow(dim, 0, 1), PAD)), dim)
     low, high = (numbers & 15).to(torch.uint8).unflatten(dim, (-1, 2)).unbind(dim + 1)
     packed: Tensor = low | high << 4
     return packed
-
-
-def _unpack(name: str, packed: Tensor) -> Tensor:
-    dim = 1 - _vector_dim(name)
-    halves = torch.stack((packed & 15, packed >> 4), dim + 1).flatten(dim, dim + 1).to(torch.int8)
-    numbers = (halves ^ 8) - 8
-    length = numbers.shape[dim]
-    if bool((numbers.select(dim, -1) == _PAD).all()):
-        numbers = numbers.narrow(dim, 0, length - 1)
-    if bool((numbers == _PAD).any()):
-        raise InputError(f"'{plain_text(name)}' holds -8 elsewhere than after the end of an odd length")
-    return numbers

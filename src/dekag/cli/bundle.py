@@ -1,5 +1,6 @@
 """`dekag bundle`: look at bundles, pack them, write them for other programs, read what others trained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
 from dekag.cli.options import Json, Out, model_of
 from dekag.errors import FieldError, InputError
+from dekag.world.shipped import locate
 
 app = typer.Typer(no_args_is_help=True, help="Look at bundles, write them for other programs, import LoRA.")
 
@@ -25,12 +27,10 @@ BundlePath = Annotated[
 @app.command("inspect")
 def bundle_inspect(path: BundlePath, as_json: Json = False) -> None:
     """Check a bundle and say what is in it."""
-    from dekag.bundle.bundle import describe
-    from dekag.cli.tables import bundle_lines
-    from dekag.world import locate
+    from dekag.bundle.sound import describe
 
     description = describe(locate(path, "bundle"))
-    print_json(description) if as_json else print("\n".join(bundle_lines(description)))
+    print_json(description) if as_json else print("\n".join(_lines(description)))
 
 
 @app.command("pack")
@@ -44,7 +44,6 @@ def bundle_pack(
 ) -> None:
     """Pack a bundle as one file, as it travels."""
     from dekag.bundle.bundle import pack
-    from dekag.world import locate
 
     pack(locate(path, "bundle"), out)
     print(f"wrote {out} ({out.stat().st_size} bytes)")
@@ -90,7 +89,6 @@ def bundle_export(path: BundlePath, out: Out, options: ExportOptions) -> None:
     from dekag.bundle.bundle import load_bundle
     from dekag.bundle.card import Card
     from dekag.bundle.export import export_bundle, usual_layout
-    from dekag.world import locate
 
     place = locate(path, "bundle")
     bundle = load_bundle(place)
@@ -170,3 +168,14 @@ def bundle_import(
         print(f"not read: {name}: {reason}")
     word = "" if found.metaword is None else f", metaword {found.metaword}"
     print(f"wrote {out}: {found.layers} layers{word}, licence {found.licence}; {len(found.unread)} not read")
+
+
+def _lines(description: Mapping[str, object]) -> list[str]:
+    """A bundle's manifest, without the list of tensors, a line each entry."""
+    lines = [f"bundle {str(description['id'])[:12]}"]
+    for key, value in description.items():
+        inner = value if isinstance(value, Mapping) and key != "files" else None
+        shown = ", ".join(value) if key == "files" and isinstance(value, Mapping) else value
+        lines.append(f"{key}:" if inner else f"{key}: {shown}")
+        lines += [f"  {name}: {number}" for name, number in (inner or {}).items()]
+    return lines

@@ -73,17 +73,6 @@ def sweep_lines(summary: Summary) -> list[str]:
     return lines
 
 
-def bundle_lines(description: Mapping[str, object]) -> list[str]:
-    """A bundle's manifest, without the list of tensors, a line each entry."""
-    lines = [f"bundle {str(description['id'])[:12]}"]
-    for key, value in description.items():
-        inner = value if isinstance(value, Mapping) and key != "files" else None
-        shown = ", ".join(value) if key == "files" and isinstance(value, Mapping) else value
-        lines.append(f"{key}:" if inner else f"{key}: {shown}")
-        lines += [f"  {name}: {number}" for name, number in (inner or {}).items()]
-    return lines
-
-
 def world_lines(described: Mapping[str, Any]) -> list[str]:
     """What a world has and lacks, a line each."""
     rows = {

@@ -214,7 +214,7 @@ def _drawn(recipe: Recipe, kind: str) -> Latent:
 def validation_latents(recipe: Recipe, kind: str) -> Latent:
     """Two drawings of each validation prompt, drawn once."""
     world = world_drawing(kind)
-    _, draw = sweep.drawer(world, recipe.run / kind / "validation")
+    draw = sweep.drawer(world, recipe.run / kind / "validation")
     prompts = 2 * world.prompts("validation")
     return draw(prompts, [DISTIL_SEEDS // 2 + i for i in range(len(prompts))], on_stage=print)
 

@@ -169,8 +169,10 @@ class SweepOptions:
 class EngineOptions:
     """Where the cells of a sweep are computed."""
 
-    engine: Annotated[str, Doc("inline, processes, ray or slurm.")] = "inline"
-    workers: Annotated[int, Ge(1), Doc("Processes, tasks or jobs at a time.")] = 1
+    engine: Annotated[str, Doc("inline, processes, ray or slurm.")] = "processes"
+    workers: Annotated[
+        int | None, Ge(1), Doc("Processes, tasks or jobs at a time; as many as cores, on a GPU one.")
+    ] = None
     ray_address: Annotated[str, Doc("Of a Ray cluster that runs.")] = "auto"
     slurm_partition: Annotated[str | None, Doc("Default: the cluster's.")] = None
     slurm_minutes: Annotated[int, Ge(1), Doc("Limit of a job.")] = 240
@@ -181,13 +183,13 @@ class EngineOptions:
         if package := {"ray": "ray", "slurm": "submitit"}.get(self.engine):
             require_package(package, reason=f"this engine needs {package}", extra="sweep")
 
-    def load(self, folder: Path) -> "SweepEngine":
-        """The engine, which keeps its own files in a folder."""
+    def load(self, folder: Path, *, device: str) -> "SweepEngine":
+        """The engine, which keeps its own files in a folder; on a GPU one process at a time unless told otherwise."""
         from dekag.tasks import sweep
 
         return sweep.engine_named(
             self.engine,
-            workers=self.workers,
+            workers=self.workers or (sweep.usable_cores() if device == "cpu" else 1),
             folder=folder,
             minutes=self.slurm_minutes,
             partition=self.slurm_partition,
@@ -220,7 +222,7 @@ def evaluate_transmission(
     from dekag.tasks import sweep
 
     measured = config.load(world, device=device, seed=seed)
-    computed_by = engine.load(out.absolute() / "jobs")
+    computed_by = engine.load(out.absolute() / "jobs", device=measured.device)
     with working("evaluate transmission") as stage:
         outcome = sweep.sweep(measured, out, computed_by, on_stage=stage)
         stage("write")

@@ -125,8 +125,13 @@ class DiffusersGenerator:
                 parts.append(family.from_pipeline(self.pipeline, drawn))
         return torch.cat(parts)
 
-    def trajectory(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Float[Tensor, "_ _ _ _ _"]:
-        """As the call itself, but every state of the sampler from its noise on: [images, steps + 1, c, rows, cols]."""
+    def trajectory(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], every: int = 1
+    ) -> Float[Tensor, "_ _ _ _ _"]:
+        """As the call itself, but the sampler's states from its noise on: [images, steps + 1, c, rows, cols].
+
+        Of the steps one in `every` is kept.
+        """
         prompts = _paired(prompts, seeds)
         family, pipeline, parts = self.family, self.pipeline, []
         with self.active():
@@ -134,7 +139,8 @@ class DiffusersGenerator:
                 states = [self._mapped(numbers).to(self.denoiser.device)]
 
                 def keep(_: int, step: int, left: Latent, states: list[Tensor] = states) -> None:
-                    states.append(left)
+                    if step % every == 0:
+                        states.append(left)
 
                 start = family.to_pipeline(pipeline, states[0]).to(next(self.denoiser.parameters()))
                 watched = self._watched(len(texts), 0, keep)

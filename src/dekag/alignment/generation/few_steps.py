@@ -114,7 +114,7 @@ def _trajectories(plan: FewStepPlan, prompts: Sequence[str], seeds: Sequence[int
     size = plan.teacher.at_once
     for at in range(0, len(prompts), size):
         part = slice(at, at + size)
-        yield plan.teacher.trajectory(prompts[part], seeds=seeds[part])[:, :: plan.every]
+        yield plan.teacher.trajectory(prompts[part], seeds=seeds[part], every=plan.every)
 
 
 def _train(aligned: DiffusersGenerator, loss: Loss, config: FewStepConfig, run: TrainingRun) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,8 +16,11 @@ from dekag.baseline import fit, fit_pictures, save_pictures, save_source
 from dekag.bundle.digest import canonical_safetensors, digest_json
 from dekag.evaluation.bounds import Spectrum, held_out_spectrum, measured_spectrum
 from dekag.generation.diffusers import DiffusersGenerator
+from dekag.generation.sampling import Sampling
+from dekag.tasks.sweep.engines import Engine, Inline, one_thread
 from dekag.types import Image, InputError, Latent
 from dekag.wire.files import replacing, write_bytes
+from dekag.world import World
 
 CHUNK = 256
 """Latents of one file, which is what an interrupted run draws again at most."""
@@ -26,31 +30,74 @@ SHOWN = 256
 """Pictures whose mean stands for one that is lost, and on some of which it is measured what a format is worth."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Prompts that are drawn into one file, with a seed each."""
+
+    path: Path
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Draws a chunk with a world's aligned edge; this travels to the process that does it."""
+
+    world: World
+    device: str
+
+    def __call__(self, chunk: Chunk) -> str:
+        """Draw, write the latents, and return the name of the file."""
+        with one_thread():
+            latents = _edge(self)(chunk.prompts, seeds=chunk.seeds)
+        write_tensors(chunk.path, {"latents": latents.float().cpu()})
+        return chunk.path.name
+
+
+@lru_cache(maxsize=1)
+def _edge(draw: Draw) -> DiffusersGenerator:
+    """The edge that draws; the last one stays in memory."""
+    world = draw.world
+    if "generation" in world.updates:
+        return world.aligned_edge(device=draw.device)[0]
+    return world.drawing_edge(device=draw.device)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawer:
     """An aligned edge that draws into a folder.
 
-    model: digest of the edge without an update; bundle: id of the update that it draws with.
+    edge: without its update, model: its digest, bundle: id of the update that it draws with. sampling: what it draws
+    with.
     """
 
     edge: DiffusersGenerator
+    sampling: Sampling
     model: str
     bundle: str
     folder: Path
+    draw: Draw
 
     def __call__(
-        self, prompts: Sequence[str], seeds: Sequence[int], *, on_stage: Callable[[str], None]
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        on_stage: Callable[[str], None],
+        engine: Engine | None = None,
     ) -> Latent:
         """Latents of the prompts with one seed each, from the folder where they have been drawn before."""
-        parts = []
+        chunks = []
         for at in range(0, len(prompts), CHUNK):
-            texts, numbers = prompts[at : at + CHUNK], seeds[at : at + CHUNK]
+            texts, numbers = tuple(prompts[at : at + CHUNK]), tuple(seeds[at : at + CHUNK])
             path = self.folder / f"{self._recipe(texts, numbers)}.safetensors"
-            if not path.exists():
-                on_stage(f"edge draws latents {at + 1} to {at + len(texts)} of {len(prompts)}")
-                write_tensors(path, {"latents": self.edge(texts, seeds=numbers).float().cpu()})
-            parts.append(read_tensor(path, "latents"))
-        return torch.cat(parts)
+            chunks.append(Chunk(path=path, prompts=texts, seeds=numbers))
+        missing = [chunk for chunk in chunks if not chunk.path.exists()]
+        if missing:
+            on_stage(f"edge draws {sum(len(chunk.prompts) for chunk in missing)} latents of {len(prompts)}")
+        for number, _ in enumerate((engine or Inline())(self.draw, missing), start=1):
+            on_stage(f"{number} of {len(missing)} chunks of latents")
+        return torch.cat([read_tensor(chunk.path, "latents") for chunk in chunks])
 
     def _recipe(self, prompts: Sequence[str], seeds: Sequence[int]) -> str:
         """Digest of all that the latents depend on, but for versions and machine."""
@@ -58,7 +105,7 @@ class Drawer:
             {
                 "edge": self.model,
                 "bundle": self.bundle,
-                "sampling": {k: v for k, v in asdict(self.edge.sampling).items() if k != "batch"},
+                "sampling": {k: v for k, v in asdict(self.sampling).items() if k != "batch"},
                 "pixels": self.edge.pixels,
                 "prompts": list(prompts),
                 "seeds": list(seeds),

@@ -1,7 +1,7 @@
-"""Where cells are computed: here, in processes of this machine, on a Ray cluster, or as Slurm jobs.
+"""Where a sweep is computed: here, in processes of this machine, on a Ray cluster, or as Slurm jobs.
 
-Every engine calls the same work, `work(cell) -> key`, which leaves its result in a file that all of them see
-and uses one thread of torch, so that the bytes do not depend on the engine.
+Every engine calls the same work, `work(item) -> name`, which leaves its result in a file that all of them see and
+uses one thread of torch, so that the bytes do not depend on the engine. Items are cells, and chunks to draw.
 """
 
 import importlib
@@ -12,25 +12,30 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from dekag.choices import ENGINES
-from dekag.tasks.sweep.cells import Cell
 from dekag.types import InputError
 
-Work = Callable[[Cell], str]
-"""Computes a cell, writes its result, and returns its key."""
+Work = Callable[[Any], str]
+"""Computes an item, writes its result, and returns its name."""
+PRELOADED = ("dekag.tasks.sweep.run",)
+"""What a server of processes imports once, where the system has one; each of its workers begins as a copy of it."""
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Yields the key of every cell as it is finished, in any order; the first error ends the run."""
+    """Yields the name of every item as it is finished, in any order; the first error ends the run."""
 
-    def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
-        """Compute the cells, and yield the key of each."""
+    def __call__(self, work: Work, items: Sequence[Any]) -> Iterator[str]:
+        """Compute the items, and yield the name of each."""
         ...
 
 
@@ -38,27 +43,29 @@ class Engine(Protocol):
 class Inline:
     """One after the other in this process."""
 
-    def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
-        """Compute the cells in this process."""
-        yield from map(work, cells)
+    def __call__(self, work: Work, items: Sequence[Any]) -> Iterator[str]:
+        """Compute the items in this process."""
+        yield from map(work, items)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Computes the cells in `workers` processes of this machine, which end with this one."""
+    """Computes the items in `workers` processes of this machine, which end with this one."""
 
     workers: int
 
-    def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
-        """Compute the cells in processes of this machine."""
-        count = min(self.workers, len(cells))
+    def __call__(self, work: Work, items: Sequence[Any]) -> Iterator[str]:
+        """Compute the items in processes of this machine."""
+        count = min(self.workers, len(items))
         if not count:
             return
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(_start_method())
+        if isinstance(context, ForkServerContext):
+            context.set_forkserver_preload(list(PRELOADED))
         with ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent) as pool:
             try:
                 for done in as_completed(
-                    [pool.submit(_unpacked, work, pickle.dumps(cell)) for cell in cells]
+                    [pool.submit(_unpacked, work, pickle.dumps(item)) for item in items]
                 ):
                     yield done.result()
             except BrokenProcessPool as error:
@@ -80,8 +87,8 @@ class RayCluster:
     workers: int
     address: str = "auto"
 
-    def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
-        """Compute the cells as tasks of a Ray cluster."""
+    def __call__(self, work: Work, items: Sequence[Any]) -> Iterator[str]:
+        """Compute the items as tasks of a Ray cluster."""
         ray = _extra("ray")
         if not ray.is_initialized():
             try:
@@ -92,7 +99,7 @@ class RayCluster:
                 ) from error
         task = ray.remote(num_cpus=1)(_caught)
         shared = ray.put(work)
-        waiting = list(reversed(cells))
+        waiting = list(reversed(items))
         running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < self.workers:
@@ -115,10 +122,10 @@ class Slurm:
     partition: str | None = None
     cluster: str | None = None
 
-    def __call__(self, work: Work, cells: Sequence[Cell]) -> Iterator[str]:
-        """Compute the cells as jobs of Slurm."""
+    def __call__(self, work: Work, items: Sequence[Any]) -> Iterator[str]:
+        """Compute the items as jobs of Slurm."""
         submitit = _extra("submitit")
-        shares = [cells[start :: self.workers] for start in range(min(self.workers, len(cells)))]
+        shares = [items[start :: self.workers] for start in range(min(self.workers, len(items)))]
         if not shares:
             return
         try:
@@ -152,16 +159,16 @@ def engine_named(
     return engines[name]
 
 
-def _caught(work: Work, cell: Cell) -> str | InputError:
-    """The key, or wrong input as a value: both libraries would bury it in a trace of the other process."""
+def _caught(work: Work, item: Any) -> str | InputError:
+    """The name, or wrong input as a value: both libraries would bury it in a trace of the other process."""
     try:
-        return work(cell)
+        return work(item)
     except InputError as error:
         return InputError(str(error))
 
 
-def _all_caught(work: Work, cells: Sequence[Cell]) -> list[str | InputError]:
-    return [_caught(work, cell) for cell in cells]
+def _all_caught(work: Work, items: Sequence[Any]) -> list[str | InputError]:
+    return [_caught(work, item) for item in items]
 
 
 def _unwrap(outcome: str | InputError) -> str:
@@ -170,9 +177,30 @@ def _unwrap(outcome: str | InputError) -> str:
     return outcome
 
 
-def _unpacked(work: Work, cell: bytes) -> str:
-    """For a pool, whose own pickling would put each of a cell's tensors into shared memory."""
-    return work(pickle.loads(cell))
+def _unpacked(work: Work, item: bytes) -> str:
+    """For a pool, whose own pickling would put each of an item's tensors into shared memory."""
+    return work(pickle.loads(item))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _start_method() -> str:
+    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch within: sums of several threads come out in other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _end_with_parent() -> None:

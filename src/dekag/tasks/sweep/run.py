@@ -6,9 +6,9 @@ OUT/results.jsonl, results.parquet, transmission*.png, summary.json            w
 ```
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ from dekag.baseline.pictures import FORMATS
 from dekag.channel import BlockFading
 from dekag.choices import SENDING_METHODS
 from dekag.codec.constellation import Constellation
-from dekag.engine.drawing import with_engine
 from dekag.evaluation.bounds import Bounds, Spectrum, bound
 from dekag.evaluation.generation import EDGE_SEED
 from dekag.evaluation.grid import Grid, Point
@@ -36,8 +35,16 @@ from dekag.tasks.sweep.bench import (
     weighted_power,
 )
 from dekag.tasks.sweep.cells import Cell, Result, channel_seed, path_of, read_result, write_result
-from dekag.tasks.sweep.draws import Drawer, Spectra, fitted_pictures, fitted_source, keep_latents, spectra
-from dekag.tasks.sweep.engines import Engine
+from dekag.tasks.sweep.draws import (
+    Draw,
+    Drawer,
+    Spectra,
+    fitted_pictures,
+    fitted_source,
+    keep_latents,
+    spectra,
+)
+from dekag.tasks.sweep.engines import Engine, one_thread
 from dekag.tasks.sweep.methods import (
     CodecMethod,
     LatentDigital,
@@ -111,7 +118,7 @@ class Work:
 
     def __call__(self, cell: Cell) -> str:
         """Send, measure, write the result, and return the cell's key."""
-        with _one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad():
             bench = load_bench(self.spec)
             (method,) = (method for method in self.methods if method.name == cell.method)
             rng = torch.Generator().manual_seed(cell.channel_seed)
@@ -141,7 +148,7 @@ def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: OnStage) 
     thresholds = _thresholds(config, points)
     if config.lpips:
         load_lpips(config.device)
-    plan = _plan(config, points, thresholds, out.absolute(), on_stage)
+    plan = _plan(config, points, thresholds, out.absolute(), engine, on_stage)
     folder, images = plan.work.folder, len(plan.prompts)
     missing = [cell for cell in plan.cells if not path_of(folder, cell).exists()]
     known = {cell.key for cell in missing}
@@ -164,23 +171,29 @@ def sweep(config: SweepConfig, out: Path, engine: Engine, *, on_stage: OnStage) 
 
 
 def _plan(
-    config: SweepConfig, points: list[Point], thresholds: Thresholds, out: Path, on_stage: OnStage
+    config: SweepConfig,
+    points: list[Point],
+    thresholds: Thresholds,
+    out: Path,
+    engine: Engine,
+    on_stage: OnStage,
 ) -> _Plan:
     world = config.world
     weight = importance(world)
     codecs = _codecs(config)
     on_stage("load")
-    edge, draw = drawer(config.world, out / "latents", device=config.device)
-    folder = draw.folder
+    draw = drawer(config.world, out / "latents", device=config.device)
+    edge, folder = draw.edge, draw.folder
     # before anything is drawn
     noise = torch.randn(1, *edge.latent_shape, generator=torch.Generator().manual_seed(config.seed))
     for method in codecs:
         check_codec(method, noise, points, config.grid.constellations)
     if world.judge_models:
         world.judges(device=config.device)
-    prompts, sent = _held_out(config, draw, on_stage)
-    distilled = _distilled(config, draw, on_stage) if config.draws else None
-    with _one_thread():
+    drawn = partial(draw, on_stage=on_stage, engine=engine)
+    prompts, sent = _held_out(config, drawn)
+    distilled = _distilled(config, drawn) if config.draws else None
+    with one_thread():
         methods = _methods(config, codecs, distilled, weight, edge, folder)
     path, digest = keep_latents(sent, folder)
     spec = BenchSpec(world=world, latents=path, device=config.device, lpips=config.lpips)
@@ -190,7 +203,7 @@ def _plan(
     if distilled is not None and len(distilled) > 8:
         on_stage(f"bound from {len(distilled)} latents")
         power = float(weighted_power(sent, weight))
-        with _one_thread():
+        with one_thread():
             known = spectra(distilled, weight)
             constellation = codecs[0].constellation if codecs else None
             bounds = [
@@ -202,15 +215,21 @@ def _plan(
     return _Plan(cells=cells, work=work, prompts=prompts, bounds=bounds)
 
 
-def drawer(world: World, folder: Path, *, device: str = "cpu") -> tuple[DiffusersGenerator, Drawer]:
-    """The plain edge, and what draws with the world's update where there is one and keeps the latents in a folder."""
-    plain = edge = world.edge(device=device)
-    bundle_id = ""
+def drawer(world: World, folder: Path, *, device: str = "cpu") -> Drawer:
+    """What draws with the world's update, where there is one, and keeps the latents in a folder."""
+    edge, bundle_id = world.edge(device=device), ""
+    sampling = edge.sampling
     if "generation" in world.updates:
-        edge, bundle = apply_generation(plain, world.update("generation"), merge=True)
-        bundle_id = bundle.id
-    edge = with_engine(edge, world.engine)
-    return plain, Drawer(edge=edge, model=pipeline_digest(plain), bundle=bundle_id, folder=folder)
+        aligned, bundle = apply_generation(edge, world.update("generation"), merge=True)
+        sampling, bundle_id = aligned.sampling, bundle.id
+    return Drawer(
+        edge=edge,
+        sampling=sampling,
+        model=pipeline_digest(edge),
+        bundle=bundle_id,
+        folder=folder,
+        draw=Draw(world=world, device=device),
+    )
 
 
 def _methods(
@@ -249,18 +268,18 @@ def _codecs(config: SweepConfig) -> list[CodecMethod]:
     return [*named, *(further_codec(text, base) for text in config.codecs)]
 
 
-def _held_out(config: SweepConfig, draw: Drawer, on_stage: OnStage) -> tuple[list[tuple[str, str]], Latent]:
+def _held_out(config: SweepConfig, draw: Callable[..., Latent]) -> tuple[list[tuple[str, str]], Latent]:
     """Split and prompt of each image, and its latent."""
     texts = config.world.reported_prompts(config.images)
     prompts = [(split, text) for split, own in texts.items() for text in own]
     seeds = [EDGE_SEED + config.seed + number for number in range(len(prompts))]
-    return prompts, draw([text for _, text in prompts], seeds, on_stage=on_stage)
+    return prompts, draw([text for _, text in prompts], seeds)
 
 
-def _distilled(config: SweepConfig, draw: Drawer, on_stage: OnStage) -> Latent:
+def _distilled(config: SweepConfig, draw: Callable[..., Latent]) -> Latent:
     known = config.world.prompts("distill")
     prompts = [known[number % len(known)] for number in range(config.draws)]
-    return draw(prompts, [DISTIL_SEEDS + config.seed + n for n in range(config.draws)], on_stage=on_stage)
+    return draw(prompts, [DISTIL_SEEDS + config.seed + n for n in range(config.draws)])
 
 
 def _thresholds(config: SweepConfig, points: list[Point]) -> Thresholds:
@@ -318,14 +337,3 @@ def _bound_row(
         finite=of(known.held_out, constellation),
     )
     return bound_row(point, found, power=power, draws=known.draws)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread of torch within: sums of several threads come out in other bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -98,7 +98,9 @@ class MakdConfig:
     validate_every: Annotated[
         int, Ge(0), Doc("Steps of the last stage between two validations; 0: at its end alone.")
     ] = 250
-    precision: Annotated[Literal["no", "bf16"], Doc("Mixed precision: no or bf16.")] = "no"
+    precision: Annotated[
+        Literal["no", "bf16", "auto"], Doc("Mixed precision: no, bf16, or auto: bf16 if it is faster here.")
+    ] = "no"
     gradient_checkpointing: Annotated[bool, Doc("Less memory, more time.")] = False
     seed: Annotated[int, Ge(0), Doc("Seed of everything random in the training.")] = 0
 
@@ -137,7 +139,9 @@ class FewStepConfig:
     learning_rate: Annotated[float, Gt(0), Doc("Learning rate.")] = 1e-3
     batch: Annotated[int, Ge(1), Doc("Images that a process takes at a time.")] = 64
     accumulation: Annotated[int, Ge(1), Doc("Batches that a process adds up in a step.")] = 1
-    precision: Annotated[Literal["no", "bf16"], Doc("Mixed precision: no or bf16.")] = "no"
+    precision: Annotated[
+        Literal["no", "bf16", "auto"], Doc("Mixed precision: no, bf16, or auto: bf16 if it is faster here.")
+    ] = "no"
     gradient_checkpointing: Annotated[bool, Doc("Less memory, more time.")] = False
     seed: Annotated[int, Ge(0), Doc("Seed of everything random in the training.")] = 0
 

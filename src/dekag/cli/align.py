@@ -140,7 +140,10 @@ class TransmissionOptions:
     draws: Annotated[int, Ge(1), Doc("Edge drawings of each prompt to learn from.")] = 2
     steps: Annotated[int, Ge(1), Doc("Optimiser steps.")] = 2000
     batch: Annotated[int, Ge(1), Doc("Latents of a step.")] = 32
-    precision: Annotated[Literal["no", "bf16"], Doc("Of the computation; no is fp32.")] = "no"
+    precision: Annotated[
+        Literal["no", "bf16", "auto"],
+        Doc("Of the computation; no is fp32, auto is bf16 if that is faster here."),
+    ] = "no"
     seed: Annotated[int, Ge(0), Doc("Seed of everything random.")] = 0
 
 

@@ -78,7 +78,7 @@ def conditions_of(max_uses: int) -> ConditionRange:
 
 
 def transmission_training(
-    method: str, steps: int, seed: int, *, precision: Literal["no", "bf16"] = "no"
+    method: str, steps: int, seed: int, *, precision: Literal["no", "bf16", "auto"] = "no"
 ) -> TrainConfig:
     """How CALA and every rival of it are trained; all weights of a codec take a third of the learning rate."""
     return TrainConfig(

@@ -32,7 +32,10 @@ class CodecConfig:
     width: Annotated[int, Ge(1), Doc("Width of the layers; a multiple of 4.")] = 128
     encoder_depth: Annotated[int, Ge(0), Doc("Blocks of the encoder.")] = 1
     decoder_depth: Annotated[int, Ge(0), Doc("Blocks of the decoder.")] = 3
-    precision: Annotated[Literal["no", "bf16"], Doc("Of the computation; no is fp32.")] = "no"
+    precision: Annotated[
+        Literal["no", "bf16", "auto"],
+        Doc("Of the computation; no is fp32, auto is bf16 if that is faster here."),
+    ] = "no"
     seed: Annotated[int, Ge(0), Doc("Seed of everything random.")] = 0
 
     def __post_init__(self) -> None:

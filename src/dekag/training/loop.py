@@ -17,7 +17,7 @@ Dropout draws from torch's global generator, which is seeded for every share and
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from dekag.config import check_bounds
 from dekag.training.keys import Key, key_of
+from dekag.training.precision import faster_precision, mixed
 from dekag.training.processes import from_main, mean_over_processes, processes_on, take_from_main
 from dekag.training.schedule import check_rate_factors, rate_factor, warmup_stable_decay
 from dekag.training.state import StateFile, TrainingState, copy_values, state_file, swapped
@@ -86,10 +87,10 @@ class TrainConfig:
     accumulation: int = 1
     """Shares of the batch, one call of the loss each, that a process adds up in a step."""
     seed: int = 0
-    precision: Literal["no", "bf16"] = "no"
-    """`no` (fp32) or `bf16`: fp16 would need its loss scaled.
+    precision: Literal["no", "bf16", "auto"] = "no"
+    """`no` (fp32), `bf16`, or `auto`: bf16 if some steps at the start were faster in it.
 
-    bf16 pays only on processors with matrix units for it (AMX, CUDA)."""
+    bf16 pays where a processor has units for it (CUDA, AMX, AVX512-BF16). fp16 would need its loss scaled."""
     checkpoint_every: int = 500
     track_every: int = 10
     """Steps between the values sent to the trackers; each waits for the device."""
@@ -153,6 +154,7 @@ def train(
     loop = _start(model, loss, config, kept, validation)
     state = loop.state
     with loop.running(tracking) as log:
+        loop.choose_precision(log)
         report = _Report(loop=loop, on_step=on_step, log=log if tracking.trackers else None)
         while state.step < config.steps:
             # 1. learning rate of this step
@@ -226,11 +228,23 @@ class _Loop:
             group["lr"] = rate * factor
         return rate
 
+    def choose_precision(self, log: Log) -> None:
+        """Fix the precision of the run, by a measurement of the main process if nothing else says it."""
+        config, state = self.config, self.state
+        if config.precision != "auto":
+            state.precision = config.precision
+        elif state.precision is None:
+            rng = partial(step_rng, config.seed, 0)
+            state.precision, ratio = from_main(
+                lambda: faster_precision(lambda: self.loss(rng()) / config.accumulation, self.device)
+            )
+            state.optimizer.zero_grad(set_to_none=True)
+            log({"bf16_over_fp32_seconds": ratio}, 0)
+
     def accumulate_gradient(self) -> Tensor:
         """Add up the gradients of this process's shares; returns their mean loss."""
         config, device = self.config, self.device
-        bf16 = config.precision == "bf16"
-        autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+        autocast = mixed(self.state.precision or "no", device)
         value = torch.zeros((), device=device)
         for micro in range(config.accumulation):
             share = self.processes.process_index * config.accumulation + micro

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dekag.training.keys import Key, require_same
+from dekag.training.precision import Precision
 from dekag.types import InputError
 from dekag.wire.files import replacing
 
@@ -48,6 +49,8 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     factors: tuple[float, ...]
     """Factor on the learning rate of each of the optimiser's groups."""
+    precision: Precision | None = None
+    """In which the run computes, once that is decided."""
     step: int = 0
     scores: list[tuple[int, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
@@ -80,6 +83,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "run": self.run,
             "key": self.key or None,
+            "precision": self.precision,
             "scores": self.scores,
             "best": self.best,
         }
@@ -94,6 +98,7 @@ class TrainingState:
         for name, value in self.average.items():
             value.copy_(content["average"][name])
         self.optimizer.load_state_dict(content["optimizer"])
+        self.precision = content.get("precision")
         self.step = int(content["step"])
         self.scores = [(int(step), float(score)) for step, score in content.get("scores", ())]
         best = content.get("best")

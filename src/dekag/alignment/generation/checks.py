@@ -56,6 +56,6 @@ def _check_precision(generator: DiffusersGenerator, config: MakdConfig) -> None:
     held = next(generator.denoiser.parameters()).dtype
     if held == torch.float16:
         raise InputError("the edge is held in float16, in which nothing is trained: hold it in bf16 or fp32")
-    if held == torch.bfloat16 and config.precision == "no":
+    if held == torch.bfloat16 and config.precision != "bf16":
         text = "the edge is held in bfloat16: train it with precision bf16, what is trained stays fp32"
         raise FieldError(text, "precision")

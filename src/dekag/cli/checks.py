@@ -49,6 +49,7 @@ codec_folder = checked(partial(check_own_folder, is_own=_is_codec, noun="a codec
 file = checked(check_file)
 packed = checked(partial(check_file, suffixes=(".tar", ".tar.gz", ".tgz")))
 picture = checked(partial(check_file, suffixes=(".png",)))
+drawings = checked(partial(check_file, suffixes=(".zip",)))
 device = checked(check_device)
 prompts = checked(check_prompts)
 bundle = checked(lambda source: locate(source, "bundle"))

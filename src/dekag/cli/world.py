@@ -12,7 +12,7 @@ from dekag.cli import checks
 from dekag.cli.checks import check_images, check_part
 from dekag.cli.console import print_json, working
 from dekag.cli.generated import with_options
-from dekag.cli.options import Json, read_world
+from dekag.cli.options import Device, Json, Seed, read_world
 from dekag.data.prompts import read_prompts
 from dekag.errors import InputError
 from dekag.world.shipped import DEFAULT_WORLD
@@ -120,6 +120,32 @@ def show(
     from dekag.world.new import describe_world
 
     _print(describe_world(load_world(world)), as_json)
+
+
+@app.command()
+def draw(
+    out: Annotated[
+        Path, typer.Option("--out", callback=checks.drawings, help="File to write, as drawings.zip.")
+    ],
+    world: Annotated[str, typer.Option(help="A shipped world or the folder of one.")] = DEFAULT_WORLD,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each reported split.")] = 48,
+    seeds: Annotated[int, typer.Option(min=1, help="Drawings of each prompt.")] = 2,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Let the cloud draw the references of demo and evaluate generation into a file.
+
+    A world whose world.json names it as "drawings" spares every evaluation that drawing; it counts for that cloud only.
+    """
+    read_world(world)
+    from dekag.tasks.draw_references import ReferencesTask, draw_references
+    from dekag.training.processes import device_of
+    from dekag.world import load_world
+
+    task = ReferencesTask(prompts=prompts, seeds=seeds, seed=seed)
+    with working("world draw") as stage:
+        count = draw_references(load_world(world), task, out, device=device_of(device), on_stage=stage)
+    print(f"wrote {count} drawings to {out} ({out.stat().st_size} bytes)")
 
 
 def _print(described: dict[str, Any], as_json: bool) -> None:

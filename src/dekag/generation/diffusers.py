@@ -340,8 +340,9 @@ def load_generator(
 
 def _fast_decoding(pipeline: Any) -> Any:
     """The pipeline with its autoencoder's weights in the order in which convolutions of pictures are fastest."""
-    if all(parameter.ndim <= 4 for parameter in pipeline.vae.parameters()):
-        pipeline.vae.to(memory_format=torch.channels_last)
+    vae = getattr(pipeline, "vae", None)
+    if vae is not None and all(parameter.ndim <= 4 for parameter in vae.parameters()):
+        vae.to(memory_format=torch.channels_last)
     return pipeline
 
 

@@ -16,7 +16,7 @@ from dekag.bundle.bundle import Bundle
 from dekag.bundle.manifest import Quantisation, Setting
 from dekag.codec import TrainableCodec, TrainedRange, save_codec
 from dekag.engine.drawing import with_engine
-from dekag.tasks.keys import model_key, update_key
+from dekag.tasks.keys import update_key
 from dekag.tasks.material import DISTIL_SEEDS
 from dekag.training.kept import kept_rows
 from dekag.training.loop import TrainConfig
@@ -53,7 +53,7 @@ def edge_latents(
     seeds = [DISTIL_SEEDS + 10_000 * (seed + draw) + i for draw in range(draws) for i in range(len(prompts))]
 
     def inputs() -> dict[str, object]:
-        edge, update = model_key(world.edge_model), update_key(world)
+        edge, update = world.edge_model.key(), update_key(world)
         return {"prompts": prompts, "seeds": seeds, "edge": edge, "update": update}
 
     def drawn() -> Iterator[Latent]:

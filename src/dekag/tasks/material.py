@@ -21,7 +21,6 @@ from dekag.data.pictures import PictureSet
 from dekag.data.prompts import read_prompts
 from dekag.generation.diffusers import DiffusersGenerator, blanked
 from dekag.tasks.blanked import has_safety_checker, without_blanked
-from dekag.tasks.keys import model_key
 from dekag.training.kept import kept_rows
 from dekag.training.keys import digest_of
 from dekag.training.processes import from_main
@@ -136,9 +135,9 @@ def cloud_images(
         return {
             "prompts": prompts,
             "seeds": seeds,
-            "cloud": model_key(model) if isinstance(model, Model) else cloud,
+            "cloud": model.key() if isinstance(model, Model) else cloud,
             # the side is the edge's own where the world does not say it
-            "side": model_key(edge) if world.pixels is None else world.pixels,
+            "side": edge.key() if world.pixels is None else world.pixels,
             # an earlier version kept what a safety checker blanked
             **({"blanked": "left out"} if has_safety_checker(cloud) else {}),
         }

@@ -17,7 +17,6 @@ from dekag.alignment.transmission.train import (
 from dekag.codec import JsccCodec, JsccConfig, fit_klt, save_codec
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.tasks.config import CodecConfig
-from dekag.tasks.keys import model_key
 from dekag.training.loop import TrainConfig
 from dekag.training.processes import from_main
 from dekag.training.run import ALONE, Run
@@ -91,7 +90,7 @@ def train_codec(
             seed=config.seed,
             precision=config.precision,
         ),
-        checkpoint=None if kept is None else kept.depending_on(sizes=sizes, edge=model_key(world.edge_model)),
+        checkpoint=None if kept is None else kept.depending_on(sizes=sizes, edge=world.edge_model.key()),
         on_step=partial(run.on_step, "codec"),
         validation=None if held is None else held_out_quality(codec, data, held, seed=config.seed),
     )

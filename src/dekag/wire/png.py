@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ def png_bytes(image: Image) -> list[bytes]:
     return files
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path | BinaryIO) -> Image:
     """One picture, float [1, 3, height, width] in [0, 1]. Raises InputError if it cannot be read."""
     try:
         with PillowImage.open(path) as picture:

@@ -82,6 +82,7 @@ class WorldEntry(BaseModel):
     edge: ModelEntry
     cloud: ModelEntry | EndpointEntry | None = None
     images: Place | None = None
+    drawings: Place | None = None
     codec: Place | None = None
     updates: dict[Literal["generation", "transmission"], Place] = {}
     judges: dict[Name, Place] = {}

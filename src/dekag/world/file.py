@@ -71,6 +71,7 @@ def _world(entry: WorldEntry, folder: Path) -> World:
         cloud_model=_cloud(entry.cloud, where),
         latents=entry.latents,
         images=None if entry.images is None else where.folder_of(entry.images),
+        drawings=None if entry.drawings is None else where.path(entry.drawings),
         codec_model=codec,
         updates={
             **{kind: place for kind, place in updates.items() if place is not None},

@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -28,8 +29,10 @@ from dekag.evaluation.judges import Judge, load_judge
 from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_generator
 from dekag.generation.loading import PipelineSource
 from dekag.link import Link, deliver
+from dekag.training.keys import digest_of
 from dekag.types import Codec, Condition, Delivery, Image, InputError
 from dekag.world import hub
+from dekag.world.drawings import KeptDrawings
 from dekag.world.shipped import locate
 
 Device = str | torch.device
@@ -101,6 +104,27 @@ class Model:
             dtype=DTYPES[self.precision],
         )
 
+    def key(self) -> dict[str, object]:
+        """All that its drawings depend on."""
+        sampling = replace(self.sampling, batch=1)  # it changes nothing of any picture
+        numbers: dict[str, object] = {
+            "sampling": sampling,
+            "pixels": self.pixels,
+            "precision": self.precision,
+        }
+        if isinstance(self.source, DiffusersGenerator):
+            held = self.source
+            own = replace(held.sampling, batch=1)
+            weights = {name: part for name, part in held.pipeline.components.items() if part is not None}
+            return {
+                **numbers,
+                "weights": weights,
+                "own": own,
+                "own_pixels": held.pixels,
+                "map": held.noise_map,
+            }
+        return {**numbers, "source": source_key(locate(self.source, "pipeline"), self.revision)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingMethod:
@@ -148,6 +172,7 @@ class World:
     cloud_model: what the edge is aligned with, a model or an endpoint.
     images: folder of pictures with their prompts; the cloud's, where there is no model of it. Of an endpoint, where
     what it drew is kept; by default the folder `images` of the world.
+    drawings: file of what the cloud drew once (`world.drawings`); what is not in it is drawn.
     updates: bundle of each kind.
     judge_models: source of each judge; independent_judges: those that are asked beside them when methods are compared.
     prompt_splits: prompts by split, or the JSON file with them. reported: the splits that are reported.
@@ -162,6 +187,7 @@ class World:
     latents: tuple[int, int, int] | None = None
     cloud_model: Model | ImageEndpoint | None = None
     images: Path | None = None
+    drawings: Path | None = None
     codec_model: Source | AdaptableCodec | None = None
     updates: Mapping[Kind, Source] = field(default_factory=dict)
     judge_models: Mapping[str, Source | Judge] = field(default_factory=dict)
@@ -207,12 +233,15 @@ class World:
         return self.cloud_model is not None
 
     def reference(self, *, device: Device = "cpu") -> Cloud:
-        """What the edge is compared with: the cloud, its endpoint, or its pictures.
+        """What the edge is compared with: the cloud or what it drew once, its endpoint, or its pictures.
 
         Raises InputError if the world has none of the three.
         """
         if isinstance(self.cloud_model, Model):
-            return self.cloud(device=device)
+            if self.drawings is None:
+                return self.cloud(device=device)
+            key = digest_of(self.cloud_model.key())
+            return KeptDrawings(file=self.drawings, key=key, load=partial(self.cloud, device=device))
         if self.cloud_model is not None:
             return self.endpoint_cloud(self.cloud_model)
         if self.images is None:
@@ -330,6 +359,12 @@ class World:
 
     def _lacks(self, part: str) -> InputError:
         return InputError(f"the world {self.name} has no {part}; name one, or train one")
+
+
+def source_key(place: Source, revision: str | None = None) -> str:
+    """What a folder holds, or the commit of a hub id."""
+    path = Path(place)
+    return digest_folder(path) if path.exists() else f"{place}@{revision or hub.revision(str(place))}"
 
 
 def _judge(source: Source | Judge, device: Device) -> Judge:

@@ -24,7 +24,7 @@ from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.transmission.methods import METHODS, adapt, adapted_codec
 from dekag.alignment.transmission.train import ConditionRange, TransmissionData, fit, transmission_loss
 from dekag.alignment.transmission.update import update_size, update_tensors
-from dekag.bundle.bundle import pack
+from dekag.bundle.sound import pack
 from dekag.channel import BlockFading, ChannelSettings, named_channel
 from dekag.cli import app
 from dekag.codec import (

@@ -19,8 +19,6 @@ checked there, and the tensors are made of the bytes that were checked.
 """
 
 import gzip
-import io
-import tarfile
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +58,7 @@ from dekag.bundle.manifest import (
 from dekag.bundle.quantise import dequantise, quantise, to_fp16
 from dekag.bundle.sound import size_bytes, sound_files, spec_of
 from dekag.types import InputError
-from dekag.wire.files import write_bytes, write_folder
+from dekag.wire.files import write_folder
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -200,27 +198,6 @@ def load_bundle(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Bundle:
     """
     where = f"bundle {path}"
     return _open(where, read_files(where, Path(path), max_bytes))
-
-
-def pack(bundle: Path | str, tar: Path | str) -> None:
-    """Write a bundle as one .tar, .tar.gz or .tgz file, by its suffix, without times or owners.
-
-    The file appears whole or not at all, and replaces an earlier one. Raises InputError if the bundle is not
-    sound or the suffix is another; OSError if the disk refuses.
-    """
-    where, target = f"bundle {bundle}", Path(tar)
-    if not target.name.endswith((".tar", ".tar.gz", ".tgz")):
-        raise InputError(f"the name of a packed bundle ends in .tar, .tar.gz or .tgz, got {target}")
-    files = read_files(where, Path(bundle), MAX_BYTES)
-    _open(where, files)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in sorted(files):
-            member = tarfile.TarInfo(name)
-            member.size = len(files[name])
-            archive.addfile(member, io.BytesIO(files[name]))
-    raw = buffer.getvalue()
-    write_bytes(target, raw if target.name.endswith(".tar") else gzip.compress(raw, mtime=0))
 
 
 def _check_choice(files: Set[str], quantisation: Quantisation | None) -> None:

@@ -1,7 +1,10 @@
 """Every check of a bundle's files, without torch: what passes is what its manifest says, and finite."""
 
+import gzip
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,7 @@ from dekag.bundle.manifest import (
     short,
 )
 from dekag.errors import InputError
+from dekag.wire.files import write_bytes
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8, "U8": np.uint8}
 Arrays = dict[str, NDArray[Any]]
@@ -64,6 +68,12 @@ def sound_files(where: str, files: Mapping[str, bytes]) -> SoundFiles:
     )
 
 
+def read_manifest(path: Path | str) -> Manifest:
+    """The manifest of a sound bundle. Raises InputError as `load_bundle`."""
+    where = f"bundle {path}"
+    return sound_files(where, read_files(where, Path(path), MAX_BYTES)).manifest
+
+
 def size_bytes(manifest: Manifest) -> int:
     """Bytes of a bundle's tensor files and of its manifest."""
     return len(manifest.to_json()) + sum(spec.bytes for spec in manifest.files.values())
@@ -71,9 +81,29 @@ def size_bytes(manifest: Manifest) -> int:
 
 def describe(path: Path | str) -> dict[str, object]:
     """The manifest of a sound bundle as JSON values, with its size in bytes. Raises InputError as `load_bundle`."""
-    where = f"bundle {path}"
-    manifest = sound_files(where, read_files(where, Path(path), MAX_BYTES)).manifest
+    manifest = read_manifest(path)
     return {**json.loads(manifest.to_json()), "size_bytes": size_bytes(manifest)}
+
+
+def pack(bundle: Path | str, tar: Path | str) -> None:
+    """Write a bundle as one .tar, .tar.gz or .tgz file, by its suffix, without times or owners.
+
+    The file appears whole or not at all, and replaces an earlier one. Raises InputError if the bundle is not
+    sound or the suffix is another; OSError if the disk refuses.
+    """
+    where, target = f"bundle {bundle}", Path(tar)
+    if not target.name.endswith((".tar", ".tar.gz", ".tgz")):
+        raise InputError(f"the name of a packed bundle ends in .tar, .tar.gz or .tgz, got {target}")
+    files = read_files(where, Path(bundle), MAX_BYTES)
+    sound_files(where, files)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(files):
+            member = tarfile.TarInfo(name)
+            member.size = len(files[name])
+            archive.addfile(member, io.BytesIO(files[name]))
+    raw = buffer.getvalue()
+    write_bytes(target, raw if target.name.endswith(".tar") else gzip.compress(raw, mtime=0))
 
 
 def spec_of(where: str, name: str, raw: bytes) -> FileSpec:

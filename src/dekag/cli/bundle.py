@@ -43,7 +43,7 @@ def bundle_pack(
     ],
 ) -> None:
     """Pack a bundle as one file, as it travels."""
-    from dekag.bundle.bundle import pack
+    from dekag.bundle.sound import pack
 
     pack(locate(path, "bundle"), out)
     print(f"wrote {out} ({out.stat().st_size} bytes)")

@@ -1,6 +1,7 @@
 """Modules of torch as ONNX files, in a folder that keeps them under names that say what they were made of."""
 
 import copy
+import hashlib
 import inspect
 import logging
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dekag.bundle.digest import digest_json, digest_tensors
+from dekag.bundle.canonical import digest_json
 from dekag.types import InputError
 from dekag.version import __version__
 from dekag.wire.files import beside, put_in_place
@@ -67,7 +68,17 @@ class Graph:
             shapes,
             dict(self.settings),
         ]
-        return f"{self.name}-{digest_json([*made_of, digest_tensors(self.module.state_dict())])[:16]}.onnx"
+        return f"{self.name}-{digest_json([*made_of, _digest(self.module.state_dict())])[:16]}.onnx"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of named tensors to the last bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        held = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {held.dtype} {list(held.shape)}\n".encode())
+        digest.update(held.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def exported(folder: Path, graphs: Sequence[Graph]) -> list[Path]:

@@ -20,8 +20,8 @@ from typing import Final
 
 from tuf.api.metadata import Metadata, Timestamp
 
-from dekag.bundle.bundle import load_bundle
 from dekag.bundle.container import MAX_BYTES, plain_text
+from dekag.bundle.sound import read_manifest
 from dekag.errors import InputError
 from dekag.registry.client import TRUSTED_ROOT, RegistryClient
 from dekag.registry.download import Order, download, pull_blob, read_blob
@@ -220,7 +220,7 @@ def _verified(moment: Moment, metadata: Path, stage: Path) -> tuple[list[Blob], 
             read_blob(moment.source, listing.canary, moment.patience)
             blobs.append(listing.canary)
         part = pull_blob(moment.source, listing.tar, stage.parent / "pulled", moment.patience)
-        if load_bundle(part).id != listing.id:
+        if read_manifest(part).id != listing.id:
             raise RegistryError("damaged", f"bundle {listing.id[:12]} of the archive is another bundle")
         blobs.append(listing.tar)
     return [*dict.fromkeys(blobs), *channels], listings

@@ -16,8 +16,8 @@ from typing import Any
 from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, TargetFile
 
-from dekag.bundle.bundle import load_bundle, pack
 from dekag.bundle.container import MAX_BYTES, plain_text
+from dekag.bundle.sound import pack, read_manifest
 from dekag.errors import InputError, StepError
 from dekag.registry.canary import Canary
 from dekag.registry.expiry import expiry_of
@@ -260,7 +260,7 @@ def _packed(bundle: Path | str, name: str) -> tuple[bytes, Listed]:
     with tempfile.TemporaryDirectory() as folder:
         tar = Path(folder) / "bundle.tar"
         pack(bundle, tar)
-        manifest = load_bundle(tar).manifest
+        manifest = read_manifest(tar)
         raw = tar.read_bytes()
     if len(raw) > MAX_BYTES:
         raise InputError(f"a bundle has at most {MAX_BYTES} bytes packed, got {len(raw)}")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from dekag.bundle.bundle import load_bundle
 from dekag.bundle.manifest import Kind
+from dekag.bundle.sound import read_manifest
 from dekag.errors import InputError
 from dekag.registry.canary import Canary
 from dekag.registry.lock import remove_unfinished
@@ -87,7 +87,7 @@ class Shelf:
         The file must be on the shelf's disk. A bundle of the same id is replaced.
         Raises InputError if it is no bundle or not the one of `bundle_id`, or the canary is none.
         """
-        bundle = load_bundle(tar)
+        bundle = read_manifest(tar)
         if bundle_id not in (None, bundle.id):
             raise InputError(
                 f"{tar} holds bundle {bundle.id[:12]}, not {str(bundle_id)[:12]}; nothing was changed"
@@ -97,8 +97,8 @@ class Shelf:
         sync(tar)
         entry = Entry(
             id=bundle.id,
-            kind=bundle.manifest.kind,
-            base_digest=bundle.manifest.base_digest,
+            kind=bundle.kind,
+            base_digest=bundle.base_digest,
             name=name,
             bytes=tar.stat().st_size,
         )
@@ -214,15 +214,15 @@ class Shelf:
         """An entry for a file that no one noted, if it is the bundle that its name says."""
         tar = self._tar(bundle_id)
         try:
-            bundle = load_bundle(tar)
+            bundle = read_manifest(tar)
         except InputError:
             return None
         if bundle.id != bundle_id:
             return None
         return Entry(
             id=bundle_id,
-            kind=bundle.manifest.kind,
-            base_digest=bundle.manifest.base_digest,
+            kind=bundle.kind,
+            base_digest=bundle.base_digest,
             name=bundle_id[:12],
             bytes=tar.stat().st_size,
         )

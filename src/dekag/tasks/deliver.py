@@ -13,7 +13,8 @@ from dekag.evaluation.metrics import psnr_db
 from dekag.training.run import OnStage
 from dekag.types import Channel, Condition, Delivery, InputError
 from dekag.units import cbr_to_uses
-from dekag.wire.files import staged, write_images, write_json
+from dekag.wire.files import staged, write_json
+from dekag.wire.png import write_images
 from dekag.world import World
 
 

@@ -11,7 +11,8 @@ from dekag.data.prompts import read_prompts
 from dekag.evaluation.generation import draw
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.training.run import OnStage
-from dekag.wire.files import staged, write_images, write_json
+from dekag.wire.files import staged, write_json
+from dekag.wire.png import write_images
 from dekag.world import World
 from dekag.world.shipped import shown
 

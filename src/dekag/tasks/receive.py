@@ -16,8 +16,9 @@ from dekag.tasks.send import channel_json, image_names
 from dekag.training.run import OnStage
 from dekag.types import ChannelState, Codec, Condition, FieldError, InputError, Received, Symbols
 from dekag.units import snr_db_to_noise_power
-from dekag.wire.files import staged, write_images, write_json
+from dekag.wire.files import staged, write_json
 from dekag.wire.frame import MAX_FRAME_BYTES, SUFFIX, read_frame
+from dekag.wire.png import write_images
 from dekag.wire.sigmf import read_recording
 from dekag.world import World, load_world, shipped_worlds
 

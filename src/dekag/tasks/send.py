@@ -12,7 +12,8 @@ from dekag.codec.papr import OFDM, SINGLE_CARRIER, Waveform, clip_waveform, papr
 from dekag.tasks.papr import papr_json
 from dekag.training.run import OnStage
 from dekag.types import Codec, Condition, InputError
-from dekag.wire.files import staged, write_images, write_json
+from dekag.wire.files import staged, write_json
+from dekag.wire.png import write_images
 from dekag.wire.sigmf import Recording, recording_files, require_free, write_recording
 from dekag.world import World
 

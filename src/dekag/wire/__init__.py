@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from dekag.lazy import lazy
 
 if TYPE_CHECKING:
-    from dekag.wire.files import staged, write_images, write_json
+    from dekag.wire.files import staged, write_json
     from dekag.wire.frame import Frame, read_frame, write_frame
-    from dekag.wire.png import png_bytes, read_image
+    from dekag.wire.png import png_bytes, read_image, write_images
     from dekag.wire.sigmf import Recording, read_recording, write_recording
 
 __all__ = [

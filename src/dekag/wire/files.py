@@ -6,13 +6,11 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dekag.types import Image
 from dekag.wire.places import check_folder, check_own_folder
-from dekag.wire.png import png_bytes
 
 WINDOWS = os.name == "nt"
 TEMPORARY = ".part-"
@@ -50,12 +48,6 @@ def write_bytes(path: Path, raw: bytes, *, mode: int = 0o644) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write indented JSON with a line end as `replacing` does; NaN is an error."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_images(folder: Path, names: Sequence[str], images: Image) -> None:
-    """Write one PNG file for each name, to a folder that is staged."""
-    for name, data in zip(names, png_bytes(images), strict=True):
-        (folder / name).write_bytes(data)
 
 
 @contextmanager

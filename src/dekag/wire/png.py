@@ -1,6 +1,7 @@
 """Pictures as files and as tensors."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,3 +31,9 @@ def read_image(path: Path | BinaryIO) -> Image:
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{path} is no readable picture: {error}") from error
     return torch.from_numpy(pixels / 255).permute(2, 0, 1)[None].contiguous()
+
+
+def write_images(folder: Path, names: Sequence[str], images: Image) -> None:
+    """Write one PNG file for each name, to a folder that is staged."""
+    for name, data in zip(names, png_bytes(images), strict=True):
+        (folder / name).write_bytes(data)

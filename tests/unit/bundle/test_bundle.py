@@ -26,7 +26,7 @@ from random_draws import normal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dekag.bundle.bundle import Bundle, Contents, load_bundle, pack, save_bundle
+from dekag.bundle.bundle import Bundle, Contents, load_bundle, save_bundle
 from dekag.bundle.container import (
     CALA,
     EMBEDDING,
@@ -39,6 +39,7 @@ from dekag.bundle.container import (
 from dekag.bundle.digest import canonical_json, digest_file, digest_json, digest_tensors
 from dekag.bundle.manifest import Metaword, Metrics
 from dekag.bundle.quantise import Bits, dequantise, quantise
+from dekag.bundle.sound import pack
 from dekag.types import InputError
 from dekag.world import locate
 

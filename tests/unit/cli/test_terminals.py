@@ -15,7 +15,7 @@ import pytest
 from command_line import dekag, exit_code
 from tiny_worlds import miniature
 
-from dekag.bundle.bundle import describe
+from dekag.bundle.sound import describe
 from dekag.cli.tables import print_tables
 from dekag.evaluation.table import Cell, Table, Tabular
 from dekag.world import locate

@@ -14,7 +14,8 @@ from PIL import Image
 from dekag.data.images import read_folder
 from dekag.data.picture import open_picture
 from dekag.types import InputError
-from dekag.wire.files import write_images, write_json
+from dekag.wire.files import write_json
+from dekag.wire.png import write_images
 
 PROMPTS = tuple(f"a {thing} on a {colour} ground" for thing in ("cat", "cup", "kiwi") for colour in "xyz")
 Layout = Callable[[Path, Sequence[str], Sequence[str]], None]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from published_registry import CANARY, PNG, check_shelf, make_bundle
 
-from dekag.bundle.bundle import load_bundle, pack
+from dekag.bundle.bundle import load_bundle
+from dekag.bundle.sound import pack
 from dekag.registry import Canary, Shelf
 from dekag.registry.state import MAX_NOTES
 from dekag.types import InputError

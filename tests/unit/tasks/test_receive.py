@@ -10,7 +10,7 @@ import torch
 from command_line import Say
 
 from dekag import link
-from dekag.bundle.bundle import pack
+from dekag.bundle.sound import pack
 from dekag.channel import BlockFading
 from dekag.types import Condition, Image
 from dekag.wire.frame import Frame, write_frame

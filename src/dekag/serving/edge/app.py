@@ -13,8 +13,9 @@ from fastapi import FastAPI
 
 from dekag.alignment.generation.bundles import pipeline_digest
 from dekag.alignment.transmission.bundles import codec_digest
-from dekag.bundle.bundle import load_bundle, pack
+from dekag.bundle.bundle import load_bundle
 from dekag.bundle.manifest import Kind
+from dekag.bundle.sound import pack
 from dekag.channel import BlockFading
 from dekag.engine.drawing import EngineChoice
 from dekag.registry import Shelf

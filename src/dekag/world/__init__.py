@@ -8,9 +8,10 @@ from dekag.lazy import lazy
 from dekag.world.shipped import card, locate, shipped, shipped_parts, shipped_worlds
 
 if TYPE_CHECKING:
+    from dekag.world.drawings import Cloud
     from dekag.world.file import load, load_world
     from dekag.world.new import NewWorld, describe_world, new_world
-    from dekag.world.world import UPDATE_NAMES, Cloud, DrawingMethod, Model, System, World
+    from dekag.world.world import UPDATE_NAMES, DrawingMethod, Model, System, World
 
 __all__ = [
     "UPDATE_NAMES",

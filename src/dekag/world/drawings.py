@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -29,8 +29,9 @@ Drawing = tuple[str, int]
 """Prompt and seed."""
 
 
-class Draws(Protocol):
-    """What draws a cloud's pictures."""
+@runtime_checkable
+class Cloud(Protocol):
+    """What draws the reference: a model, an endpoint, or pictures that were drawn once."""
 
     def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
         """One image for each prompt and its seed."""
@@ -46,7 +47,7 @@ class KeptDrawings:
 
     file: Path
     key: str
-    load: Callable[[], Draws]
+    load: Callable[[], Cloud]
 
     def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
         """One image for each prompt and its seed. Raises InputError if the file is damaged."""
@@ -58,7 +59,7 @@ class KeptDrawings:
         return torch.cat([found[drawing] for drawing in wanted])
 
     @cached_property
-    def _cloud(self) -> Draws:
+    def _cloud(self) -> Cloud:
         return self.load()
 
     @cached_property
@@ -86,7 +87,7 @@ class KeptDrawings:
         return read_image(io.BytesIO(raw))
 
 
-def write_drawings(path: Path, cloud: Draws, key: str, drawings: Sequence[Drawing]) -> None:
+def write_drawings(path: Path, cloud: Cloud, key: str, drawings: Sequence[Drawing]) -> None:
     """Let a cloud draw, and write the file whole or not at all; the same drawings give the same bytes."""
     images = cloud.images([text for text, _ in drawings], seeds=[seed for _, seed in drawings])
     files = {f"{place:05d}.png": raw for place, raw in enumerate(png_bytes(images))}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 
@@ -30,9 +30,9 @@ from dekag.generation.diffusers import DiffusersGenerator, Sampling, load_genera
 from dekag.generation.loading import PipelineSource
 from dekag.link import Link, deliver
 from dekag.training.keys import digest_of
-from dekag.types import Codec, Condition, Delivery, Image, InputError
+from dekag.types import Codec, Condition, Delivery, InputError
 from dekag.world import hub
-from dekag.world.drawings import KeptDrawings
+from dekag.world.drawings import Cloud, KeptDrawings
 from dekag.world.shipped import locate
 
 Device = str | torch.device
@@ -47,15 +47,6 @@ NOT_ASKED = (
     " check what is decoded"
 )
 NOMINAL = Condition(uses=512, snr_db=10.0)
-
-
-@runtime_checkable
-class Cloud(Protocol):
-    """What draws the reference: a model, an endpoint, or pictures that were drawn once."""
-
-    def images(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Image:
-        """One image for each prompt and its seed."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

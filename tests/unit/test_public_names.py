@@ -54,6 +54,7 @@ NAMES = {
         "Account CloudImages EndpointCloud Entry Faults ImageEndpoint PictureSet Pictures draw_to_folder "
         "open_picture picture_tensor read_dataset read_folder read_prompts"
     ),
+    "dekag.engine": "EngineChoice with_engine",
     "dekag.evaluation": (
         "GRIDS NAMED_JUDGES ClipJudge Drawn GenerationScores Grid Judge JudgeSizeWarning Mean "
         "TransmissionScores concept_accuracy consistency contact_sheet gap_closed load_clip load_dino "
@@ -85,7 +86,7 @@ NAMES = {
     ),
     "dekag.tasks.sweep": (
         "Engine Inline Outcome Processes RayCluster Slurm Summary SweepConfig drawer engine_named summarise "
-        "sweep write"
+        "sweep usable_cores write"
     ),
     "dekag.training": (
         "ALONE Diffusion Flow Progress Run StateFile Tracking TrainConfig Trained check_scheduler denoising_loss "

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ def png_bytes(image: Image) -> list[bytes]:
     return files
 
 
-def read_image(path: Path | BinaryIO) -> Image:
+def read_image(path: Path | io.BytesIO) -> Image:
     """One picture, float [1, 3, height, width] in [0, 1]. Raises InputError if it cannot be read."""
     try:
         with PillowImage.open(path) as picture:

@@ -64,7 +64,7 @@ def training_ratios(script: Path, rounds: int) -> list[dict[str, Any]]:
         sys.executable,
         "benchmarks/makd_speed.py",
         "--script",
-        script,
+        str(script),
         "--rounds",
         str(rounds),
         "--json",

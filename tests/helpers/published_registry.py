@@ -13,8 +13,8 @@ import torch
 from server_thread import listening
 
 from dekag.bundle.bundle import Contents, load_bundle, save_bundle
+from dekag.bundle.canonical import digest_json
 from dekag.bundle.container import CALA
-from dekag.bundle.digest import digest_json
 from dekag.registry import Canary, RegistryClient, Repository, Shelf
 from dekag.registry.download import Patience
 from dekag.registry.signed import now

@@ -6,8 +6,9 @@ from dekag.lazy import lazy
 
 if TYPE_CHECKING:
     from dekag.bundle.bundle import Bundle, load_bundle, save_bundle
+    from dekag.bundle.canonical import digest_folder, digest_json
     from dekag.bundle.card import Card
-    from dekag.bundle.digest import digest_folder, digest_json, digest_tensors
+    from dekag.bundle.digest import digest_tensors
     from dekag.bundle.export import export_bundle, usual_layout
     from dekag.bundle.layouts import LAYOUTS
     from dekag.bundle.manifest import Manifest, Metaword, Metrics

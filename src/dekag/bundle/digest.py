@@ -12,10 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dekag.bundle.canonical import canonical_json as canonical_json
-from dekag.bundle.canonical import digest_file as digest_file
-from dekag.bundle.canonical import digest_folder as digest_folder
-from dekag.bundle.canonical import digest_json as digest_json
+from dekag.bundle.canonical import digest_json
 from dekag.types import InputError
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Base64Bytes, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
+from dekag.bundle.canonical import canonical_json
 from dekag.bundle.container import plain_text
-from dekag.bundle.digest import canonical_json
 from dekag.errors import InputError
 
 MAX_CANARY_BYTES: Final = 8 << 20

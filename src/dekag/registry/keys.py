@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import ConfigDict, Field, with_config
 from securesystemslib.signer import CryptoSigner
 
-from dekag.bundle.digest import canonical_json
+from dekag.bundle.canonical import canonical_json
 from dekag.errors import InputError
 from dekag.registry.stored import read_stored
 from dekag.wire.files import put_in_place, write_bytes

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
+from dekag.bundle.canonical import canonical_json
 from dekag.bundle.container import plain_text
-from dekag.bundle.digest import canonical_json
 from dekag.bundle.manifest import Digest, Kind
 from dekag.errors import InputError
 from dekag.registry.faults import RegistryError

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, TypeAdapter, ValidationError, with_config
 
-from dekag.bundle.digest import canonical_json
+from dekag.bundle.canonical import canonical_json
 from dekag.registry.listing import STRICT, ChannelName, Listed
 from dekag.wire.files import write_bytes
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 
-from dekag.bundle.digest import canonical_json
+from dekag.bundle.canonical import canonical_json
 from dekag.bundle.manifest import Digest, Kind
 from dekag.errors import InputError
 

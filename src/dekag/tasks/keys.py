@@ -1,6 +1,6 @@
 """What a world's parts are, for the keys of caches and states: by content where it is here, else by name and commit."""
 
-from dekag.bundle.digest import digest_folder
+from dekag.bundle.canonical import digest_folder
 from dekag.evaluation.judges import Judge
 from dekag.types import Image
 from dekag.world import World, locate

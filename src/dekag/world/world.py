@@ -17,7 +17,7 @@ import torch
 from dekag.alignment.generation.bundles import apply_generation
 from dekag.alignment.transmission.bundles import apply_transmission, trained_range
 from dekag.bundle.bundle import Bundle, load_bundle
-from dekag.bundle.digest import digest_folder
+from dekag.bundle.canonical import digest_folder
 from dekag.bundle.manifest import Kind
 from dekag.codec import AdaptableCodec, TrainableCodec, TrainedRange, load_codec, require_adaptable
 from dekag.data.bought import EndpointCloud

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dekag.bundle.bundle import Bundle, Contents, load_bundle, save_bundle
+from dekag.bundle.canonical import canonical_json, digest_file, digest_json
 from dekag.bundle.container import (
     CALA,
     EMBEDDING,
@@ -36,7 +37,7 @@ from dekag.bundle.container import (
     NOISE_MAP,
     QUANTISED,
 )
-from dekag.bundle.digest import canonical_json, digest_file, digest_json, digest_tensors
+from dekag.bundle.digest import digest_tensors
 from dekag.bundle.manifest import Metaword, Metrics
 from dekag.bundle.quantise import Bits, dequantise, quantise
 from dekag.bundle.sound import pack

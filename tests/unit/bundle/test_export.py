@@ -35,8 +35,8 @@ from typer.testing import CliRunner
 from dekag.alignment.generation.bundles import apply_generation, save_generation
 from dekag.alignment.generation.update import GenerationUpdate, remove_update
 from dekag.bundle.bundle import Bundle, Contents, save_bundle
+from dekag.bundle.canonical import digest_json
 from dekag.bundle.container import CALA, EMBEDDING, LORA
-from dekag.bundle.digest import digest_json
 from dekag.bundle.export import export_bundle, usual_layout
 from dekag.bundle.manifest import Metaword
 from dekag.cli import app

@@ -16,8 +16,8 @@ import pytest
 from published_registry import CANARY, make_bundle
 
 from dekag.bundle import bundle as bundles
+from dekag.bundle.canonical import digest_json
 from dekag.bundle.container import CALA, MANIFEST
-from dekag.bundle.digest import digest_json
 from dekag.registry import Canary
 from dekag.registry.listing import Channel, Listed
 from dekag.types import InputError

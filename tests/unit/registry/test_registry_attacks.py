@@ -22,8 +22,8 @@ from published_registry import BASE, RegistrySetup, before, check_shelf, http_se
 from tuf.api.metadata import Metadata
 
 from dekag.bundle.bundle import load_bundle
+from dekag.bundle.canonical import canonical_json, digest_json
 from dekag.bundle.container import CALA, MANIFEST
-from dekag.bundle.digest import canonical_json, digest_json
 from dekag.registry import RegistryError, Repository
 from dekag.registry.keys import Keys
 from dekag.registry.listing import Listed

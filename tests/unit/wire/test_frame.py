@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sent_symbols import odd_symbols
 
 from dekag.bundle.bundle import load_bundle
-from dekag.bundle.digest import canonical_json, digest_json
+from dekag.bundle.canonical import canonical_json, digest_json
 from dekag.types import Condition, InputError
 from dekag.wire.frame import MAX_FRAME_BYTES, Frame, read_frame, write_frame
 from dekag.world import shipped

@@ -13,7 +13,7 @@ from command_line import dekag
 from tiny_worlds import PROMPTS, miniature
 
 import dekag as package
-from dekag.bundle.digest import digest_folder
+from dekag.bundle.canonical import digest_folder
 from dekag.codec import JsccCodec, JsccConfig, load_codec, save_codec
 from dekag.data.endpoint import ImageEndpoint
 from dekag.generation.diffusers import Sampling

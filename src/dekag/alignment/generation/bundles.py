@@ -8,8 +8,9 @@ import torch
 from dekag.alignment.generation.adapters import plain_state
 from dekag.alignment.generation.update import GenerationUpdate, apply_update, merge_update, remove_update
 from dekag.bundle.bundle import Bundle, Contents, load_bundle, save_bundle
+from dekag.bundle.canonical import digest_json
 from dekag.bundle.container import EMBEDDING, FEW_STEP, LORA, NOISE_MAP
-from dekag.bundle.digest import digest_json, digest_tensors
+from dekag.bundle.digest import digest_tensors
 from dekag.bundle.manifest import CLIPS, LICENCE, Metaword, Metrics, Quantisation, Setting
 from dekag.generation import metaword as generation
 from dekag.generation.diffusers import DiffusersGenerator, Sampling

@@ -11,8 +11,9 @@ from dekag.alignment.transmission.attention import SnrAttentionCodec
 from dekag.alignment.transmission.cala import CalaCodec
 from dekag.alignment.transmission.update import load_update, update_tensors
 from dekag.bundle.bundle import Bundle, Contents, load_bundle, save_bundle
+from dekag.bundle.canonical import digest_json
 from dekag.bundle.container import CALA
-from dekag.bundle.digest import digest_json, digest_tensors
+from dekag.bundle.digest import digest_tensors
 from dekag.bundle.manifest import Metrics, Quantisation, Setting
 from dekag.codec import AdaptableCodec, TrainedRange, require_adaptable
 from dekag.config import described_fields

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dekag.bundle.digest import digest_folder, digest_json, digest_tensors
+from dekag.bundle.canonical import digest_folder, digest_json
+from dekag.bundle.digest import digest_tensors
 from dekag.codec import importance_of
 from dekag.evaluation.judges import Judge
 from dekag.evaluation.metrics import psnr_db, ssim

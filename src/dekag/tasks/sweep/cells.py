@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dekag.bundle.digest import digest_json
+from dekag.bundle.canonical import digest_json
 from dekag.evaluation.grid import Point
 from dekag.types import InputError
 from dekag.wire.files import write_bytes

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dekag.baseline import fit, fit_pictures, save_pictures, save_source
-from dekag.bundle.digest import canonical_safetensors, digest_json
+from dekag.bundle.canonical import digest_json
+from dekag.bundle.digest import canonical_safetensors
 from dekag.evaluation.bounds import Spectrum, held_out_spectrum, measured_spectrum
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.generation.sampling import Sampling

@@ -21,7 +21,7 @@ from dekag.baseline import (
 )
 from dekag.baseline.choice import Quality
 from dekag.baseline.mcs import BY_NAME
-from dekag.bundle.digest import digest_file, digest_folder, digest_json
+from dekag.bundle.canonical import digest_file, digest_folder, digest_json
 from dekag.codec import AdaptableCodec, CodecClass, QamCodec, load_codec
 from dekag.codec.constellation import Constellation
 from dekag.evaluation.grid import Point

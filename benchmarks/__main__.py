@@ -44,7 +44,7 @@ def main() -> None:
     if not options.dry:
         RESULTS.mkdir(exist_ok=True)
         file = RESULTS / f"{made['date']}-{made['commit']}.jsonl"
-        file.write_text("".join(f"{json.dumps({**row, **made})}\\n" for row in rows))
+        file.write_text("".join(f"{json.dumps({**row, **made})}\n" for row in rows))
         print(f"wrote {file}")
 
 

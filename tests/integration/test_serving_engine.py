@@ -1,11 +1,13 @@
 """The engine: same bytes in any company, first come first served, and nothing is drawn for nobody."""
 
 import asyncio
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from running_service import RunningService
 
 from dekag.alignment.generation.bundles import apply_generation
+from dekag.engine.drawing import EngineChoice, with_engine
 from dekag.generation.diffusers import DiffusersGenerator, Sampling
 from dekag.serving.http.errors import ApiError
 from dekag.serving.images.engine import Drawn, Engine, Model, Order
@@ -70,6 +73,45 @@ def test_a_picture_has_the_same_bytes_in_any_company(plain: DiffusersGenerator) 
             among = dict(zip(waits, await asyncio.gather(*waits.values()), strict=True))
         assert all(same(alone[at], among[at][0]) for at in places)
         assert len({image.image.numpy().tobytes() for image in alone}) == len(kinds)
+
+    run(test)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+def test_orders_of_three_updates_in_random_company(
+    name: str, plain: DiffusersGenerator, tmp_path: Path
+) -> None:
+    """300 orders of one to three images, eight at a time: every picture has the bytes that it has alone."""
+    choice = EngineChoice(name=name, folder=tmp_path)
+    models = []
+    for update in ("makd", "food", "animals"):
+        merged, bundle = apply_generation(plain, shipped(f"emoji/{update}"), merge=True)
+        models.append(Model(generator=with_engine(merged, choice), bundle=bundle.id))
+    kinds = [(m, p, s, n) for m in models for p in PROMPTS for s in range(4) for n in (2, 3)]
+    rng = random.Random(0)
+
+    async def test() -> None:
+        async with running() as engine:
+            for model in models:
+                await engine.prepare(model)
+            alone = {}
+            for m, p, s, n in kinds:
+                (alone[m.bundle, p, s, n],) = await engine.draw(order(m, p, seeds=(s,), steps=n))
+            at_once = asyncio.Semaphore(8)
+
+            async def among() -> None:
+                m, p, _, n = rng.choice(kinds)
+                seeds = tuple(rng.sample(range(4), rng.randint(1, 3)))
+                async with at_once:
+                    drawn = await engine.draw(order(m, p, seeds=seeds, steps=n))
+                assert all(
+                    same(found, alone[m.bundle, p, s, n]) for s, found in zip(seeds, drawn, strict=True)
+                )
+
+            await asyncio.gather(*(among() for _ in range(300)))
+            print(f"sizes that agree: {[model.sizes for model in models]}")
+        assert len({image.image.numpy().tobytes() for image in alone.values()}) == len(kinds)
 
     run(test)
 

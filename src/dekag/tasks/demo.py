@@ -15,6 +15,7 @@ from torch import Tensor
 from dekag.alignment.transmission.bundles import apply_transmission
 from dekag.bundle.bundle import Bundle, load_bundle
 from dekag.channel import BlockFading
+from dekag.engine.drawing import with_engine
 from dekag.evaluation.generation import Drawn, GenerationScores, score_generation
 from dekag.evaluation.grid import SMALL, Grid
 from dekag.evaluation.judges import Judge
@@ -128,7 +129,12 @@ def run_demo(
         sent = torch.cat([of_split[: config.sent] for of_split in latents.values()])
         conditions = {point.name: point.condition for point in parts.grid.points()}
         transmission = score_transmission(
-            parts.codecs, BlockFading(), parts.edge, sent, conditions, seed=config.seed
+            parts.codecs,
+            BlockFading(),
+            with_engine(parts.edge, world.engine),
+            sent,
+            conditions,
+            seed=config.seed,
         )
     return Demo(
         world=world.name,

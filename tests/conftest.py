@@ -3,11 +3,16 @@
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# not the user's, whose exports would choose another engine; those of all processes share one
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="dekag-tests-")
+    os.environ["DEKAG_CACHE"] = CACHE.name
 
 import pytest
 import torch

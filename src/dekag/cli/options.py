@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc
 
 from dekag.choices import CHANNELS, NAMED_JUDGES, require_package
@@ -16,6 +16,7 @@ from dekag.cli.console import console, warn
 from dekag.cli.generated import Options
 from dekag.errors import FieldError, InputError
 from dekag.generation.sampling import Sampling
+from dekag.training.devices import check_device
 from dekag.world.shipped import DEFAULT_WORLD
 
 if TYPE_CHECKING:
@@ -77,6 +78,20 @@ class EngineOption:
         from dekag.engine.drawing import EngineChoice
 
         return replace(world, engine=EngineChoice(name=self.engine))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveryOptions(EngineOption):
+    """How the edge draws what it sends."""
+
+    ka: Annotated[bool, Doc("With or without the world's updates.")] = True
+    device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "cpu"
+    seed: Annotated[int, Ge(0), Le(2**31 - 1), Doc("Seed of everything random.")] = 0
+
+    def check(self) -> None:
+        """Raise InputError for an engine or a device that there cannot be."""
+        super().check()
+        check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,16 +11,15 @@ from typing_extensions import Doc
 from dekag.choices import require_package
 from dekag.cli import checks
 from dekag.cli.console import print_json, uses_text, working
-from dekag.cli.generated import with_options
+from dekag.cli.generated import Options, with_options
 from dekag.cli.options import (
     ChannelOptions,
+    DeliveryOptions,
     FromRadio,
     Json,
-    Ka,
     Out,
     Prompts,
     ReceiverOptions,
-    Seed,
     WorldOptions,
 )
 from dekag.wire.places import check_file, check_folder
@@ -74,8 +73,7 @@ def send(
     channel: ChannelOptions,
     recording: RecordingOptions,
     world: WorldOptions,
-    ka: Ka = True,
-    seed: Seed = 0,
+    drawing: Annotated[DeliveryOptions, Options(only=("ka", "seed", "engine"))],
     as_json: Json = False,
 ) -> None:
     """Draw prompts at the edge and record what it sends; print its peaks beside those of Gaussian samples.
@@ -86,13 +84,13 @@ def send(
     from dekag.tasks.send import send as carry_out
 
     with working("radio send") as stage:
-        loaded, settings = world.load(), channel.load()
+        loaded, settings = drawing.put_on(world.load()), channel.load()
         task = SendTask(
             prompts=prompts,
             condition=settings.for_world(loaded).condition,
             channel=settings.channel,
-            align=ka,
-            seed=seed,
+            align=drawing.ka,
+            seed=drawing.seed,
             **recording.values(),
         )
         report = carry_out(loaded, task, recording.out, on_stage=stage)

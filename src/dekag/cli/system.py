@@ -16,6 +16,7 @@ from dekag.cli.options import (
     AsEdge,
     BuyingWorldOptions,
     ChannelOptions,
+    DeliveryOptions,
     Device,
     EngineOption,
     FromRadio,
@@ -32,7 +33,6 @@ from dekag.cli.options import (
 )
 from dekag.data.prompts import read_prompts
 from dekag.serving.supported import check_service
-from dekag.training.devices import check_device
 from dekag.world.shipped import DEFAULT_WORLD
 
 app = typer.Typer()
@@ -130,20 +130,6 @@ def generate(
     with working("generate") as stage:
         index = draw(loaded, task, out, device=device_of(device), on_stage=stage)
     print_json(index) if as_json else print(f"wrote {len(index['images'])} images and index.json to {out}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeliveryOptions(EngineOption):
-    """How the edge draws what it sends."""
-
-    ka: Annotated[bool, Doc("With or without the world's updates.")] = True
-    device: Annotated[str, Doc("cpu, cuda, cuda:1, ..., or auto: a GPU if there is one.")] = "cpu"
-    seed: Annotated[int, Ge(0), Le(2**31 - 1), Doc("Seed of everything random.")] = 0
-
-    def check(self) -> None:
-        """Raise InputError for an engine or a device that there cannot be."""
-        super().check()
-        check_device(self.device)
 
 
 @app.command()

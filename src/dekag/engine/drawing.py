@@ -6,6 +6,7 @@ The denoiser's graph is that of the call that the pipeline itself makes, so that
 
 import copy
 import json
+import os
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,11 @@ MOST_ROWS = 1024
 """Rows of a batch; a guided picture has two."""
 
 
+def cache_folder() -> Path:
+    """What can be made again: DEKAG_CACHE, or the user's cache."""
+    return Path(os.environ.get("DEKAG_CACHE") or platformdirs.user_cache_path("dekag"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
     """An engine as a user names it: auto, torch, onnxruntime or onnxruntime:PROVIDER; and the folder of exports.
@@ -37,7 +43,7 @@ class EngineChoice:
     """
 
     name: str = "auto"
-    folder: Path = field(default_factory=lambda: platformdirs.user_cache_path("dekag") / "onnx")
+    folder: Path = field(default_factory=lambda: cache_folder() / "onnx")
     threads: int | None = None
 
     def __post_init__(self) -> None:

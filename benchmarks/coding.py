@@ -12,9 +12,9 @@ from dekag.world import load_world
 
 Way = Callable[[], object]
 SWIN = SwinConfig(
-    image_size=64, patch_size=2, embed_dim=128, depths=[2, 2, 6, 2], num_heads=[4, 8, 16, 32], window_size=8
+    image_size=64, patch_size=2, embed_dim=128, depths=[2, 2, 6, 2], num_heads=[4, 8, 16, 32], window_size=4
 )
-"""Depths and first width of SwinJSCC (Yang et al. 2024); its decoder mirrors the encoder."""
+"""Depths and first width of SwinJSCC (Yang et al. 2024), whose decoder mirrors the encoder; windows that fit."""
 
 
 def coding_ways() -> tuple[dict[str, Way], dict[str, str]]:

@@ -198,7 +198,7 @@ def test_a_named_channel_on_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "engine",
     [
-        pytest.param(sweep.Inline(), id="inline"),
+        pytest.param(sweep.Inline(), id="inline", marks=pytest.mark.slow),
         pytest.param(sweep.Processes(workers=1), id="processes", marks=pytest.mark.slow),
     ],
 )

@@ -401,6 +401,7 @@ def test_wrong_input_is_found_before_any_cell(case: str, tmp_path: Path) -> None
     assert not (tmp_path / "cells").exists()
 
 
+@pytest.mark.slow
 def test_extras_that_are_not_there_are_named() -> None:
     said = complaints(
         "from dekag.tasks.sweep import engines\nnext(iter(engines.RayCluster(workers=1)(None, ())))",

@@ -218,7 +218,7 @@ def strangers(
 @pytest.mark.parametrize(
     ("case", "tolerance"),
     [
-        *(("sd few", 1e-5), ("sdxl", 1e-5), ("sd peft few", 1e-5), ("int8", 1e-3), ("comfyui few", 1e-3)),
+        *(("sd few", 1e-5), ("sdxl", 1e-5), ("int8", 1e-3), ("comfyui few", 1e-3)),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -226,6 +226,7 @@ def strangers(
                 ("flux2", 1e-5),
                 ("sd3", 1e-5),
                 ("sd peft", 1e-5),
+                ("sd peft few", 1e-5),
                 ("flux2 peft", 1e-5),
                 ("comfyui", 1e-3),
             )

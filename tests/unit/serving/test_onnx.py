@@ -107,7 +107,7 @@ def test_the_shipped_decoders_equal_pytorch(system: Link, decoders: Path) -> Non
 @pytest.mark.parametrize(
     "kind",
     [
-        "plain",
+        pytest.param("plain", marks=pytest.mark.slow),
         pytest.param("attention", marks=pytest.mark.slow),
         pytest.param("blocks", marks=pytest.mark.slow),
         pytest.param("patches", marks=pytest.mark.slow),

@@ -286,6 +286,7 @@ def test_pictures_of_the_cloud_belong_to_their_prompts(tmp_path: Path) -> None:
             material(changed, wanted, run)
 
 
+@pytest.mark.slow
 def test_the_codec_and_its_update_are_keyed(tmp_path: Path) -> None:
     """Latents, base, size, rate, batch: a state of others is refused, and so is what the edge drew for others."""
     world = replace(load_world("emoji"), updates={})

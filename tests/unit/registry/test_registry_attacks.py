@@ -389,6 +389,7 @@ MANIFEST_BOMBS = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("own_heap")
 @pytest.mark.parametrize("form", MANIFEST_BOMBS.values(), ids=MANIFEST_BOMBS.keys())
 def test_a_manifest_bomb(setup: RegistrySetup, form: bytes) -> None:

@@ -6,6 +6,7 @@ Each table grows by what a user's file adds to it. That file imports the table's
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 
 from dekag.errors import InputError
@@ -128,3 +129,15 @@ def engine_parts(name: str) -> tuple[str, str]:
     if provider and engine != "onnxruntime":
         raise InputError(f"only onnxruntime has execution providers, got {name!r}")
     return engine, PROVIDERS.get(provider, provider)
+
+
+def require_engine(name: str) -> None:
+    """Raise InputError for a drawing engine that is unknown, or whose package or execution provider is not there."""
+    engine, provider = engine_parts(name)
+    if engine != "onnxruntime":
+        return
+    require_package("onnxruntime", reason=f"the engine {name} needs ONNX Runtime", extra="onnx")
+    if provider != PROVIDERS[""]:
+        known = import_module("onnxruntime").get_available_providers()
+        if provider not in known:
+            raise InputError(f"ONNX Runtime has no {provider} here; it has {', '.join(known)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dekag.bundle.container import is_bundle
-from dekag.choices import Choice, engine_parts, require_package
+from dekag.choices import Choice
 from dekag.data.entries import TABLE_SUFFIXES
 from dekag.errors import FieldError, InputError
 from dekag.generation.prompts import check_prompts
@@ -96,13 +96,6 @@ def check_recordings(paths: Sequence[Path]) -> None:
         stem = path.stem if path.suffix in (".sigmf-meta", ".sigmf-data") else path.name
         if not path.exists() and not path.with_name(f"{stem}.sigmf-meta").exists():
             raise InputError(f"{path} does not exist; give a frame (.frame) or a SigMF recording")
-
-
-def check_engine(name: str) -> None:
-    """Raise InputError for an engine that is unknown or not installed."""
-    engine, _ = engine_parts(name)
-    if engine == "onnxruntime":
-        require_package("onnxruntime", reason=f"the engine {name} needs ONNX Runtime", extra="onnx")
 
 
 def check_registry(url: str) -> None:

@@ -9,7 +9,7 @@ import typer
 from annotated_types import Ge, Gt, Le
 from typing_extensions import Doc
 
-from dekag.choices import CHANNELS, NAMED_JUDGES, require_package
+from dekag.choices import CHANNELS, NAMED_JUDGES, require_engine, require_package
 from dekag.cli import checks
 from dekag.cli.checks import check_part
 from dekag.cli.console import console, warn
@@ -71,7 +71,7 @@ class EngineOption:
 
     def check(self) -> None:
         """Raise InputError for an engine that is unknown or not installed."""
-        checks.check_engine(self.engine)
+        require_engine(self.engine)
 
     def put_on(self, world: "World") -> "World":
         """The world with this engine at its edge."""

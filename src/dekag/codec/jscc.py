@@ -44,7 +44,7 @@ TRAINING_TOLERANCE = 1e-4
 TRACED_STEPS = 30
 """Of the estimate in a graph of fixed length."""
 MOST_SNR_DB = 20.0
-"""Above it the corrections are told this one: none was trained there."""
+"""Above it the corrections are told this one."""
 MOST_QUALITY = 2 * 10 ** (MOST_SNR_DB / 10)
 MOST_CALIBRATED = 1024
 CALIBRATION = ((64, 0.0), (256, 8.0), (512, 15.0))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from dekag.choices import engine_parts
+from dekag.choices import engine_parts, require_engine
 from dekag.engine.graphs import Graph, Varying, exported
 from dekag.generation.diffusers import DiffusersGenerator
 from dekag.types import InputError
@@ -77,6 +77,7 @@ def engine_graphs(generator: DiffusersGenerator, choice: EngineChoice) -> list[G
     engine, _ = engine_parts(choice.name)
     if engine == "torch" or (engine == "auto" and not _may_be_there(generator, choice.folder)):
         return []
+    require_engine(choice.name)
     if generator.adapters:
         raise InputError("merge the update before its generator leaves torch: apply_generation(merge=True)")
     graphs = [_denoiser_graph(_call(generator)), _decoder_graph(generator)]
@@ -199,12 +200,8 @@ class _Session:
     """A graph in ONNX Runtime."""
 
     def __init__(self, file: Path, provider: str, threads: int | None) -> None:
-        if find_spec("onnxruntime") is None:
-            raise InputError('this engine needs ONNX Runtime: pip install "dekag[onnx]"')
         import onnxruntime
 
-        if provider not in (known := onnxruntime.get_available_providers()):
-            raise InputError(f"ONNX Runtime has no {provider} here; it has {', '.join(known)}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         # threads that wait in a loop take the processor from all others

@@ -31,7 +31,7 @@ from dekag.config import check_bounds
 from dekag.training.keys import Key, key_of
 from dekag.training.precision import faster_precision, mixed
 from dekag.training.processes import from_main, mean_over_processes, processes_on, take_from_main
-from dekag.training.schedule import check_rate_factors, rate_factor, warmup_stable_decay
+from dekag.training.schedule import rate_groups, warmup_stable_decay
 from dekag.training.state import StateFile, TrainingState, copy_values, state_file, swapped
 from dekag.training.trackers import UNTRACKED, Log, Tracking, tracked
 from dekag.types import InputError
@@ -327,7 +327,7 @@ def _start(
     processes = processes_on(next(iter(parameters.values())).device)
     if processes.num_processes > 1:
         take_from_main([*parameters.values(), *model.buffers()])
-    groups = _rate_groups(parameters, config)
+    groups = rate_groups(parameters, config.rate_factors)
     optimizer = torch.optim.AdamW(
         [{"params": group} for group in groups.values()],
         config.learning_rate,
@@ -388,15 +388,6 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
                 ": small steps would be rounded away; precision bf16 casts by itself"
             )
     return parameters
-
-
-def _rate_groups(parameters: dict[str, nn.Parameter], config: TrainConfig) -> dict[float, list[nn.Parameter]]:
-    """The parameters by the factor on their learning rate."""
-    check_rate_factors(list(parameters), config.rate_factors)
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        groups.setdefault(rate_factor(name, config.rate_factors), []).append(parameter)
-    return groups
 
 
 def _seed_dropout(rng: torch.Generator, device: torch.device) -> None:

@@ -1,7 +1,9 @@
 """Learning-rate schedules as plain functions of the step, and factors on the rate by parameter name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import nn
 
 from dekag.types import InputError
 
@@ -38,3 +40,14 @@ def check_rate_factors(names: Sequence[str], factors: Sequence[tuple[str, float]
             )
         if not 0 <= factor < float("inf"):
             raise InputError(f"the rate factor of {pattern!r} must be a number of at least 0, got {factor}")
+
+
+def rate_groups(
+    parameters: Mapping[str, nn.Parameter], factors: Sequence[tuple[str, float]]
+) -> dict[float, list[nn.Parameter]]:
+    """Parameters by the factor on their learning rate. Raises InputError as `check_rate_factors`."""
+    check_rate_factors(list(parameters), factors)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(rate_factor(name, factors), []).append(parameter)
+    return groups

@@ -22,13 +22,13 @@ def png_bytes(image: Image) -> list[bytes]:
     return files
 
 
-def read_image(path: Path | io.BytesIO) -> Image:
-    """One picture, float [1, 3, height, width] in [0, 1]. Raises InputError if it cannot be read."""
+def read_image(path: Path | io.BytesIO, *, name: str = "") -> Image:
+    """One picture, float [1, 3, height, width] in [0, 1]. Raises InputError, by its name, if it cannot be read."""
     try:
         with PillowImage.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} is no readable picture: {error}") from error
+        raise InputError(f"{name or path} is no readable picture: {error}") from error
     return torch.from_numpy(pixels / 255).permute(2, 0, 1)[None].contiguous()
 
 

@@ -10,11 +10,12 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -24,6 +25,8 @@ from dekag.wire.png import png_bytes, read_image
 
 INDEX = "index.json"
 FORMAT = 1
+UNREADABLE = (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What a zip says that is cut, damaged, encrypted, packed in another way, or lacks a file."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 Drawing = tuple[str, int]
 """Prompt and seed."""
@@ -63,28 +66,28 @@ class KeptDrawings:
         return self.load()
 
     @cached_property
-    def _index(self) -> dict[Drawing, dict[str, Any]]:
-        """The drawings of the file, none if they are another model's."""
+    def _index(self) -> dict[Drawing, tuple[str, str]]:
+        """Name and sha256 of each drawing of the file; none if they are another model's."""
         try:
             with zipfile.ZipFile(self.file) as archive:
                 content = json.loads(archive.read(INDEX))
-            rows = {(row["prompt"], row["seed"]): row for row in content["drawings"]}
+            rows = {(row["prompt"], row["seed"]): (row["file"], row["sha256"]) for row in content["drawings"]}
             return rows if content["format"] == FORMAT and content["cloud"] == self.key else {}
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (*UNREADABLE, ValueError, TypeError) as error:
             raise InputError(f"{self.file} holds no drawings: {error}; make it again") from error
 
     def _kept(self, wanted: Sequence[Drawing]) -> dict[Drawing, Image]:
         with zipfile.ZipFile(self.file) as archive:
-            return {drawing: self._read(archive, self._index[drawing]) for drawing in wanted}
+            return {drawing: self._read(archive, *self._index[drawing]) for drawing in wanted}
 
-    def _read(self, archive: zipfile.ZipFile, row: dict[str, Any]) -> Image:
+    def _read(self, archive: zipfile.ZipFile, name: str, sha256: str) -> Image:
         try:
-            raw = archive.read(row["file"])
-        except (KeyError, zipfile.BadZipFile) as error:
+            raw = archive.read(name)
+        except UNREADABLE as error:
             raise InputError(f"{self.file} is damaged: {error}; make it again") from error
-        if hashlib.sha256(raw).hexdigest() != row["sha256"]:
-            raise InputError(f"{self.file} is damaged: {row['file']} is not what it says; make it again")
-        return read_image(io.BytesIO(raw))
+        if hashlib.sha256(raw).hexdigest() != sha256:
+            raise InputError(f"{self.file} is damaged: {name} is not what it says; make it again")
+        return read_image(io.BytesIO(raw), name=f"{self.file}: {name}")
 
 
 def write_drawings(path: Path, cloud: Cloud, key: str, drawings: Sequence[Drawing]) -> None:

@@ -1,7 +1,6 @@
 """What can be known of a command's words is refused before torch is imported, with nothing drawn, bought or written."""
 
 import importlib
-import json
 import os
 import resource
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from commands_in_one_process import run_lines
 
 from dekag import choices
 from dekag.tasks.sweep.run import DIGITAL, SHIPPED
@@ -203,26 +203,6 @@ LISTED = {
 """Words -> the names that there are, of choices that the command line itself refuses."""
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "scipy")
-PROGRAM = f"""
-import contextlib, io, json, sys
-sys.modules.update(dict.fromkeys({HEAVY!r}))
-from dekag.cli import main
-for words, missing in json.load(sys.stdin):
-    before = dict(sys.modules)
-    sys.modules.update(dict.fromkeys(missing))
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try:
-            main(words)
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code
-        except BaseException as error:
-            code = repr(error)
-    for name in missing:
-        sys.modules.pop(name)
-    print(json.dumps([code, out.getvalue()]))
-"""
 
 
 class Places(NamedTuple):
@@ -270,18 +250,9 @@ def said(places: Places) -> dict[str, Said]:
         **{words: packages for words, (packages, _) in PACKAGES.items()},
     }
     asked = [(shlex.split(places.fill(words)), packages.split()) for words, packages in missing.items()]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=places.empty,
-    )
-    answers = (json.loads(line) for line in done.stdout.splitlines())
     return {
-        words: Said(code=code, lines=text.strip().splitlines())
-        for words, (code, text) in zip(missing, answers, strict=True)
+        words: Said(code=ended.code, lines=ended.text.strip().splitlines())
+        for words, ended in zip(missing, run_lines(asked, places.empty, absent=HEAVY), strict=True)
     }
 
 

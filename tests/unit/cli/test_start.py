@@ -1,33 +1,18 @@
 """What each command imports: one that needs no model starts without the libraries of models."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from commands_in_one_process import Ended, run_lines
 
 from dekag.bundle import load_bundle
 from dekag.cli import app
 from dekag.world import shipped
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "scipy", "matplotlib", "onnxruntime")
-PROGRAM = f"""
-import contextlib, io, json, sys
-from dekag.cli import main
-for words in json.load(sys.stdin):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try:
-            main(words)
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code or 0
-    print(json.dumps([code, out.getvalue(), [name for name in {HEAVY!r} if name in sys.modules]]))
-"""
 WITH_MODELS = {
     *("demo", "generate", "deliver", "receive", "train codec", "align generation", "align transmission"),
     *("evaluate generation", "evaluate transmission", "evaluate accuracy", "world new", "world draw"),
@@ -62,17 +47,9 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
 COMMANDS = tuple(leaves(typer.main.get_command(app)))
 
 
-def started(lines: Sequence[str], folder: Path) -> list[tuple[int, str, list[str]]]:
-    """Exit status, output and heavy modules after each line, all in one process."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        input=json.dumps([line.split() for line in lines]),
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=folder,
-    )
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+def started(lines: Sequence[str], folder: Path) -> list[Ended]:
+    """How each line ends, all in one process, with the heavy modules that are there after it."""
+    return run_lines([(line.split(), ()) for line in lines], folder, watched=HEAVY)
 
 
 def light(folder: Path) -> dict[str, str]:

@@ -108,7 +108,8 @@ def test_engines_that_there_are_not(name: str, words: str) -> None:
 
 def test_a_provider_that_is_not_installed(merged: DiffusersGenerator, decoders: Path) -> None:
     with pytest.raises(InputError, match=r"ONNX Runtime has no OpenVINOExecutionProvider here; it has .*CPU"):
-        with_engine(merged, EngineChoice(name="onnxruntime:openvino", folder=decoders))
+        with_engine(merged, EngineChoice(name="onnxruntime:openvino", folder=decoders / "new"))
+    assert not (decoders / "new").exists()
 
 
 def test_an_update_is_merged_first(edge: DiffusersGenerator, decoders: Path) -> None:

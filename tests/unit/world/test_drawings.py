@@ -1,5 +1,7 @@
 """What a cloud drew once: the same pictures, of that cloud only, whole or refused."""
 
+import hashlib
+import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -70,6 +72,30 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         file.write_bytes(cut)
         with pytest.raises(InputError, match="holds no drawings"):
             kept(file, Counted()).images(["a dog"], seeds=[1])
+
+
+@pytest.mark.parametrize("how", ["packed", "encrypted", "without a digest", "no picture"])
+def test_zips_of_others_are_refused(how: str, tmp_path: Path) -> None:
+    """Packed files that are damaged, encrypted ones, an index that lacks a field, and what is no picture."""
+    file = tmp_path / "drawings.zip"
+    raw = bytes(1000)
+    row = {"prompt": "a dog", "seed": 0, "file": "0.png", "sha256": hashlib.sha256(raw).hexdigest()}
+    if how == "without a digest":
+        del row["sha256"]
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("index.json", json.dumps({"format": 1, "cloud": "this", "drawings": [row]}))
+        archive.writestr("0.png", raw, zipfile.ZIP_DEFLATED if how == "packed" else zipfile.ZIP_STORED)
+        start = archive.getinfo("0.png").header_offset
+    whole = bytearray(file.read_bytes())
+    if how == "packed":
+        whole[start + 35] ^= 0xFF
+    if how == "encrypted":
+        whole[whole.rindex(b"PK\x01\x02") + 8] |= 1
+        whole[start + 6] |= 1
+    file.write_bytes(whole)
+    with pytest.raises(InputError, match=r"drawings\.zip") as refused:
+        kept(file, Counted()).images(["a dog"], seeds=[0])
+    assert "\n" not in str(refused.value)
 
 
 def test_a_world_draws_its_references_once(tmp_path: Path) -> None:

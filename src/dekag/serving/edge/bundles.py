@@ -228,8 +228,8 @@ class Bundles:
         generator = await self._engine.between(with_engine, generator, self._choice)
         model = Model(generator=generator, bundle=bundle_id)
         await self._engine.prepare(model)
-        told = {"engine": generator.engine, "own_bytes": own, "sizes": list(model.sizes)}
-        log.info("a model is loaded", extra=facts(bundle=bundle_id or "none", **told))
+        told = facts(bundle=bundle_id or "none", engine=generator.engine, own_bytes=own)
+        log.info("a model is loaded", extra=told)
         return model
 
     async def _make_room(self, newest: str) -> None:

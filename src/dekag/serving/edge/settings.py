@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from dekag.choices import require_engine
 from dekag.serving.http.settings import ServiceSettings
 from dekag.world.shipped import DEFAULT_WORLD
 
@@ -56,3 +57,9 @@ class EdgeSettings(ServiceSettings):
     report_seconds: float = Field(default=60.0, gt=0)
     cloud_token: SecretStr | None = None
     log_prompts: bool = False
+
+    @field_validator("engine")
+    @classmethod
+    def _is_there(cls, engine: str) -> str:
+        require_engine(engine)
+        return engine

@@ -86,6 +86,8 @@ def load_settings(kind: type[Settings], **given: Any) -> Settings:
         first = error.errors(include_input=False, include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
         variable = f"{kind.model_config.get('env_prefix', '')}{name}".upper()
-        raise InputError(f"{name} ({variable}) is wrong: {first['msg']}") from None
+        raise InputError(
+            f"{name} ({variable}) is wrong: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
     except ValueError as error:  # a list that is no JSON
         raise InputError(f'{error}; lists are JSON, as ["one", "two"]') from None
